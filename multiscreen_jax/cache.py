@@ -1,0 +1,102 @@
+"""How far each row of a cache has been written, and how a new chunk of tokens continues it.
+
+Every model's cache holds a `Cursor`; what the mixers keep (keys and values, rings, states) is their
+own. Rows are independent, so prompts of different lengths share a batch: shorter rows end in padding
+tokens (segment id 0), which are not written and not counted.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Int
+
+
+@struct.dataclass
+class Cursor:
+    """Per-row position of a cache.
+
+    Attributes:
+        length: [B] int32, tokens written.
+        segment: [B] int32, id of the document that the last token belongs to.
+        start: [B] int32, index of that document's first token.
+        max_length: most tokens a row may hold. A row with length > max_length has lost tokens:
+            models return NaN for it from that call on.
+    """
+
+    length: Int[Array, "B"]
+    segment: Int[Array, "B"]
+    start: Int[Array, "B"]
+    max_length: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Chunk:
+    """T new tokens per row, placed after what the cache holds.
+
+    Attributes:
+        index: [B, T] int32, place of each token in the row (padding: where it would be).
+        position: [B, T] int32, the same counted from the start of the token's own document.
+        segment_ids: [B, T] int32, 0 for padding.
+        continues: [B, T] bool, the token belongs to the document that the cache ends with, so it
+            may read cache entries from `Cursor.start` on; other tokens read only this chunk.
+        overflow: [B] bool, the row runs past max_length in this chunk or did so before.
+    """
+
+    index: Int[Array, "B T"]
+    position: Int[Array, "B T"]
+    segment_ids: Int[Array, "B T"]
+    continues: Bool[Array, "B T"]
+    overflow: Bool[Array, "B"]
+
+
+def new_cursor(batch: int, max_length: int) -> Cursor:
+    """A cursor at the beginning. ValueError unless both are at least 1."""
+    for name, value in (("batch", batch), ("max_length", max_length)):
+        if value < 1:
+            raise ValueError(f"{name} of a cache must be at least 1, got {value}")
+    zero = jnp.zeros(batch, jnp.int32)
+    return Cursor(length=zero, segment=zero + 1, start=zero, max_length=max_length)
+
+
+def place(
+    cursor: Cursor, segment_ids: Int[Array, "B T"] | None, length: int
+) -> tuple[Chunk, Cursor]:
+    """Place `length` new tokens per row; returns (chunk, the cursor after it).
+
+    Without `segment_ids` all tokens are real and continue the row's last document. With them, 0
+    marks padding, which may stand only at the end of a row, and documents must be contiguous.
+    """
+    batch = cursor.length.shape[0]
+    if segment_ids is None:
+        segment_ids = jnp.broadcast_to(cursor.segment[:, None], (batch, length))
+    index = cursor.length[:, None] + jnp.arange(length, dtype=jnp.int32)
+    real = segment_ids != 0
+    previous = jnp.concatenate([cursor.segment[:, None], segment_ids[:, :-1]], axis=1)
+    start = jax.lax.cummax(
+        jnp.where(segment_ids != previous, index, cursor.start[:, None]), axis=1
+    )
+    count = jnp.sum(real, axis=1, dtype=jnp.int32)
+    last = jnp.maximum(count - 1, 0)[:, None]
+    end = Cursor(
+        length=cursor.length + count,
+        segment=jnp.where(
+            count > 0, jnp.take_along_axis(segment_ids, last, axis=1)[:, 0], cursor.segment
+        ),
+        start=jnp.where(count > 0, jnp.take_along_axis(start, last, axis=1)[:, 0], cursor.start),
+        max_length=cursor.max_length,
+    )
+    chunk = Chunk(
+        index=index,
+        position=index - start,
+        segment_ids=segment_ids,
+        continues=real & (segment_ids == cursor.segment[:, None]),
+        overflow=end.length > cursor.max_length,
+    )
+    return chunk, end
+
+
+def last_real(segment_ids: Int[Array, "B T"] | None, batch: int, length: int) -> Int[Array, "B"]:
+    """Index in the chunk of each row's last real token (0 for a row of padding only)."""
+    if segment_ids is None:
+        return jnp.full(batch, length - 1, jnp.int32)
+    return jnp.maximum(jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32) - 1, 0)
