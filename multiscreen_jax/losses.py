@@ -1,0 +1,252 @@
+"""Next-token cross-entropy that never holds the logits of a whole batch.
+
+The output projection and the cross-entropy run together over chunks of tokens. The gradient is
+made in the same pass as the value: a chunk's logits are multiplied once for the loss and twice
+for its gradients, then dropped, so that nothing of size B x T x O is ever stored or recomputed.
+
+Lookups of the target's logit and of its gradient are comparisons with an iota, which fuse into
+the softmax, and not gathers and scatters, which on CPUs cost more than the projection itself
+when the vocabulary is small.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Logits held at a time: 64 MB in float32. Small enough to vanish beside the parameters of a model
+# whose vocabulary needs chunks at all, large enough for a matrix unit to be busy.
+LOGIT_BUDGET = 2**24
+
+Batch = dict[str, Array]
+
+
+def chunk_length(batch: int, length: int, vocabulary: int, budget: int = LOGIT_BUDGET) -> int:
+    """Tokens of each row projected at a time, so that batch x chunk x vocabulary <= budget.
+
+    Chunks are even: 10 tokens in chunks of at most 8 go as 5 and 5. At least one token.
+    """
+    longest = max(1, budget // (batch * vocabulary))
+    chunks = -(-length // longest)
+    return -(-length // chunks)
+
+
+def cross_entropy(
+    hidden: Float[Array, "B T D"],
+    table: Float[Array, "O D"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    chunk: int | None = None,
+    precision: Any = None,
+) -> Float[Array, ""]:
+    """Sum over tokens of weight times -log softmax(table @ hidden)[target], in nats.
+
+    Logits, losses and the sum are in promote_types(hidden.dtype, float32). Gradients exist for
+    `hidden` and `table` (accumulated in the same type); targets and weights have none.
+    `chunk` is the number of tokens of each row projected at a time (default: `chunk_length`).
+    Cost: 2 B T O D multiply-adds times one for the value alone, times three with gradients.
+    """
+    if chunk is None:
+        chunk = chunk_length(*targets.shape, table.shape[0])
+    return _cross_entropy(chunk, precision, hidden, table, targets, weights)
+
+
+def token_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    table: Float[Array, "O D"],
+    targets: Int[Array, "B T"],
+    chunk: int | None = None,
+    precision: Any = None,
+) -> Float[Array, "B T"]:
+    """-log softmax(table @ hidden)[target] of every token, in nats; the same chunks, no weights.
+
+    Meant for evaluation. Differentiating it stores each chunk's logits: use `cross_entropy`.
+    """
+    batch, length = targets.shape
+    if chunk is None:
+        chunk = chunk_length(batch, length, table.shape[0])
+    parts = (_split(hidden, chunk), _split(targets, chunk))
+
+    def step(carry: None, part: tuple[Array, Array]) -> tuple[None, Array]:
+        hidden_bcd, targets_bc = part
+        logits_bco = jnp.einsum(
+            "bcd,od->bco",
+            hidden_bcd,
+            table,
+            precision=precision,
+            preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
+        )
+        chosen_bco = _is_target(targets_bc, table.shape[0])
+        return carry, jax.nn.logsumexp(logits_bco, axis=-1) - _pick(logits_bco, chosen_bco)
+
+    _, losses_ibc = jax.lax.scan(step, None, parts)
+    return jnp.moveaxis(losses_ibc, 0, 1).reshape(batch, -1)[:, :length]
+
+
+def targets_and_weights(
+    batch: Batch, dtype: Any = jnp.float32
+) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+    """What is predicted and how much each prediction counts.
+
+    A target counts when `loss_mask` (if given) is non-zero there and (if `segment_ids` are given)
+    when it lies in the same document as the token before it: the first token of a document
+    cannot be known from another one, and padding (segment 0) is never scored.
+    """
+    tokens = batch["tokens"]
+    if tokens.ndim != 2 or tokens.shape[1] < 2:
+        raise ValueError(
+            f"batch['tokens'] must be [batch, length + 1] with length >= 1, got {tokens.shape}"
+        )
+    targets = tokens[:, 1:]
+    weights = jnp.ones(targets.shape, dtype)
+    if batch.get("segment_ids") is not None:
+        segments = batch["segment_ids"]
+        if segments.shape != tokens.shape:
+            raise ValueError(
+                f"batch['segment_ids'] must have the shape of tokens, {tokens.shape}, "
+                f"got {segments.shape}"
+            )
+        same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        weights = weights * same
+    if batch.get("loss_mask") is not None:
+        mask = batch["loss_mask"]
+        if mask.shape != targets.shape:
+            raise ValueError(
+                f"batch['loss_mask'] must have the shape of the targets, {targets.shape}, "
+                f"got {mask.shape}"
+            )
+        weights = weights * mask
+    return targets, weights
+
+
+def loss_sum(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array]:
+    """(weighted sum of the losses in nats, sum of the weights) of a batch, differentiable.
+
+    Dividing the first by the second gives `next_token`; parts of a batch can be added up first.
+    """
+    hidden, table, targets, weights = _forward(model, params, batch)
+    return cross_entropy(hidden, table, targets, weights, precision=_precision(model)), (
+        jnp.sum(weights)
+    )
+
+
+def next_token(model: nn.Module, params: Any, batch: Batch) -> Float[Array, ""]:
+    """Mean next-token cross-entropy in nats over the targets that count.
+
+    Args:
+      model: any of this library's models; only `trunk` and `unembedding` are used.
+      params: its parameters.
+      batch: `tokens` int32 [B, T+1], optional `segment_ids` int32 [B, T+1] (documents from 1,
+        0 is padding), optional `loss_mask` [B, T] (weights of the targets).
+    Returns:
+      A scalar in promote_types(dtype, float32); 0 when nothing counts.
+    """
+    total, weight = loss_sum(model, params, batch)
+    return total / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)
+
+
+def token_losses(
+    model: nn.Module, params: Any, batch: Batch
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """(losses, weights): the loss of every target in nats, and whether it counts.
+
+    Losses of targets that do not count are computed all the same. Arguments as `next_token`.
+    """
+    hidden, table, targets, weights = _forward(model, params, batch)
+    return token_cross_entropy(hidden, table, targets, precision=_precision(model)), weights
+
+
+def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array, Array, Array]:
+    segments = batch.get("segment_ids")
+    variables = {"params": params}
+    hidden, _ = model.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        variables,
+        batch["tokens"][:, :-1],
+        segment_ids=None if segments is None else segments[:, :-1],
+        method="trunk",
+    )
+    table = model.apply(variables, method="unembedding")
+    targets, weights = targets_and_weights(batch, jnp.promote_types(hidden.dtype, jnp.float32))
+    return hidden, table, targets, weights  # pyright: ignore[reportReturnType]
+
+
+def _precision(model: nn.Module) -> Any:
+    return getattr(model.config, "precision", None)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _cross_entropy(
+    chunk: int, precision: Any, hidden: Array, table: Array, targets: Array, weights: Array
+) -> Array:
+    losses = token_cross_entropy(hidden, table, targets, chunk, precision)
+    return jnp.sum(losses * weights)
+
+
+def _cross_entropy_forward(
+    chunk: int, precision: Any, hidden: Array, table: Array, targets: Array, weights: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    accumulator = jnp.promote_types(hidden.dtype, jnp.float32)
+    batch, length, width = hidden.shape
+    parts = (_split(hidden, chunk), _split(targets, chunk), _split(weights, chunk))
+    product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=accumulator)
+
+    def step(
+        carry: tuple[Array, Array], part: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array], Array]:
+        total, table_gradient = carry
+        # Rows of one matrix: products over two batch axes are slower on CPUs.
+        hidden_nd, targets_n, weights_n = (x.reshape(-1, *x.shape[2:]) for x in part)
+        logits_no = product("nd,od->no", hidden_nd, table)
+        chosen_no = _is_target(targets_n, table.shape[0])
+        largest_n = jnp.max(logits_no, axis=-1)
+        exponential_no = jnp.exp(logits_no - largest_n[:, None])
+        sum_n = jnp.sum(exponential_no, axis=-1)
+        losses_n = jnp.log(sum_n) + largest_n - _pick(logits_no, chosen_no)
+        total += jnp.sum(losses_n * weights_n)
+        slope_no = exponential_no * (weights_n / sum_n)[:, None]
+        slope_no = slope_no - jnp.where(chosen_no, weights_n[:, None], 0)
+        # The matrix units take the compute dtype; sums stay in the accumulator's.
+        slope_no = slope_no.astype(hidden.dtype)
+        hidden_gradient = product("no,od->nd", slope_no, table).astype(hidden.dtype)
+        table_gradient += product("no,nd->od", slope_no, hidden_nd)
+        return (total, table_gradient), hidden_gradient.reshape(part[0].shape)
+
+    start = (jnp.zeros((), accumulator), jnp.zeros(table.shape, accumulator))
+    (total, table_gradient), gradients_ibcd = jax.lax.scan(step, start, parts)
+    hidden_gradient = jnp.moveaxis(gradients_ibcd, 0, 1).reshape(batch, -1, width)[:, :length]
+    # An empty array carries the table's dtype, which may differ from the accumulator's.
+    return total, (hidden_gradient, table_gradient, jnp.zeros((0,), table.dtype))
+
+
+def _cross_entropy_backward(
+    chunk: int, precision: Any, residuals: tuple[Array, Array, Array], gradient: Array
+) -> tuple[Array, Array, None, None]:
+    hidden_gradient, table_gradient, table_like = residuals
+    return (
+        (hidden_gradient * gradient).astype(hidden_gradient.dtype),
+        (table_gradient * gradient).astype(table_like.dtype),
+        None,
+        None,
+    )
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+def _split(x: Array, chunk: int) -> Array:
+    """[B, T, ...] -> [chunks, B, chunk, ...], padded with zeros: zero weights, so no loss."""
+    batch, length = x.shape[:2]
+    chunks = -(-length // chunk)
+    padding = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.moveaxis(jnp.pad(x, padding).reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0)
+
+
+def _is_target(targets: Array, vocabulary: int) -> Array:
+    return targets[..., None] == jnp.arange(vocabulary, dtype=targets.dtype)
+
+
+def _pick(logits: Array, chosen: Array) -> Array:
+    return jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
