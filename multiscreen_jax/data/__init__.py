@@ -1,0 +1,19 @@
+"""Data: sources, tokenizers, packing, and pipelines whose batches are functions of their number.
+
+>>> pipeline = open_pipeline(DataConfig(source="sotu", sequence_length=256), split="train")
+>>> pipeline.batch(7)["tokens"].shape
+(16, 257)
+"""
+
+from multiscreen_jax.data.config import AbcDigitsConfig, DataConfig
+from multiscreen_jax.data.pipeline import Pipeline, open_pipeline
+from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
+
+__all__ = [
+    "AbcDigitsConfig",
+    "DataConfig",
+    "Pipeline",
+    "Tokenizer",
+    "open_pipeline",
+    "open_tokenizer",
+]

@@ -1,0 +1,194 @@
+"""Rows of T + 1 tokens cut from one long stream of tokens, each computed from its index alone."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+
+CHUNK = 1 << 24  # tokens read at once when a whole store is scanned
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Documents joined into one stream; every document ends with its end-of-document token.
+
+    Attributes:
+      name: where the tokens came from, for error messages.
+      tokens: unsigned integers [N], in memory or memory-mapped.
+      starts: index of each document's first token, ascending, int64 [documents], first 0;
+        None where a token file does not know its documents.
+      vocab_size: every token must be smaller.
+      checksum: identifies tokens and starts.
+    """
+
+    name: str
+    tokens: np.ndarray
+    starts: np.ndarray | None
+    vocab_size: int
+    checksum: str
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def check_ids(self, tokens: np.ndarray, first: int) -> None:
+        """ValueError naming the first token of a piece that is not below vocab_size."""
+        if len(tokens) and int(tokens.max()) >= self.vocab_size:
+            where = int(np.argmax(tokens >= self.vocab_size))
+            raise ValueError(
+                f"{self.name}: token {first + where} is {int(tokens[where])}; "
+                f"allowed: 0 to {self.vocab_size - 1} (vocab_size {self.vocab_size})"
+            )
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Tokens [first, last) as int32, checked against vocab_size."""
+        tokens = np.asarray(self.tokens[first:last])
+        self.check_ids(tokens, first)
+        return tokens.astype(np.int32)
+
+    def segment_ids(self, first: int, last: int) -> np.ndarray:
+        """Document number of tokens [first, last), counting from 1 at `first`: int32."""
+        assert self.starts is not None
+        # Binary search twice: for the documents this piece touches, then for each position.
+        low = int(np.searchsorted(self.starts, first, side="right"))
+        high = int(np.searchsorted(self.starts, last, side="left"))
+        inner = self.starts[low:high]
+        positions = np.arange(first, last)
+        return (1 + np.searchsorted(inner, positions, side="right")).astype(np.int32)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How often each token occurs, int64 [vocab_size]; one scan, then kept."""
+        counts = np.zeros(self.vocab_size, np.int64)
+        for first in range(0, len(self), CHUNK):
+            tokens = self.read(first, min(first + CHUNK, len(self)))
+            counts += np.bincount(tokens, minlength=self.vocab_size)
+        return counts
+
+
+def checksum_of(tokens: np.ndarray, starts: np.ndarray | None) -> str:
+    """Hex digest of a token stream and its document starts (16 bytes of BLAKE2b)."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(tokens.dtype.str.encode())
+    for first in range(0, len(tokens), CHUNK):
+        digest.update(np.ascontiguousarray(tokens[first : first + CHUNK]))
+    if starts is not None:
+        digest.update(np.ascontiguousarray(starts, dtype=np.int64))
+    return digest.hexdigest()
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest of uint16 and uint32 that holds every token of a vocabulary."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def join_documents(
+    name: str, documents: list[np.ndarray], eos_id: int, vocab_size: int
+) -> TokenStore:
+    """A store of tokenised documents, each followed by eos_id; empty documents are left out."""
+    documents = [document for document in documents if len(document)]
+    if not documents:
+        raise ValueError(f"{name}: the corpus is empty; at least one document with text is needed")
+    lengths = np.array([len(document) + 1 for document in documents], np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    tokens = np.full(int(lengths.sum()), eos_id, token_dtype(vocab_size))
+    for start, document in zip(starts, documents, strict=True):
+        tokens[start : start + len(document)] = document
+    return TokenStore(name, tokens, starts, vocab_size, checksum_of(tokens, starts))
+
+
+def split_point(starts: np.ndarray | None, num_tokens: int, fraction: float) -> int:
+    """First token of the held-out part.
+
+    The last `fraction` of the documents, where that is at least one document; otherwise (few
+    documents, or none known) the last `fraction` of the tokens.
+    """
+    held_out = 0 if starts is None else int(len(starts) * fraction)
+    if starts is not None and 0 < held_out < len(starts):
+        return int(starts[-held_out])
+    return num_tokens - int(num_tokens * fraction)
+
+
+def cut_store(store: TokenStore, first: int, last: int) -> TokenStore:
+    """The part [first, last) of a store, without copying tokens."""
+    starts = store.starts
+    if starts is not None:
+        inside = starts[(starts > first) & (starts < last)] - first
+        starts = np.concatenate([[0], inside]).astype(np.int64)
+    tokens = store.tokens[first:last]
+    checksum = f"{store.checksum}[{first}:{last}]"
+    return TokenStore(store.name, tokens, starts, store.vocab_size, checksum)
+
+
+class WindowSource:
+    """Random access to rows: row i holds tokens [i T, i T + T] of the stream.
+
+    Consecutive rows share one token (the last target of one is the first input of the next),
+    so every token but the stream's first is a target exactly once.
+
+    With `complete` the last, shorter window is a row too, padded with token 0, and rows of
+    padding follow until the number of rows is a multiple of `batch_size`: rows then carry a
+    loss_mask which is 0 on padding, so that every target counts exactly once.
+
+    A row is a dict: tokens int32 [T+1]; segment_ids int32 [T+1] where asked for (documents
+    from 1 in each row, an end-of-document token belongs to the document it ends, 0 is
+    padding); loss_mask float32 [T] with `complete` or segments. With segments a target is
+    scored when it lies in the same document as the token before it.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        sequence_length: int,
+        segments: bool = False,
+        complete: bool = False,
+        batch_size: int = 1,
+    ):
+        if segments and store.starts is None:
+            raise ValueError(
+                f"{store.name}: packing 'segments' needs document offsets, which this token file "
+                "has not; allowed: packing 'stream', or a token file written with its documents"
+            )
+        if len(store) < sequence_length + 1:
+            raise ValueError(
+                f"{store.name}: the corpus has {len(store)} tokens, fewer than one row of "
+                f"sequence_length + 1 = {sequence_length + 1}; give more text or a shorter "
+                "sequence_length"
+            )
+        self.store = store
+        self.sequence_length = sequence_length
+        self.segments = segments
+        self.complete = complete
+        targets = len(store) - 1
+        windows = -(-targets // sequence_length) if complete else targets // sequence_length
+        self.num_windows = windows
+        self.num_rows = -(-windows // batch_size) * batch_size if complete else windows
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __repr__(self) -> str:
+        return f"WindowSource({self.store.name}, rows={self.num_rows}, T={self.sequence_length})"
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        length = self.sequence_length
+        first = index * length
+        last = min(first + length + 1, len(self.store))
+        count = max(0, last - first) if index < self.num_windows else 0
+        tokens: Int[np.ndarray, "T+1"] = np.zeros(length + 1, np.int32)
+        if count:
+            tokens[:count] = self.store.read(first, last)
+        row = {"tokens": tokens}
+        mask: Float[np.ndarray, "T"] = (np.arange(1, length + 1) < count).astype(np.float32)
+        if self.segments:
+            segments: Int[np.ndarray, "T+1"] = np.zeros(length + 1, np.int32)
+            if count:
+                segments[:count] = self.store.segment_ids(first, last)
+            row["segment_ids"] = segments
+            mask *= segments[1:] == segments[:-1]
+        if self.segments or self.complete:
+            row["loss_mask"] = mask
+        return row

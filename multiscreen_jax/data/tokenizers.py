@@ -1,0 +1,288 @@
+"""Text to tokens and back: bytes, characters, GPT-2's byte pairs, any tokenizer.json.
+
+Every tokenizer has `vocab_size`, `eos_id` (the end-of-document token, or None), `name` (what a
+token file records), `fingerprint`, `byte_lengths` (bytes of text behind each token, int64
+[vocab_size], or None where a token has no length of its own), `encode`, `encode_batch`, `decode`.
+`encode` adds no special tokens and treats their names in the text as ordinary text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+ASSETS = Path(__file__).parent / "assets"
+GPT2_EOS = "<|endoftext|>"
+# Python's spelling of GPT-2's pre-tokenisation: contractions, words, numbers, other signs, space.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Names under which tokenizer.json files list their end-of-document token, in order of preference.
+EOS_NAMES = (GPT2_EOS, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>", "<|im_end|>")
+
+
+class Tokenizer(Protocol):
+    name: str
+    vocab_size: int
+    eos_id: int | None
+    fingerprint: str
+    byte_lengths: np.ndarray | None
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str: ...
+
+
+def checked_ids(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
+    """Tokens as int64 [n]; ValueError naming the first that is not in the vocabulary."""
+    ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
+    wrong = (ids < 0) | (ids >= vocab_size)
+    if wrong.any():
+        where = int(np.argmax(wrong))
+        raise ValueError(
+            f"token {where} is {ids[where]}; allowed: 0 to {vocab_size - 1} "
+            f"(vocab_size {vocab_size})"
+        )
+    return ids
+
+
+class ByteTokenizer:
+    """UTF-8 bytes: 256 tokens. Byte 0, which text files do not use, ends a document.
+
+    `decode` is the inverse of `encode` (byte 0 becomes the NUL character); bytes that are no
+    UTF-8, as a model may sample them, become U+FFFD.
+    """
+
+    name = "bytes"
+    vocab_size = 256
+    eos_id: int | None = 0
+    fingerprint = "bytes"
+
+    def __init__(self):
+        self.byte_lengths = np.ones(256, np.int64)
+        self.byte_lengths[0] = 0
+
+    def encode(self, text: str) -> np.ndarray:
+        """UTF-8 bytes of text, int32 [n]."""
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        # uint8 views: a corpus is held once, not four times over.
+        return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        return bytes(checked_ids(tokens, 256).astype(np.uint8)).decode("utf-8", errors="replace")
+
+
+class CharacterTokenizer:
+    """One token per character of a fixed alphabet, in the alphabet's order.
+
+    Args:
+      alphabet: the characters, each once.
+      ends_documents: whether one more token, the last, ends documents. Without it eos_id is None.
+    """
+
+    def __init__(self, alphabet: str, ends_documents: bool = True):
+        self.alphabet = alphabet
+        self.name = "characters"
+        self.eos_id = len(alphabet) if ends_documents else None
+        self.vocab_size = len(alphabet) + int(ends_documents)
+        self.fingerprint = f"characters:{ends_documents}:{alphabet}"
+        lengths = [len(character.encode("utf-8")) for character in alphabet]
+        self.byte_lengths = np.array(lengths + [0] * int(ends_documents), np.int64)
+        self._points = np.array([ord(character) for character in alphabet], np.uint32)
+        self._order = np.argsort(self._points)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Index of every character in the alphabet, int32 [n]; ValueError for a foreign one."""
+        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        slots = np.searchsorted(self._points, points, sorter=self._order)
+        ids = self._order[np.minimum(slots, len(self._order) - 1)]
+        foreign = self._points[ids] != points
+        if foreign.any():
+            where = int(np.argmax(foreign))
+            raise ValueError(
+                f"character {text[where]!r} at position {where} is not in the alphabet of "
+                f"{len(self.alphabet)} characters: {self.alphabet!r}"
+            )
+        return ids.astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text; the end-of-document token becomes nothing."""
+        ids = checked_ids(tokens, self.vocab_size)
+        return "".join(self.alphabet[i] for i in ids if i != self.eos_id)
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The printable character that stands for each byte in byte-level BPE files -> that byte.
+
+    In the order GPT-2 numbers its first 256 tokens: printable bytes stand for themselves, the
+    others follow as the characters from U+0100 on.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet.update({chr(256 + index): byte for index, byte in enumerate(others)})
+    return alphabet
+
+
+def gpt2_merges() -> list[tuple[str, str]]:
+    """GPT-2's 50,000 merges in order of rank, in the byte alphabet's characters."""
+    lines = (ASSETS / "gpt2_merges.bpe").read_text(encoding="utf-8").split("\n")
+    pairs = [tuple(line.split(" ")) for line in lines[1:] if line]
+    return [(left, right) for left, right in pairs]
+
+
+@cache
+def _gpt2_encoding():
+    import tiktoken
+
+    alphabet = byte_alphabet()
+    pieces = list(alphabet) + [left + right for left, right in gpt2_merges()]
+    ranks = {bytes(alphabet[c] for c in piece): rank for rank, piece in enumerate(pieces)}
+    return tiktoken.Encoding(
+        "gpt2-from-merges",
+        pat_str=GPT2_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={GPT2_EOS: len(ranks)},
+    )
+
+
+class Gpt2Tokenizer:
+    """GPT-2's byte pair encoding, 50257 tokens, rebuilt offline from its merges.
+
+    `<|endoftext|>` (50256) ends a document; its name inside a text is ordinary text. Decoding
+    inverts encoding for every text; bytes that are no UTF-8 become U+FFFD.
+    """
+
+    name = "gpt2"
+    fingerprint = "gpt2"
+
+    def __init__(self):
+        self._encoding = _gpt2_encoding()
+        self.vocab_size = self._encoding.n_vocab
+        self.eos_id: int | None = self._encoding.eot_token
+        pieces = self._encoding.token_byte_values()
+        self.byte_lengths = np.array([len(piece) for piece in pieces] + [0], np.int64)
+        # token_byte_values sorts by bytes; lengths are wanted by token.
+        for piece in pieces:
+            self.byte_lengths[self._encoding.encode_single_token(piece)] = len(piece)
+        self.byte_lengths[self.eos_id] = 0
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of text, int32 [n]."""
+        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokens of every text, encoded by as many threads as there are processors."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(self.encode, texts))
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text; the end-of-document token becomes nothing."""
+        ids = checked_ids(tokens, self.vocab_size)
+        return self._encoding.decode(ids[ids != self.eos_id].tolist(), errors="replace")
+
+
+class HuggingFaceTokenizer:
+    """A Hugging Face tokenizer.json.
+
+    `byte_lengths` are exact for byte-level tokenizers (GPT-2's kind) and None for others, whose
+    text is measured by decoding it.
+
+    Args:
+      path: the tokenizer.json.
+      eos_token: the token that ends documents; None takes the first of EOS_NAMES it has.
+    """
+
+    def __init__(self, path: str | Path, eos_token: str | None = None):
+        import tokenizers
+
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"tokenizer file {path} does not exist")
+        content = path.read_bytes()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        except Exception as error:  # the library raises bare Exception, its message may be long
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path} is not a readable tokenizer.json: {reason}") from None
+        # Files may ask for truncation or padding, which would silently cut a corpus.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.name = str(path)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eos_id = self._find_eos(vocabulary, eos_token)
+        self.fingerprint = f"{hashlib.sha256(content).hexdigest()}:{self.eos_id}"
+        self.byte_lengths = self._measure(vocabulary)
+
+    def _find_eos(self, vocabulary: dict[str, int], eos_token: str | None) -> int:
+        names = EOS_NAMES if eos_token is None else (eos_token,)
+        for name in names:
+            if name in vocabulary:
+                return vocabulary[name]
+        wanted = "none of the usual names" if eos_token is None else f"no {eos_token!r}"
+        special = [t.content for t in self._tokenizer.get_added_tokens_decoder().values()]
+        raise ValueError(
+            f"{self.name} has {wanted} as end-of-document token; allowed for eos_token: "
+            f"a token of its vocabulary, such as {special[:8]}"
+        )
+
+    def _measure(self, vocabulary: dict[str, int]) -> np.ndarray | None:
+        if "ByteLevel" not in type(self._tokenizer.decoder).__name__:
+            return None
+        alphabet = byte_alphabet()
+        lengths = np.zeros(self.vocab_size, np.int64)
+        for piece, token in vocabulary.items():
+            lengths[token] = len(piece) if set(piece) <= alphabet.keys() else len(piece.encode())
+        for token, added in self._tokenizer.get_added_tokens_decoder().items():
+            lengths[token] = 0 if added.special else len(added.content.encode())
+        lengths[self.eos_id] = 0
+        return lengths
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of text, int32 [n]."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text; special tokens, the end-of-document token among them, become nothing."""
+        ids = checked_ids(tokens, self.vocab_size)
+        return self._tokenizer.decode(ids[ids != self.eos_id].tolist())
+
+
+def open_tokenizer(
+    name: str, alphabet: str | None = None, eos_token: str | None = None
+) -> Tokenizer:
+    """The tokenizer a config or a token file names.
+
+    Args:
+      name: "bytes", "characters" (needs the alphabet), "gpt2", or a path of a tokenizer.json.
+      alphabet: characters of a "characters" tokenizer.
+      eos_token: for a tokenizer.json, the token that ends documents.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if name == "gpt2":
+        return Gpt2Tokenizer()
+    if name == "characters":
+        if alphabet is None:
+            raise ValueError("the characters tokenizer needs its alphabet; given: None")
+        return CharacterTokenizer(alphabet)
+    return HuggingFaceTokenizer(name, eos_token)
