@@ -1,0 +1,261 @@
+"""Gated screening tiles, the only mixer of Multiscreen, and their decoding cache.
+
+One layer holds H tiles ("heads") that read the same input and whose outputs are summed. All
+projections are batched over tiles.
+"""
+
+from typing import TYPE_CHECKING
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from multiscreen_jax.cache import Chunk, Cursor, new_cursor
+from multiscreen_jax.layers.positions import mipe, mipe_turns
+from pallas_kernels import screening
+from pallas_kernels.common.numerics import accumulation_dtype, tanh_norm, unit_norm
+from pallas_kernels.screening import screening_decode
+from pallas_kernels.screening.decode import ring_slots
+from pallas_kernels.screening.reference import trim
+
+if TYPE_CHECKING:
+    from multiscreen_jax.models.multiscreen import MultiscreenConfig
+
+
+def tile_window(config: "MultiscreenConfig", log_window: Float[Array, "*H"]) -> Float[Array, "*H"]:
+    """w = exp(s_w) + 1 in tokens; infinite beyond the trained length if the config says so.
+
+    The second part is the paper's inference rule (v1 section 3.2): a tile whose window outgrew
+    every training sequence looks at everything, without position encoding.
+    """
+    window = jnp.exp(log_window.astype(accumulation_dtype(log_window))) + 1
+    if config.infinite_windows:
+        window = jnp.where(window > config.trained_length, jnp.inf, window)
+    return window
+
+
+def tile_width(logit_width: Float[Array, "*H"]) -> Float[Array, "*H"]:
+    """r = sigmoid(s_r): a key is accepted iff its similarity exceeds 1 - r. (v3 eq. 4)"""
+    return jax.nn.sigmoid(logit_width.astype(accumulation_dtype(logit_width)))
+
+
+class ScreeningTiles(nn.Module):
+    """H gated screening tiles. (v3 eq. 4-18)
+
+        q, k, v = unit(x WQ), unit(x WK), unit(x WV)        MiPE turns q and k
+        u       = TanhNorm(screening(q, k, v, w, r))
+        y       = sum_h (u * tanh(silu(x WG))) exp(s_O) WO
+
+    Projections run in the config's dtype; unit lengths, positions, trim, mask and TanhNorm in
+    `promote_types(dtype, float32)`.
+    """
+
+    config: "MultiscreenConfig"
+
+    def setup(self) -> None:
+        c = self.config
+        dims = {
+            "query": c.key_dim,
+            "key": c.key_dim,
+            "value": c.value_dim,
+            "gate": c.value_dim,
+        }
+        deviation = {
+            "query": 0.1 / c.key_dim**0.5,
+            "key": 0.1 / c.key_dim**0.5,
+            "value": 0.1 / c.value_dim**0.5,
+            "gate": 0.1,
+        }
+        for name, dim in dims.items():
+            setattr(
+                self,
+                name,
+                self.param(
+                    name,
+                    nn.initializers.normal(deviation[name]),
+                    (c.model_dim, c.num_heads, dim),
+                    jnp.dtype(c.param_dtype),
+                ),
+            )
+        self.output = self.param(
+            "output",
+            nn.initializers.normal(0.1 / c.model_dim**0.5),
+            (c.num_heads, c.value_dim, c.model_dim),
+            jnp.dtype(c.param_dtype),
+        )
+        self.log_window = self.param("log_window", _initial_log_window, c)
+        self.logit_width = self.param("logit_width", _constant_per_tile, c, 0.0)
+        self.log_output_scale = self.param(
+            "log_output_scale", _constant_per_tile, c, -np.log(c.num_heads * c.num_layers) / 2
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"] | None,
+        positions: Int[Array, "B T"],
+        cached: "CachedTiles | None" = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
+        """Sum of the tiles' outputs, and the keys and values to write if a cache is read."""
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        window, width = tile_window(c, self.log_window), tile_width(self.logit_width)
+
+        def project(weight):
+            return jnp.einsum(
+                "btd,dhk->bthk", x.astype(dtype), weight.astype(dtype), precision=c.precision
+            )
+
+        turns = mipe_turns(
+            positions,
+            window.astype(accumulation_dtype(x)),
+            c.window_threshold,
+            c.wrap_length if c.position_rule == "wrap" else None,
+        )
+        q = mipe(unit_norm(project(self.query)), turns).astype(dtype)
+        k = mipe(unit_norm(project(self.key)), turns).astype(dtype)
+        v = unit_norm(project(self.value)).astype(dtype)
+
+        if cached is None:
+            h = screening(
+                q, k, v, window, width, segment_ids,
+                implementation=c.implementation, precision=c.precision,
+            )  # fmt: skip
+        else:
+            h = self._screen_with_cache(q, k, v, window, width, cached)
+        u = tanh_norm(h)
+        gate = jnp.tanh(jax.nn.silu(project(self.gate).astype(u.dtype)))
+        scale = jnp.exp(self.log_output_scale.astype(u.dtype))[:, None, None]
+        y = jnp.einsum(
+            "bthv,hvd->btd",
+            (u * gate).astype(dtype),
+            (self.output * scale).astype(dtype),
+            precision=c.precision,
+        )
+        for name, value in {
+            "query": q, "key": k, "window": window, "width": width, "pre_tanhnorm": h,
+            "screening_output": u, "gate": gate, "delta": y,
+        }.items():  # fmt: skip
+            self.sow("intermediates", name, value, reduce_fn=lambda _, new: new)
+        return y, None if cached is None else (k, v)
+
+    def _screen_with_cache(self, q, k, v, window, width, cached):
+        """Old keys from the rings plus the new tokens' own keys: the sums simply add."""
+        c, cache, chunk = self.config, cached.cache, cached.chunk
+        old = screening_decode(
+            q, cache.keys, cache.values, jnp.where(chunk.continues, chunk.index, -1),
+            cache.cursor.length, cache.cursor.start,
+            cached.offset, cached.size, window, width, precision=c.precision,
+        )  # fmt: skip
+        if q.shape[1] == 1:  # a token reads itself at distance 0, where the mask is one
+            s = jnp.sum(q.astype(old.dtype) * k.astype(old.dtype), axis=-1)
+            alpha = trim(s.transpose(0, 2, 1)[..., None], width)[..., 0].transpose(0, 2, 1)
+            alpha = jnp.where(chunk.segment_ids[..., None] != 0, alpha, 0)
+            return old + alpha[..., None] * v.astype(old.dtype)
+        new = screening(
+            q, k, v.astype(old.dtype), window, width, cached.segment_ids,
+            implementation=c.implementation, precision=c.precision,
+        )  # fmt: skip
+        return old + new
+
+
+def _initial_log_window(key: Array, config: "MultiscreenConfig") -> Float[Array, "H"]:
+    """linspace(0, log w_th, H) in every layer: windows from 2 to w_th + 1."""
+    del key
+    return jnp.linspace(
+        0, np.log(config.window_threshold), config.num_heads, dtype=jnp.dtype(config.param_dtype)
+    )
+
+
+def _constant_per_tile(key: Array, config: "MultiscreenConfig", value: float) -> Float[Array, "H"]:
+    del key
+    return jnp.full(config.num_heads, value, jnp.dtype(config.param_dtype))
+
+
+@struct.dataclass
+class ScreeningCache:
+    """Rings of unit keys (MiPE applied) and unit values for every tile, in one flat buffer.
+
+    A tile with a finite window owns ceil(window) slots, so neither memory nor time per token grows
+    with the context; an infinite one owns `max_length` slots. Sizes are fixed when the cache is
+    made, from the windows the parameters had then: a cache is valid for those parameters only.
+
+    Attributes:
+        keys, values: the slots; tile (n, h) owns [offset[n, h], offset[n, h] + size[n, h]).
+        offset, size: the table of rings.
+        cursor: progress of each row. Its limit is `max_length` if some ring is smaller than its
+            window, and none otherwise.
+    """
+
+    keys: Float[Array, "B S K"]
+    values: Float[Array, "B S V"]
+    offset: Int[Array, "N H"]
+    size: Int[Array, "N H"]
+    cursor: Cursor
+
+
+@struct.dataclass
+class CachedTiles:
+    """What one layer needs to read the cache."""
+
+    cache: ScreeningCache
+    chunk: Chunk
+    segment_ids: Int[Array, "B T"] | None
+    offset: Int[Array, "H"]
+    size: Int[Array, "H"]
+
+
+def init_screening_cache(
+    window: Float[Array, "N H"],
+    batch: int,
+    max_length: int,
+    key_dim: int,
+    value_dim: int,
+    dtype: jnp.dtype,
+) -> ScreeningCache:
+    """An empty cache for concrete windows; bytes = batch (K + V) itemsize sum of ring sizes."""
+    if isinstance(window, jax.core.Tracer):
+        raise TypeError(
+            "init_cache sizes its rings from the learned windows, so it needs concrete parameters: "
+            "call it outside jit"
+        )
+    needed = np.ceil(np.asarray(window, np.float64))
+    size = np.minimum(needed, max_length).astype(np.int32)
+    offset = (np.cumsum(size.ravel()) - size.ravel()).reshape(size.shape).astype(np.int32)
+    lossless = bool((needed <= max_length).all())
+    cursor = new_cursor(batch, np.iinfo(np.int32).max if lossless else max_length)
+    slots = int(size.sum())
+    return ScreeningCache(
+        keys=jnp.zeros((batch, slots, key_dim), dtype),
+        values=jnp.zeros((batch, slots, value_dim), dtype),
+        offset=jnp.asarray(offset),
+        size=jnp.asarray(size),
+        cursor=cursor,
+    )
+
+
+def write_screening_cache(
+    cache: ScreeningCache,
+    chunk: Chunk,
+    cursor: Cursor,
+    keys: Float[Array, "N B T H K"],
+    values: Float[Array, "N B T H V"],
+) -> ScreeningCache:
+    """The cache after the tokens of `chunk`, all layers at once; `cursor` is the one after it."""
+    slot = ring_slots(
+        jnp.where(chunk.segment_ids != 0, chunk.index, -1)[None, :, :, None],
+        cursor.length[None, :, None, None],
+        cache.size[:, None, None, :],
+    )
+    # Positions that stay out (padding, or older than the ring) point past the buffer: dropped.
+    slots = cache.keys.shape[1]
+    index = jnp.where(slot < 0, slots, slot + cache.offset[:, None, None, :])
+    row = jnp.arange(index.shape[1])[None, :, None, None]
+    return cache.replace(
+        keys=cache.keys.at[row, index].set(keys.astype(cache.keys.dtype), mode="drop"),
+        values=cache.values.at[row, index].set(values.astype(cache.values.dtype), mode="drop"),
+        cursor=cursor,
+    )

@@ -1,0 +1,53 @@
+"""Checks that model configs share; every message names the field, what was given, what is allowed."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_PRECISIONS = (None, "default", "high", "highest")
+
+
+def dtype_name(field: str, value: Any) -> str:
+    """The name of a floating dtype given as a string or a dtype-like object."""
+    try:
+        name = jnp.dtype(value).name
+    except TypeError:
+        name = value
+    if name not in _DTYPES:
+        raise ValueError(f"{field} must be one of {', '.join(_DTYPES)}, got {value!r}")
+    return name
+
+
+def positive_integers(config: Any, *fields: str, at_least: int = 1) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+            raise ValueError(f"{field} must be an integer >= {at_least}, got {value!r}")
+
+
+def positive_numbers(config: Any, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ValueError(f"{field} must be a finite number > 0, got {value!r}")
+
+
+def one_of(field: str, value: Any, allowed: Iterable[Any]) -> None:
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{field} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def precision(value: Any) -> None:
+    one_of("precision", value, _PRECISIONS)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """A ValueError for a name that is not in `known`, with the nearest ones."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return ValueError(f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}")

@@ -1,0 +1,253 @@
+"""Multiscreen, the language model of "Screening Is Enough" (arXiv:2604.01178, v3).
+
+    x_0 = exp(s_E) unit(W_E)[token]
+    x_l = x_{l-1} + sum_h tile_{l,h}(x_{l-1})        l = 1 .. N, see mixers/screening.py
+    z   = x_N (exp(s_F) unit(W_E))^T                 logits
+
+No norms, no feed-forward, no biases, no softmax anywhere inside. The residual stream is kept in
+`promote_types(dtype, float32)`: nothing renormalises it, so small updates must not be rounded away.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from multiscreen_jax.cache import place
+from multiscreen_jax.layers.embedding import check_tokens, lookup
+from multiscreen_jax.layers.positions import POSITION_RULES, document_positions
+from multiscreen_jax.layers.stack import LayerStack, check_remat, mark_mixer_output
+from multiscreen_jax.mixers.screening import (
+    CachedTiles,
+    ScreeningCache,
+    ScreeningTiles,
+    init_screening_cache,
+    tile_window,
+    write_screening_cache,
+)
+from multiscreen_jax.models import fields
+from multiscreen_jax.models.output import ModelOutput
+from pallas_kernels.common.dispatch import check_implementation
+from pallas_kernels.common.numerics import unit_norm
+
+PSI = {"4m": 8, "28m": 16, "286m": 32, "1.3b": 48, "4b": 64}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiscreenConfig:
+    """Shape and settings of a Multiscreen model.
+
+    Attributes:
+        vocab_size: O.
+        model_dim, num_layers, num_heads: D, N, H (the paper's d_E, N_L, N_H).
+        key_dim, value_dim: K >= 2 and V of every tile.
+        window_threshold: w_th, in tokens: windows start below it, and a tile whose window exceeds
+            it has no position encoding.
+        position_rule: "absolute" (the paper's) or "wrap", the rule of two PyTorch ports, in which
+            positions from `wrap_length` on count modulo the window.
+        trained_length: longest training sequence so far, in tokens; continued training updates it.
+        infinite_windows: inference rule: windows above `trained_length` become infinite.
+        embedding_init_scale: standard deviation of the embedding rows times sqrt(model_dim). The
+            rows are normalised, so this leaves the initial function alone and only sets how far
+            one optimiser step turns a row: 0.1 is the paper's, small batches learn faster with 1.
+        dtype, param_dtype: of the projections, and of the parameters.
+        precision: of all products: None (the backend's default), "default", "high", "highest".
+        remat: what the backward pass keeps, see `layers.stack.LayerStack`.
+        unroll_layers: run layers in a Python loop, for debugging.
+        implementation: of the screening op, see `pallas_kernels.screening`.
+    """
+
+    vocab_size: int
+    model_dim: int
+    num_layers: int
+    num_heads: int
+    key_dim: int = 16
+    value_dim: int = 64
+    window_threshold: float = 256.0
+    position_rule: str = "absolute"
+    wrap_length: int | None = None
+    trained_length: int | None = None
+    infinite_windows: bool = False
+    embedding_init_scale: float = 0.1
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    precision: str | None = None
+    remat: str = "none"
+    unroll_layers: bool = False
+    implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        fields.positive_integers(
+            self, "vocab_size", "model_dim", "num_layers", "num_heads", "value_dim"
+        )
+        fields.positive_integers(self, "key_dim", at_least=2)  # MiPE turns two coordinates
+        fields.positive_numbers(self, "window_threshold", "embedding_init_scale")
+        if self.window_threshold <= 1:
+            raise ValueError(f"window_threshold must be > 1 token, got {self.window_threshold}")
+        fields.one_of("position_rule", self.position_rule, POSITION_RULES)
+        if (self.position_rule == "wrap") != (self.wrap_length is not None):
+            raise ValueError(
+                'wrap_length must be given with position_rule="wrap" and only then, got '
+                f"position_rule={self.position_rule!r}, wrap_length={self.wrap_length!r}"
+            )
+        for field in ("wrap_length", "trained_length"):
+            if getattr(self, field) is not None:
+                fields.positive_integers(self, field)
+        if self.infinite_windows and self.trained_length is None:
+            raise ValueError("infinite_windows=True needs trained_length, got None")
+        for field in ("dtype", "param_dtype"):
+            object.__setattr__(self, field, fields.dtype_name(field, getattr(self, field)))
+        fields.precision(self.precision)
+        check_remat(self.remat)
+        check_implementation(self.implementation)
+
+    @classmethod
+    def from_psi(cls, psi: int, *, vocab_size: int = 50257, **overrides: Any) -> "MultiscreenConfig":
+        """The paper's scaling rule: psi layers of psi tiles, model_dim psi^2."""
+        if not isinstance(psi, int) or psi < 1:
+            raise ValueError(f"psi must be an integer >= 1, got {psi!r}")
+        shape = {"model_dim": psi**2, "num_layers": psi, "num_heads": psi}
+        return cls(**{"vocab_size": vocab_size, **shape, **overrides})
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "MultiscreenConfig":
+        """One of the paper's sizes: "4m", "28m", "286m", "1.3b", "4b" (with 50257 tokens)."""
+        if str(name).lower() not in PSI:
+            raise fields.unknown_name("Multiscreen preset", name, PSI)
+        return cls.from_psi(PSI[name.lower()], **overrides)
+
+    def parameter_count(self) -> int:
+        per_tile = self.model_dim * (2 * self.key_dim + 3 * self.value_dim) + 3
+        tiles = self.num_layers * self.num_heads
+        return self.vocab_size * self.model_dim + 2 + tiles * per_tile
+
+    def forward_flops(self, length: int, windows: Any = None) -> float:
+        """FLOPs of one forward pass over one sequence (a multiply-add counts two).
+
+        Projections and logits, plus 2 (K + V) for every pair inside a window. `windows` [N, H]
+        in tokens; None stands for the initial ones.
+        """
+        if windows is None:
+            windows = np.exp(np.linspace(0, np.log(self.window_threshold), self.num_heads)) + 1
+            windows = np.broadcast_to(windows, (self.num_layers, self.num_heads))
+        reach = np.minimum(np.ceil(np.asarray(windows, np.float64)), length)
+        pairs = np.sum(reach * length - reach * (reach - 1) / 2)
+        per_token = 2 * self.num_layers * self.num_heads * self.model_dim
+        per_token *= 2 * self.key_dim + 3 * self.value_dim
+        per_token += 2 * self.vocab_size * self.model_dim
+        return float(per_token * length + 2 * (self.key_dim + self.value_dim) * pairs)
+
+
+class TiedEmbedding(nn.Module):
+    """Unit-length rows, used at both ends with a learned scale each."""
+
+    config: MultiscreenConfig
+
+    def setup(self) -> None:
+        c = self.config
+        dtype = jnp.dtype(c.param_dtype)
+        deviation = c.embedding_init_scale / c.model_dim**0.5
+        self.rows = self.param(
+            "rows", nn.initializers.normal(deviation), (c.vocab_size, c.model_dim), dtype
+        )
+        self.log_input_scale = self.param("log_input_scale", nn.initializers.zeros, (), dtype)
+        self.log_output_scale = self.param(
+            "log_output_scale", nn.initializers.constant(np.log(c.model_dim) / 2), (), dtype
+        )
+
+    def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        rows = unit_norm(lookup(self.rows, tokens))
+        return rows * jnp.exp(self.log_input_scale.astype(rows.dtype))
+
+    def output_rows(self) -> Float[Array, "O D"]:
+        rows = unit_norm(self.rows)
+        return rows * jnp.exp(self.log_output_scale.astype(rows.dtype))
+
+
+class ScreeningLayer(nn.Module):
+    """x + sum of the layer's tiles, and nothing else."""
+
+    config: MultiscreenConfig
+
+    def setup(self) -> None:
+        self.tiles = ScreeningTiles(self.config)
+
+    def __call__(self, x: Float[Array, "B T D"], rings: Any, shared: Any) -> tuple[Array, Any]:
+        segment_ids, positions, cache, chunk = shared
+        cached = None if cache is None else CachedTiles(cache, chunk, segment_ids, *rings)
+        self.sow("intermediates", "residual", x, reduce_fn=lambda _, new: new)
+        y, written = self.tiles(x, segment_ids, positions, cached)
+        return x + mark_mixer_output(y).astype(x.dtype), written
+
+
+class Multiscreen(nn.Module):
+    """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
+
+    config: MultiscreenConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.embedding = TiedEmbedding(c)
+        self.layers = LayerStack(
+            ScreeningLayer, {"config": c}, c.num_layers, c.remat, c.unroll_layers
+        )
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: ScreeningCache | None = None,
+    ) -> ModelOutput:
+        """Logits of every next token.
+
+        Args:
+            tokens: ids in [0, O).
+            segment_ids: documents of a packed row, from 1; 0 is padding.
+            cache: continue after what this cache holds (`init_cache`, or a former output's).
+
+        Returns:
+            logits [B, T, O] in `promote_types(dtype, float32)`, and the cache to continue with.
+        """
+        x, cache = self.trunk(tokens, segment_ids, cache)
+        logits = jnp.einsum("btd,od->bto", x, self.unembedding(), precision=self.config.precision)
+        return ModelOutput(logits=logits, cache=cache)
+
+    def trunk(
+        self,
+        tokens: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: ScreeningCache | None = None,
+    ) -> tuple[Float[Array, "B T D"], ScreeningCache | None]:
+        """The residual stream after the last layer [B, T, D], and the new cache."""
+        check_tokens(tokens, self.config.vocab_size)
+        x = self.embedding.encode(tokens)
+        if cache is None:
+            positions = document_positions(segment_ids, *tokens.shape)
+            x, _ = self.layers(x, None, (segment_ids, positions, None, None))
+            return x, None
+        chunk, cursor = place(cache.cursor, segment_ids, tokens.shape[1])
+        x, (keys, values) = self.layers(
+            x, (cache.offset, cache.size), (segment_ids, chunk.position, cache, chunk)
+        )
+        x = jnp.where(chunk.overflow[:, None, None], jnp.nan, x)
+        return x, write_screening_cache(cache, chunk, cursor, keys, values)
+
+    def unembedding(self) -> Float[Array, "O D"]:
+        """exp(s_F) unit(W_E): logits are the residual stream times this, transposed."""
+        return self.embedding.output_rows()
+
+    def init_cache(
+        self, params: Any, batch: int, max_length: int, dtype: Any = None
+    ) -> ScreeningCache:
+        """An empty cache for `batch` rows of up to `max_length` tokens; call it outside jit.
+
+        Tiles with a finite window keep a ring of ceil(window) entries, whatever `max_length` is.
+        """
+        c = self.config
+        window = tile_window(c, params["layers"]["tiles"]["log_window"])
+        dtype = jnp.dtype(c.dtype if dtype is None else dtype)
+        return init_screening_cache(window, batch, max_length, c.key_dim, c.value_dim, dtype)

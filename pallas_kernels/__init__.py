@@ -1,0 +1,10 @@
+"""Hot loops of sequence mixers as pure functions on arrays.
+
+Every op has one public function and several implementations behind it: `reference` (the clearest
+form, the oracle), `chunked` (matmuls inside blocks, linear memory, fast everywhere), and, where
+they exist, Pallas kernels for TPU and GPU. This package imports jax and numpy only.
+"""
+
+from pallas_kernels.screening import screening
+
+__all__ = ["screening"]

@@ -1,0 +1,1 @@
+"""Helpers shared by the ops: numerics and the choice of an implementation."""

@@ -1,0 +1,74 @@
+"""The public screening op."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.common import dispatch
+from pallas_kernels.screening.chunked import screening_chunked
+from pallas_kernels.screening.reference import screening_reference
+
+_AVAILABLE = {"reference": screening_reference, "chunked": screening_chunked}
+
+
+def screening(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    window: Float[Array, "H"],
+    width: Float[Array, "H"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    *,
+    implementation: str | Sequence[str] | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> Float[Array, "B T H V"]:
+    """Screening (Multiscreen, arXiv:2604.01178 v3, eq. 9-12), before TanhNorm.
+
+        s_ij  = q_i . k_j
+        alpha = max(1 - (1 - s_ij) / width, 0)^2            zero iff s_ij <= 1 - width
+        m     = (cos(pi (i - j) / window) + 1) / 2          at 0 <= i - j < window, else zero
+        h_i   = sum_j alpha m v_j                           not normalised over j
+
+    Every key is judged alone: one that fails contributes exactly nothing, and gets exactly zero
+    gradient. A query that accepts no key gives a zero row.
+
+    Args:
+        q, k: unit length over K, position encoding (MiPE) already applied.
+        v: unit length over V.
+        window: in tokens, > 1; may be infinite. Per head.
+        width: in (0, 1), the acceptance width (the v3 sign: a key lives iff q.k > 1 - width).
+        segment_ids: documents count from 1; 0 is padding, which reads nothing and is read by
+            nothing. Without it each row is one document.
+        implementation: "reference", "chunked", a sequence of names, or None for the default.
+        precision: of the products. None is the backend's default, except for "reference", which
+            is always at the highest.
+
+    Returns:
+        [B, T, H, V] in the dtype of v. Similarities, trim, mask and sums are in
+        `promote_types(dtype, float32)`. Differentiable (reverse mode) in q, k, v, window, width.
+
+    Cost: "chunked" visits only blocks of keys inside each head's window: about
+    sum_h min(window_h, T / 2) * T pairs at 2 (K + V) FLOPs, memory linear in T. "reference" visits
+    and holds all H T^2.
+    """
+    _check(q, k, v, window, width, segment_ids)
+    kwargs = {} if implementation == "reference" or precision is None else {"precision": precision}
+    return dispatch.run(
+        "screening", _AVAILABLE, implementation, q, k, v, window, width, segment_ids, **kwargs
+    )
+
+
+def _check(q, k, v, window, width, segment_ids) -> None:
+    if q.ndim != 4 or q.shape != k.shape:
+        raise ValueError(f"q and k must share one shape [B,T,H,K], got {q.shape} and {k.shape}")
+    if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
+        raise ValueError(f"v must be [B,T,H,V] with B,T,H = {q.shape[:3]}, got {v.shape}")
+    for name, x in (("window", window), ("width", width)):
+        if x.shape != (q.shape[2],):
+            raise ValueError(f"{name} must be [H] = ({q.shape[2]},), got {x.shape}")
+    if segment_ids is not None and segment_ids.shape != q.shape[:2]:
+        raise ValueError(f"segment_ids must be [B,T] = {q.shape[:2]}, got {segment_ids.shape}")
+    if segment_ids is not None and not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise ValueError(f"segment_ids must be integers, got {segment_ids.dtype}")

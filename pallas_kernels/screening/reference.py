@@ -1,0 +1,61 @@
+"""Screening in its clearest form: a masked quadratic. The oracle for every other form."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.common.numerics import accumulation_dtype
+
+
+def trim(
+    similarity: Float[Array, "B H T S"], width: Float[Array, "H"]
+) -> Float[Array, "B H T S"]:
+    """alpha = max(1 - (1 - s) / width, 0)^2: zero unless s > 1 - width, one at s = 1. (v3 eq. 9)"""
+    return jnp.maximum(1 - (1 - similarity) / width[:, None, None], 0) ** 2
+
+
+def softmask(distance: Int[Array, "T S"], window: Float[Array, "H"]) -> Float[Array, "H T S"]:
+    """m = (cos(pi d / w) + 1) / 2 at distances 0 <= d = i - j < w, else zero. (v3 eq. 10)
+
+    A window of infinity gives one at every distance d >= 0.
+    """
+    d = distance[None].astype(window.dtype)
+    w = window[:, None, None]
+    return jnp.where((d >= 0) & (d < w), (jnp.cos(jnp.pi * d / w) + 1) / 2, 0)
+
+
+def relevance(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    window: Float[Array, "H"],
+    width: Float[Array, "H"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    *,
+    precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
+) -> Float[Array, "B H T T"]:
+    """Relevance d_ij = trim x softmask of every pair; memory B H T^2."""
+    dtype = accumulation_dtype(q, k)
+    q, k, window, width = (x.astype(dtype) for x in (q, k, window, width))
+    similarity = jnp.einsum("bthk,bshk->bhts", q, k, precision=precision)
+    position = jnp.arange(q.shape[1])
+    d = trim(similarity, width) * softmask(position[:, None] - position[None, :], window)
+    if segment_ids is not None:
+        same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        d = jnp.where(same & (segment_ids[:, None, :, None] != 0), d, 0)
+    return d
+
+
+def screening_reference(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    window: Float[Array, "H"],
+    width: Float[Array, "H"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    *,
+    precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
+) -> Float[Array, "B T H V"]:
+    """h_i = sum_j d_ij v_j with every pair held in memory; see `pallas_kernels.screening`."""
+    d = relevance(q, k, window, width, segment_ids, precision=precision)
+    h = jnp.einsum("bhts,bshv->bthv", d, v.astype(d.dtype), precision=precision)
+    return h.astype(v.dtype)
