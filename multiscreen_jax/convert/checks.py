@@ -1,0 +1,134 @@
+"""What must agree before a conversion starts, and how what does not agree is told in one line."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from multiscreen_jax.convert.layout import shape_of, spelled_shape
+from multiscreen_jax.convert.sources import TABLES
+from multiscreen_jax.convert.table import Source, holds
+
+MAX_NAMED = 10
+
+
+def dim_lengths(table: Source, config: Any) -> dict[str, int]:
+    """Length of every letter of the table's layouts under this config."""
+    return {letter: getattr(config, field) for letter, field in table.fields.items()}
+
+
+def layer_names(name: str, layers: int) -> list[str]:
+    """The torch names behind one table name: one per layer, or itself."""
+    return [name.format(layer=i) for i in range(layers)] if "{layer}" in name else [name]
+
+
+def check_state_dict(table: Source, state_dict: Mapping[str, Any], config: Any) -> None:
+    """Raises one ValueError naming every wrong, missing or extra tensor (the first ten).
+
+    Looks at names, shapes and dtypes only: nothing is copied or moved.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            "state_dict must map names to tensors (a module's .state_dict()), "
+            f"got {type(state_dict).__name__}"
+        )
+    sizes = dim_lengths(table, config)
+    required, optional = _expected(table, config)
+    missing, wrong = [], []
+    for name, axes in {**required, **optional}.items():
+        if name in state_dict:
+            problem = _mismatch(state_dict[name], shape_of(axes, sizes), axes, table)
+            if problem:
+                wrong.append(f"{name} {problem}")
+        elif name in required:
+            missing.append(f"missing {name} {shape_of(axes, sizes)}")
+    known = required.keys() | optional.keys()
+    unnamed = [re.escape(p).replace(r"\{layer\}", r"\d+") for p in table.ignored]
+    unnamed += [re.escape(buffer.name).replace(r"\{layer\}", r"\d+") for buffer in table.lengths]
+    skip = re.compile("|".join(unnamed) or r"(?!)")
+    extra = [name for name in state_dict if name not in known and not skip.fullmatch(str(name))]
+    unexpected = [f"unexpected {name} {_shape(state_dict[name])}" for name in extra]
+    problems = [*wrong, *missing, *unexpected]
+    if problems:
+        hint = _hint(table, state_dict, config, list(required), extra)
+        raise ValueError(f"{table.name}: {_listed(problems)}{hint}")
+
+
+def check_tree(table: Source, leaves: Mapping[str, Any], config: Any) -> None:
+    """The same for a parameter tree of ours, flattened to paths."""
+    sizes = dim_lengths(table, config)
+    expected, spelled = {}, {}
+    for row in table.rows:
+        if holds(row.when, config):
+            for path, axes in row.parts.items():
+                axes = f"n {axes}" if "{layer}" in row.name else axes
+                expected[path], spelled[path] = shape_of(axes, sizes), axes
+    problems = []
+    for path, shape in expected.items():
+        if path not in leaves:
+            problems.append(f"missing {path} {shape}")
+        else:
+            problem = _mismatch(leaves[path], shape, spelled[path], table)
+            if problem:
+                problems.append(f"{path} {problem}")
+    problems += [f"unexpected {p} {_shape(x)}" for p, x in leaves.items() if p not in expected]
+    if problems:
+        raise ValueError(f"parameters for {table.name}: {_listed(problems)}")
+
+
+def _expected(table: Source, config: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Axes by torch name: what must be there, and what may be there."""
+    axes_of = {row.name: row.axes for row in table.rows}
+    entries = [*table.rows, *table.constants]
+    required = {
+        name: entry.axes
+        for entry in entries
+        if holds(entry.when, config)
+        for name in layer_names(entry.name, config.num_layers)
+    }
+    optional = {copy.name: axes_of[copy.of] for copy in table.copies if holds(copy.when, config)}
+    return required, optional
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if hasattr(value, "shape") else f"({type(value).__name__})"
+
+
+def _mismatch(value: Any, shape: tuple[int, ...], axes: str, table: Source) -> str | None:
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return f"is not an array but a {type(value).__name__}"
+    if tuple(value.shape) != shape:
+        spelled = f" = {spelled_shape(axes, table.fields)}" if shape else ""
+        return f"has shape {tuple(value.shape)}, expected {shape}{spelled}"
+    if "float" not in str(value.dtype):
+        return f"has dtype {value.dtype}, expected a floating-point one"
+    return None
+
+
+def _listed(problems: list[str]) -> str:
+    more = len(problems) - MAX_NAMED
+    return "; ".join(problems[:MAX_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _hint(
+    table: Source,
+    state_dict: Mapping[str, Any],
+    config: Any,
+    required: list[str],
+    extra: list[str],
+) -> str:
+    """The likely cause, where all tensors but a few point at one."""
+    names = set(state_dict)
+    for other in TABLES.values():
+        if other is not table and isinstance(config, other.config_class):
+            if _expected(other, config)[0].keys() <= names:
+                return f" (these are the names of source {other.name!r})"
+    prefixes = {name.removesuffix(required[0]) for name in extra if name.endswith(required[0])}
+    for prefix in prefixes - {""}:
+        if all(prefix + name in names for name in required):
+            return f" (all names begin with {prefix!r}: take it off)"
+    layered = next(row.name for row in table.rows if "{layer}" in row.name)
+    pattern = re.compile(re.escape(layered).replace(r"\{layer\}", r"(\d+)"))
+    found = {int(match[1]) for name in names if (match := pattern.fullmatch(str(name)))}
+    if found and found != set(range(config.num_layers)):
+        return f" (tensors of {len(found)} layers, config.num_layers is {config.num_layers})"
+    return ""

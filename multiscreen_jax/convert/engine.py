@@ -1,0 +1,164 @@
+"""`from_torch` and `to_torch`: one table, read in either direction."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from multiscreen_jax.convert.checks import check_state_dict, check_tree, dim_lengths, layer_names
+from multiscreen_jax.convert.layout import join_tensor, shape_of, split_tensor
+from multiscreen_jax.convert.sources import table_for, table_named
+from multiscreen_jax.convert.table import Source, holds
+
+
+def from_torch(source: str, state_dict: Mapping[str, Any], config: Any) -> dict:
+    """Our parameter tree from a PyTorch state dict.
+
+    Args:
+        source: one of `sources()`; `describe(source)` says which settings of the model the
+            weights do not carry.
+        state_dict: names to numpy arrays, jax arrays or torch tensors of any device and float
+            dtype (bfloat16 included).
+        config: the model's config, of the class that belongs to the source.
+
+    Returns:
+        A nested dict of jax arrays in `config.param_dtype`, layers stacked on a leading axis.
+        For "multiscreen/paper" the map is linear: gradients keyed by parameter names convert as
+        parameters do. For the other Multiscreen sources it is linear as well (the acceptance
+        parameter changes sign, and so does its gradient). For "transformer/hf-llama" it is with
+        `final_norm_gain=True`.
+
+    Raises:
+        ValueError: an unknown source; or a wrong, missing or extra tensor. All are named, with
+            the shape given and the shape expected.
+        TypeError: a config of another class, or a state dict that is no mapping.
+
+    Costs one copy of the weights in host memory besides the result.
+    """
+    table = table_for(source, config)
+    check_state_dict(table, state_dict, config)
+    dtype = jnp.dtype(config.param_dtype)
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            f"config.param_dtype={config.param_dtype!r} needs "
+            'jax.config.update("jax_enable_x64", True) first'
+        )
+    _check_values(table, state_dict, config)
+    sizes, leaves = dim_lengths(table, config), {}
+    for row in table.rows:
+        if not holds(row.when, config):
+            continue
+        layered = "{layer}" in row.name
+        stacks = {
+            path: np.empty(shape_of(f"n {axes}" if layered else axes, sizes), dtype)
+            for path, axes in row.parts.items()
+        }
+        for layer, name in enumerate(layer_names(row.name, config.num_layers)):
+            tensor = host_array(state_dict[name])
+            pieces = split_tensor(tensor, row.axes, list(row.parts.values()), sizes)
+            for stack, piece in zip(stacks.values(), pieces, strict=True):
+                stack[layer if layered else ...] = piece if row.sign > 0 else -piece
+        leaves |= {tuple(path.split("/")): jnp.asarray(x) for path, x in stacks.items()}
+    return traverse_util.unflatten_dict(leaves)
+
+
+def to_torch(source: str, params: Mapping[str, Any], config: Any) -> dict[str, np.ndarray]:
+    """A PyTorch state dict, as numpy arrays, from our parameter tree: `from_torch` backwards.
+
+    Arrays keep their dtype, except that bfloat16, which numpy and torch cannot exchange, comes
+    out as float32 (exactly). Each is a fresh array, ready for `torch.from_numpy`, and the whole
+    is what `load_state_dict` wants, buffers and tied copies included. Linear where `from_torch`
+    is: a tree of gradients converts as parameters do ("multiscreen/paper" always).
+
+    Raises:
+        ValueError: an unknown source; or a wrong, missing or extra array in `params`, all named.
+        TypeError: a config of another class.
+    """
+    arrays = named_arrays(table_for(source, config), params, config)
+    return {
+        name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x for name, x in arrays.items()
+    }
+
+
+def trained_length(source: str, state_dict: Mapping[str, Any]) -> int | None:
+    """The longest length seen in training, where the source keeps it in a buffer; else None.
+
+    "multiscreen/lucidrains" does. In its eval mode windows beyond that length are infinite: set
+    `trained_length` of the config to this number and `infinite_windows=True` for the same logits.
+    """
+    table, lengths = table_named(source), set()
+    for buffer in table.lengths:
+        layer = 0
+        while (name := buffer.name.format(layer=layer)) in state_dict:
+            lengths.add(int(host_array(state_dict[name])))
+            layer += 1
+    return max(lengths, default=0) or None
+
+
+def named_arrays(table: Source, params: Mapping[str, Any], config: Any) -> dict[str, np.ndarray]:
+    """Torch names and layouts for a checked tree, every array in its own dtype."""
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params must be a nested dict of arrays, got {type(params).__name__}")
+    leaves = traverse_util.flatten_dict(dict(params), sep="/")
+    check_tree(table, leaves, config)
+    sizes, layers, out = dim_lengths(table, config), config.num_layers, {}
+    for row in table.rows:
+        if not holds(row.when, config):
+            continue
+        stacks, axes = [np.asarray(leaves[path]) for path in row.parts], list(row.parts.values())
+        for layer, name in enumerate(layer_names(row.name, layers)):
+            parts = [x[layer] for x in stacks] if "{layer}" in row.name else stacks
+            tensor = join_tensor(parts, row.axes, axes, sizes)
+            out[name] = tensor if row.sign > 0 else np.negative(tensor, out=tensor)
+    for copy in table.copies:
+        if holds(copy.when, config):
+            out[copy.name] = out[copy.of].copy()
+    for constant in table.constants:
+        if holds(constant.when, config):
+            out[constant.name] = np.full(
+                shape_of(constant.axes, sizes), constant.value, jnp.dtype(config.param_dtype)
+            )
+    for buffer in table.lengths:
+        for name in layer_names(buffer.name, layers):
+            out[name] = np.asarray(config.trained_length or 0, np.int64)
+    return out
+
+
+def host_array(tensor: Any) -> np.ndarray:
+    """A numpy array of a torch tensor, jax array or numpy array; torch's bfloat16 as float32."""
+    if not hasattr(tensor, "detach"):
+        return np.asarray(tensor)
+    tensor = tensor.detach().cpu()
+    # torch's names of dtypes that numpy lacks: bfloat16 and the float8 family
+    if any(kind in str(tensor.dtype) for kind in ("bfloat16", "float8")):
+        tensor = tensor.float()
+    return tensor.numpy()
+
+
+def _check_values(table: Source, state_dict: Mapping[str, Any], config: Any) -> None:
+    """Tensors that we do not keep must say what our config says."""
+    for copy in table.copies:
+        if holds(copy.when, config) and copy.name in state_dict:
+            if not np.array_equal(
+                host_array(state_dict[copy.name]), host_array(state_dict[copy.of])
+            ):
+                raise ValueError(
+                    f"{table.name}: {copy.name} differs from {copy.of}, but config."
+                    f"{copy.when[0]}={copy.when[1]}"
+                )
+    for constant in table.constants:
+        if holds(constant.when, config):
+            if not np.all(host_array(state_dict[constant.name]) == constant.value):
+                raise ValueError(
+                    f"{table.name}: {constant.name} is not {constant.value} everywhere: "
+                    f"{constant.advice}"
+                )
+    length = trained_length(table.name, state_dict)
+    if length and config.infinite_windows and config.trained_length != length:
+        raise ValueError(
+            f"{table.name}: trained on lengths up to {length} (its length buffers), but "
+            f"config.trained_length={config.trained_length} with infinite_windows=True"
+        )

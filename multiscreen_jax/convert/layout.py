@@ -1,0 +1,90 @@
+"""The small language in which a table states how one torch tensor holds our arrays.
+
+    "(h k) d"       a matrix whose rows run over heads (outer) and key dims (inner)
+    "(h k+v) d"     the same with two arrays fused: in each head first k rows, then v rows
+    "1"             an axis of length one that our array does not have
+    ""              a scalar
+
+Letters are dims; their lengths come from the config. Our side is a plain list such as "d h k".
+Reshape, transpose, cut and join are all there is, so every layout can be read both ways.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def axis_groups(axes: str) -> list[list[str]]:
+    """Splits "(h k+v) d" into [["h", "k+v"], ["d"]]: one list per axis of the tensor."""
+    return [token.strip("()").split() for token in re.findall(r"\([^()]*\)|[^\s()]+", axes)]
+
+
+def _flat(axes: str) -> list[str]:
+    return [token for group in axis_groups(axes) for token in group]
+
+
+def _length(token: str, sizes: Mapping[str, int]) -> int:
+    return 1 if token == "1" else sum(sizes[letter] for letter in token.split("+"))
+
+
+def shape_of(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The tensor's shape for these dim lengths."""
+    return tuple(
+        int(np.prod([_length(token, sizes) for token in group])) for group in axis_groups(axes)
+    )
+
+
+def spelled_shape(axes: str, fields: Mapping[str, str]) -> str:
+    """The shape in the config's own words, e.g. "(num_heads*(key_dim+value_dim), model_dim)"."""
+
+    def spell(token: str) -> str:
+        words = [fields.get(letter, letter) for letter in token.split("+")]
+        return words[0] if len(words) == 1 else f"({'+'.join(words)})"
+
+    groups = ["*".join(spell(token) for token in group) for group in axis_groups(axes)]
+    return f"({', '.join(groups)}{',' if len(groups) == 1 else ''})"
+
+
+def _spans(axes: str, part: int, sizes: Mapping[str, int]) -> tuple[list[str], list[slice]]:
+    """Letters and slices of one part within the tensor's elementary axes."""
+    letters, slices = [], []
+    for token in _flat(axes):
+        pieces = token.split("+")
+        piece = part if len(pieces) > 1 else 0
+        start = sum(_length(letter, sizes) for letter in pieces[:piece])
+        letters.append(pieces[piece])
+        slices.append(slice(start, start + _length(pieces[piece], sizes)))
+    return letters, slices
+
+
+def _order(source: Sequence[str], target: Sequence[str]) -> list[int]:
+    return [source.index(letter) for letter in target]
+
+
+def split_tensor(
+    tensor: np.ndarray, axes: str, part_axes: Sequence[str], sizes: Mapping[str, int]
+) -> list[np.ndarray]:
+    """Our arrays out of one torch tensor, in the order of `part_axes` (views where possible)."""
+    elementary = tensor.reshape([_length(token, sizes) for token in _flat(axes)])
+    parts = []
+    for index, target in enumerate(part_axes):
+        letters, slices = _spans(axes, index, sizes)
+        piece = elementary[tuple(slices)]
+        piece = piece.reshape([n for n, x in zip(piece.shape, letters, strict=True) if x != "1"])
+        parts.append(piece.transpose(_order([x for x in letters if x != "1"], _flat(target))))
+    return parts
+
+
+def join_tensor(
+    parts: Sequence[np.ndarray], axes: str, part_axes: Sequence[str], sizes: Mapping[str, int]
+) -> np.ndarray:
+    """The inverse of `split_tensor`: one torch tensor, a fresh contiguous array."""
+    tokens = _flat(axes)
+    shape = [_length(token, sizes) for token in tokens]
+    joined = np.empty(shape, parts[0].dtype)
+    for index, (part, target) in enumerate(zip(parts, part_axes, strict=True)):
+        letters, slices = _spans(axes, index, sizes)
+        piece = part.transpose(_order(_flat(target), [x for x in letters if x != "1"]))
+        joined[tuple(slices)] = piece.reshape([s.stop - s.start for s in slices])
+    return joined.reshape(shape_of(axes, sizes))
