@@ -72,9 +72,7 @@ def place(
     index = cursor.length[:, None] + jnp.arange(length, dtype=jnp.int32)
     real = segment_ids != 0
     previous = jnp.concatenate([cursor.segment[:, None], segment_ids[:, :-1]], axis=1)
-    start = jax.lax.cummax(
-        jnp.where(segment_ids != previous, index, cursor.start[:, None]), axis=1
-    )
+    start = jax.lax.cummax(jnp.where(segment_ids != previous, index, cursor.start[:, None]), axis=1)
     count = jnp.sum(real, axis=1, dtype=jnp.int32)
     last = jnp.maximum(count - 1, 0)[:, None]
     end = Cursor(
