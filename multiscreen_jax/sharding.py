@@ -1,0 +1,163 @@
+"""Which device holds what: a mesh, and two tables.
+
+    PARAMETER_AXES   parameter path (a regular expression) -> logical axes of the array
+    LogicalAxes      logical axis -> mesh axes
+
+Mesh axes: `data` (copies of the model), `fsdp` (shares of parameters and optimizer state, the
+batch is divided over these too), `seq` (shares of a sequence), `model` (shares of heads,
+feed-forward width and vocabulary). A mesh axis that does not divide an array's axis leaves that
+axis whole. Nothing here touches a device before `make_mesh`.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "seq", "model")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogicalAxes:
+    """Logical axis -> the mesh axes it is divided over (None: kept whole)."""
+
+    batch: tuple[str, ...] | None = ("data", "fsdp")
+    layers: tuple[str, ...] | None = None
+    vocabulary: tuple[str, ...] | None = ("model",)
+    embed: tuple[str, ...] | None = ("fsdp",)
+    heads: tuple[str, ...] | None = ("model",)
+    key_heads: tuple[str, ...] | None = ("model",)
+    key: tuple[str, ...] | None = None
+    value: tuple[str, ...] | None = None
+    feed_forward: tuple[str, ...] | None = ("model",)
+    gain: tuple[str, ...] | None = None
+
+
+# The first pattern that matches the whole path (layers/tiles/query, ...) decides.
+PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"(un)?embedding/rows", ("vocabulary", "embed")),
+    (r"embedding/log_(input|output)_scale", ()),
+    (r"layers/tiles/(query|key)", ("layers", "embed", "heads", "key")),
+    (r"layers/tiles/(value|gate)", ("layers", "embed", "heads", "value")),
+    (r"layers/tiles/output", ("layers", "heads", "value", "embed")),
+    (r"layers/tiles/(log_window|logit_width|log_output_scale)", ("layers", "heads")),
+    (r"layers/attention/query", ("layers", "embed", "heads", "key")),
+    (r"layers/attention/(key|value)", ("layers", "embed", "key_heads", "key")),
+    (r"layers/attention/output", ("layers", "heads", "key", "embed")),
+    (r"layers/feed_forward/(gate|up)", ("layers", "embed", "feed_forward")),
+    (r"layers/feed_forward/down", ("layers", "feed_forward", "embed")),
+    (r"layers/(attention|feed_forward)_norm/scale", ("layers", "gain")),
+    (r"final_norm/scale", ("gain",)),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, seq: int = 1, model: int = 1) -> Mesh:
+    """A mesh over all devices; -1 (once) takes what the other axes leave.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [data, fsdp, seq, model]
+    devices = jax.device_count()
+    if -1 in sizes:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = max(1, devices // known)
+    if math.prod(sizes) != devices:
+        shape = ", ".join(
+            f"mesh.{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True)
+        )
+        raise ValueError(f"{shape}: the product must be the number of devices, {devices}")
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as 'layers/tiles/query'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def logical_axes(path: str, rank: int) -> tuple[str, ...]:
+    """Logical axes of the parameter at a path.
+
+    Raises:
+      ValueError: no pattern of PARAMETER_AXES matches, or the rank is not the table's.
+    """
+    for pattern, axes in PARAMETER_AXES:
+        if re.fullmatch(pattern, path):
+            if len(axes) != rank:
+                raise ValueError(
+                    f"parameter {path} has {rank} axes; sharding.PARAMETER_AXES names "
+                    f"{len(axes)}: {axes}"
+                )
+            return axes
+    raise ValueError(f"parameter {path} matches no pattern of sharding.PARAMETER_AXES; add one")
+
+
+def parameter_shardings(params: Any, mesh: Mesh, rules: LogicalAxes | None = None) -> Any:
+    """A NamedSharding for every parameter of a tree of arrays or ShapeDtypeStructs."""
+    rules = rules or LogicalAxes()
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        axes = logical_axes(path_name(path), len(leaf.shape))
+        return NamedSharding(mesh, partition(axes, leaf.shape, mesh, rules))
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def partition(
+    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, rules: LogicalAxes
+) -> PartitionSpec:
+    """The PartitionSpec of an array with these logical axes."""
+    entries = []
+    for axis, size in zip(axes, shape, strict=True):
+        names = getattr(rules, axis) or ()
+        parts = math.prod(mesh.shape[name] for name in names)
+        entries.append(names if parts > 1 and size % parts == 0 else None)
+    return PartitionSpec(*entries)
+
+
+def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings for a tree that holds copies of the parameters' tree, as optimizer states do.
+
+    A leaf whose path ends in a parameter's path, and has its shape, is placed like it; every other
+    leaf (step counts) is on all devices.
+    """
+    flat_params = jax.tree_util.tree_flatten_with_path(params)[0]
+    known = {
+        path_name(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(flat_params, jax.tree.leaves(shardings), strict=True)
+    }
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        for start in range(len(path)):
+            shape, sharding = known.get(path_name(path[start:]), (None, None))
+            if sharding is not None and shape == leaf.shape:
+                return sharding
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh, rules: LogicalAxes | None = None) -> NamedSharding:
+    """Rows of a batch are divided over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec((rules or LogicalAxes()).batch))
+
+
+def check_batch(rows: int, mesh: Mesh) -> None:
+    """ValueError unless every device of the batch axes gets the same number of rows."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise ValueError(
+            f"data.batch-size / train.accumulate is {rows}; allowed: a multiple of "
+            f"mesh.data x mesh.fsdp, {parts}"
+        )
+
+
+def place_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """A process's rows of a batch as global arrays on the devices."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }

@@ -1,0 +1,260 @@
+"""Checkpoints: written by Orbax in the background, sealed with a manifest, verified when read.
+
+    OUTPUT/checkpoints/120/params          the parameters
+    OUTPUT/checkpoints/120/optimizer       step and optimizer state
+    OUTPUT/checkpoints/120/run             JSON: config, data position, fingerprint of the data
+    OUTPUT/checkpoints/120/manifest.json   checksum of every file above, written last
+
+The folder's number is the number of steps taken, which is also the number of the next batch.
+"""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
+
+from multiscreen_jax.models.registry import build
+from multiscreen_jax.train import config_json, manifest
+from multiscreen_jax.train.manifest import DamagedCheckpoint
+from multiscreen_jax.train.state import TrainState, abstract_params
+
+FOLDER = "checkpoints"
+_REFUSED = "refused"
+_ITEMS = ("params", "optimizer", "run")
+
+
+class Checkpoints:
+    """The checkpoints of one run: asynchronous saves, verified restores.
+
+    `save` returns when the arrays have left the devices; a thread waits for the files, writes the
+    manifest, and any error in there is raised by the next call of `save`, `finish` or `close`.
+    """
+
+    def __init__(self, output_dir: Path, keep_last: int, keep_best: int) -> None:
+        self.folder = Path(output_dir).absolute() / FOLDER
+        self._policy = _KeepSealed(self.folder, keep_last, keep_best)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._manager: ocp.CheckpointManager | None = None
+
+    def save(self, state: TrainState, run: dict[str, Any], validation_loss: float | None) -> None:
+        """Starts to save a state. `run` is the JSON beside it (see `run_facts`)."""
+        self.finish()
+        step = run["step"]
+        # Made before the folder exists and removed after the manifest does: it tells a folder that
+        # was being written when the run was killed from one that has lost its manifest.
+        self._pending(step).touch()
+        manager = self._open_manager()
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+                run=ocp.args.JsonSave(run),
+            ),
+            force=True,
+        )
+        facts = {"step": step, "validation_loss": validation_loss}
+        self._thread = threading.Thread(target=self._seal, args=(manager, step, facts))
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Waits for the save under way, if any, and raises its error, if any."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def close(self) -> None:
+        """Finishes the last save and removes what is no longer to be kept."""
+        try:
+            self.finish()
+            for step in self._policy.surplus():
+                shutil.rmtree(self.folder / str(step))
+        finally:
+            if self._manager is not None:
+                self._manager.close()
+                self._manager = None
+
+    def restore(
+        self, abstract: TrainState, check: Callable[[dict[str, Any]], None], say: Callable
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """(state, run facts) of the newest checkpoint that is whole; None when there is none.
+
+        Damaged ones are named through `say`, moved (never deleted) to checkpoints/refused, and
+        the one before is tried. `check(run)` may refuse by raising. `abstract` says where every
+        array shall lie, whatever mesh wrote it.
+
+        Raises:
+          DamagedCheckpoint: there are checkpoints and none can be used.
+        """
+        refused = []
+        for step in reversed(steps_in(self.folder)):
+            folder = self.folder / str(step)
+            try:
+                run = verified_run(folder)
+            except DamagedCheckpoint as error:
+                unfinished = not manifest.exists(folder) and self._pending(step).exists()
+                if not unfinished:
+                    refused.append(str(error))
+                reason = "was not finished" if unfinished else f"is damaged: {error}"
+                say(f"checkpoint {step} {reason}; it is not used")
+                self._set_aside(step)
+                continue
+            check(run)
+            optimizer = read_item(folder, "optimizer", _optimizer_item(abstract))
+            params = read_item(folder, "params", abstract.params)
+            state = TrainState(params=params, **optimizer)
+            return state, run
+        if refused:
+            raise DamagedCheckpoint(f"no usable checkpoint in {self.folder}: {'; '.join(refused)}")
+        return None
+
+    def _open_manager(self) -> ocp.CheckpointManager:
+        # Opened at the first save, after damaged folders were moved out of its sight.
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=True,
+                save_root_metadata=False,
+            )
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=_ITEMS)
+        return self._manager
+
+    def _seal(self, manager: ocp.CheckpointManager, step: int, facts: dict[str, Any]) -> None:
+        try:
+            manager.wait_until_finished()
+            if jax.process_index() == 0:
+                manifest.write(self.folder / str(step), facts)
+                self._pending(step).unlink(missing_ok=True)
+        except BaseException as error:  # raised again by `finish`, in the caller's thread
+            self._error = error
+
+    def _pending(self, step: int) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f".pending-{step}"
+
+    def _set_aside(self, step: int) -> None:
+        target = self.folder / _REFUSED
+        target.mkdir(exist_ok=True)
+        number = sum(1 for path in target.iterdir() if path.name.split(".")[0] == str(step))
+        (self.folder / str(step)).rename(target / f"{step}.{number}")
+        self._pending(step).unlink(missing_ok=True)
+
+
+class _KeepSealed:
+    """Orbax policy: the newest n checkpoints and the best m, counting only sealed ones.
+
+    A checkpoint without a manifest yet is kept and does not count, so that at every moment the
+    number of checkpoints that a restart can use is the number asked for.
+    """
+
+    def __init__(self, folder: Path, keep_last: int, keep_best: int) -> None:
+        self._folder, self._last, self._best = folder, keep_last, keep_best
+
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> Sequence[bool]:
+        del context
+        surplus = self.surplus()
+        return [info.step not in surplus for info in checkpoints]
+
+    def surplus(self) -> set[int]:
+        """Sealed checkpoints that are neither among the newest nor among the best."""
+        losses = {}
+        for step in steps_in(self._folder):
+            if manifest.exists(self._folder / str(step)):
+                try:
+                    losses[step] = manifest.read(self._folder / str(step))["validation_loss"]
+                except DamagedCheckpoint:
+                    continue  # not ours to delete
+        evaluated = [step for step, loss in losses.items() if loss is not None]
+        best = sorted(evaluated, key=lambda step: (losses[step], -step))[: self._best]
+        return set(losses) - set(list(losses)[-self._last :]) - set(best)
+
+
+def run_facts(config: Any, step: int, fingerprint: str) -> dict[str, Any]:
+    """The JSON saved beside a state."""
+    return {"step": step, "config": config_json.to_dict(config), "data_fingerprint": fingerprint}
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Numbers of the checkpoints in a `checkpoints` folder, ascending; [] when there is none."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def verified_run(folder: Path) -> dict[str, Any]:
+    """The run facts of one checkpoint, after every byte of it was compared with its manifest."""
+    manifest.verify(folder)
+    return json.loads((folder / "run" / "metadata").read_text())
+
+
+def read_item(folder: Path, item: str, abstract: Any) -> Any:
+    """One item of a checkpoint, onto the shapes, dtypes and shardings of `abstract`."""
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(folder / item, abstract)
+
+
+def find_checkpoint(path: str | Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:
+    """(folder, run facts) of the newest whole checkpoint, or of the one of a step.
+
+    Args:
+      path: a run's output folder, its `checkpoints` folder, or one checkpoint's folder.
+      step: which checkpoint; None takes the newest that is whole.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      DamagedCheckpoint: the one asked for, or all of them, are damaged.
+    """
+    path = Path(path).absolute()
+    if path.name.isdecimal() and path.is_dir():
+        return path, verified_run(path)
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    steps = steps_in(folder)
+    if step is not None:
+        if step not in steps:
+            raise FileNotFoundError(f"no checkpoint of step {step} in {folder}; there are {steps}")
+        steps = [step]
+    if not steps:
+        raise FileNotFoundError(f"no checkpoint in {path}")
+    reasons = []
+    for number in reversed(steps):
+        try:
+            return folder / str(number), verified_run(folder / str(number))
+        except DamagedCheckpoint as error:
+            reasons.append(str(error))
+    raise DamagedCheckpoint(f"no usable checkpoint in {folder}: {'; '.join(reasons)}")
+
+
+def load_params(path: str | Path, step: int | None = None) -> tuple[Any, Any, Any]:
+    """(params, model, config) of a trained model, for evaluation and generation.
+
+    Args:
+      path, step: see `find_checkpoint`.
+    Returns:
+      The parameters on the default device, the Linen module, and the run's ExperimentConfig
+      (its `model` carries the trained length).
+    """
+    folder, run = find_checkpoint(path, step)
+    config = config_json.from_dict(run["config"])
+    model = build(config.model)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        abstract_params(model),
+    )
+    return read_item(folder, "params", abstract), model, config
+
+
+def _optimizer_item(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "optimizer_state": state.optimizer_state}

@@ -1,0 +1,60 @@
+"""One-line checks of settings: `NAME is GIVEN; allowed: ...`, NAME as on the command line."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def flag_name(path: str) -> str:
+    """'optim.learning_rate' -> 'optim.learning-rate', the spelling of the command line."""
+    return path.replace("_", "-")
+
+
+def refuse(path: str, given: Any, allowed: str) -> None:
+    """Raises the ValueError that every bad setting gets."""
+    raise ValueError(f"{flag_name(path)} is {given!r}; allowed: {allowed}")
+
+
+def integer(path: str, given: Any, lowest: int, also: Sequence[int] = ()) -> None:
+    """An int (not a bool) that is >= lowest or one of `also`."""
+    is_integer = isinstance(given, int) and not isinstance(given, bool)
+    if is_integer and (given >= lowest or given in also):
+        return
+    extra = "".join(f" or {value}" for value in also)
+    refuse(path, given, f"an integer >= {lowest}{extra}")
+
+
+def number(
+    path: str,
+    given: Any,
+    lowest: float = -math.inf,
+    highest: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+) -> None:
+    """A finite number in [lowest, highest]; `above` / `below` exclude the end itself."""
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if is_number and math.isfinite(given):
+        from_below = given > lowest if above else given >= lowest
+        from_above = given < highest if below else given <= highest
+        if from_below and from_above:
+            return
+    parts = []
+    if lowest > -math.inf:
+        parts.append(f"{'>' if above else '>='} {lowest:g}")
+    if highest < math.inf:
+        parts.append(f"{'<' if below else '<='} {highest:g}")
+    refuse(path, given, "a number " + " and ".join(parts) if parts else "a finite number")
+
+
+def choice(path: str, given: Any, allowed: Sequence[str]) -> None:
+    """One of a few words."""
+    if given not in allowed:
+        refuse(path, given, ", ".join(allowed))
+
+
+def boolean(path: str, given: Any) -> None:
+    """True or False."""
+    if not isinstance(given, bool):
+        refuse(path, given, "True or False")

@@ -1,0 +1,186 @@
+"""Everything a training run is made of, as nested frozen dataclasses.
+
+    ExperimentConfig(model=MultiscreenConfig(...), data=DataConfig(...), optim=OptimConfig(...),
+                     mesh=MeshConfig(...), train=TrainConfig(...))
+
+Every class checks itself when it is built; a bad value is a one-line ValueError that names the
+field as the command line spells it. `multiscreen_jax.train.config_json` writes and reads the
+whole as JSON.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from multiscreen_jax.data import DataConfig
+from multiscreen_jax.models.registry import ModelConfig
+from multiscreen_jax.train import checks
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its learning rate. The defaults are the Multiscreen paper's recipe."""
+
+    name: str = "adamw"
+    """The optimizer. One exists: adamw."""
+    learning_rate: float = 2.0**-4
+    """Peak learning rate. The paper uses 2^-4 for Multiscreen of every size."""
+    warmup_steps: int = 2**12
+    """Linear warm-up: step s (from 0) runs at peak * min(s + 1, W) / W."""
+    schedule: str = "constant"
+    """After the warm-up: constant, cosine or linear."""
+    decay_steps: int | None = None
+    """Steps, warm-up included, at which cosine and linear end. None: train.steps."""
+    end_fraction: float = 0.1
+    """Cosine and linear end at this fraction of the peak and stay there."""
+    b1: float = 0.9
+    """Adam's first-moment decay."""
+    b2: float = 0.95
+    """Adam's second-moment decay."""
+    eps: float = 1e-8
+    """Added to Adam's denominator."""
+    weight_decay: float = 0.0
+    """Decoupled decay, times the learning rate, of matrices; scalars and gains never decay."""
+    clip_norm: float | None = None
+    """Largest global gradient norm; None: gradients are not clipped."""
+
+    def __post_init__(self) -> None:
+        checks.choice("optim.name", self.name, ("adamw",))
+        checks.number("optim.learning_rate", self.learning_rate, 0, above=True)
+        checks.integer("optim.warmup_steps", self.warmup_steps, 0)
+        checks.choice("optim.schedule", self.schedule, ("constant", "cosine", "linear"))
+        if self.decay_steps is not None:
+            checks.integer("optim.decay_steps", self.decay_steps, max(1, self.warmup_steps))
+        checks.number("optim.end_fraction", self.end_fraction, 0, 1)
+        checks.number("optim.b1", self.b1, 0, 1, below=True)
+        checks.number("optim.b2", self.b2, 0, 1, below=True)
+        checks.number("optim.eps", self.eps, 0, above=True)
+        checks.number("optim.weight_decay", self.weight_decay, 0)
+        if self.clip_norm is not None:
+            checks.number("optim.clip_norm", self.clip_norm, 0, above=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices each mesh axis has. The product must be the number of devices."""
+
+    data: int = -1
+    """Copies of the model, each with its share of the batch. -1: all devices that are left."""
+    fsdp: int = 1
+    """Shares of parameters and optimizer state; the batch is divided over these as well."""
+    seq: int = 1
+    """Shares of a sequence."""
+    model: int = 1
+    """Shares of heads, feed-forward width and vocabulary."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "fsdp", "seq", "model"):
+            checks.integer(f"mesh.{name}", getattr(self, name), 1, also=(-1,))
+        if [self.data, self.fsdp, self.seq, self.model].count(-1) > 1:
+            checks.refuse("mesh", dataclasses.astuple(self), "at most one axis of size -1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length, output, checkpoints and reports of a run."""
+
+    steps: int = 1000
+    """Optimizer steps. A finished run continues when the same command asks for more."""
+    output_dir: str = "runs/default"
+    """Folder of metrics.jsonl, config.json, checkpoints and TensorBoard files."""
+    seed: int = 0
+    """Seed of the parameters' initial values (the data's order has its own, data.seed)."""
+    accumulate: int = 1
+    """Parts a batch is divided into; their gradients are added up inside the step."""
+    init_from: str | None = None
+    """Run folder or checkpoint whose parameters and optimizer state this run starts from."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; 0: only at the end and when the run is stopped."""
+    keep_last: int = 2
+    """Newest checkpoints kept."""
+    keep_best: int = 0
+    """Checkpoints with the lowest validation loss kept besides (of those evaluated)."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    evaluate_every: int = 0
+    """Steps between evaluations on the validation split (and one at the end); 0: never."""
+    evaluate_batches: int = 8
+    """Validation batches per evaluation."""
+    health_every: int = 0
+    """Steps between reports on windows, widths and dead tiles (Multiscreen); 0: never."""
+    on_nonfinite: str = "stop"
+    """A loss or gradient that is not finite: stop, skip the update, or continue regardless."""
+    sample_prompts: tuple[str, ...] = ()
+    """Prompts continued, greedily, when the run ends."""
+    sample_tokens: int = 128
+    """New tokens per prompt."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step traced into OUTPUT/profile (open with TensorBoard or Perfetto)."""
+    tensorboard: bool = True
+    """Write OUTPUT/tensorboard (needs the package tensorboardX)."""
+    wandb_project: str | None = None
+    """Weights & Biases project (needs the package wandb)."""
+
+    def __post_init__(self) -> None:
+        checks.integer("train.steps", self.steps, 1)
+        if not isinstance(self.output_dir, str) or not self.output_dir:
+            checks.refuse("train.output_dir", self.output_dir, "a path")
+        checks.integer("train.seed", self.seed, 0)
+        checks.integer("train.accumulate", self.accumulate, 1)
+        checks.integer("train.keep_last", self.keep_last, 1)
+        checks.integer("train.log_every", self.log_every, 1)
+        checks.integer("train.evaluate_batches", self.evaluate_batches, 1)
+        checks.integer("train.sample_tokens", self.sample_tokens, 1)
+        for name in ("checkpoint_every", "keep_best", "evaluate_every", "health_every"):
+            checks.integer(f"train.{name}", getattr(self, name), 0)
+        checks.choice("train.on_nonfinite", self.on_nonfinite, ("stop", "skip", "continue"))
+        if self.profile_steps is not None:
+            first, last = self.profile_steps
+            if not 1 <= first <= last:
+                checks.refuse("train.profile_steps", self.profile_steps, "1 <= first <= last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """One experiment: a model, its data, its optimizer, its devices and its run."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        batch, parts = self.data.batch_size, self.train.accumulate
+        if batch % parts:
+            checks.refuse("train.accumulate", parts, f"a divisor of data.batch-size, {batch}")
+        if getattr(self.model, "infinite_windows", False):
+            checks.refuse(
+                "model.infinite_windows", True, "False: the inference rule is not for training"
+            )
+        trained, length = self.model.trained_length, self.data.sequence_length
+        if trained not in (None, length) and self.train.init_from is None:
+            checks.refuse(
+                "model.trained_length",
+                trained,
+                f"None or data.sequence-length, {length}: training sets it",
+            )
+
+
+def resolved(config: ExperimentConfig) -> ExperimentConfig:
+    """The config as a run uses and records it: the length trained at becomes part of the model."""
+    return override(config, model=dict(trained_length=config.data.sequence_length))
+
+
+def override(config: ExperimentConfig, **sections: dict[str, Any]) -> ExperimentConfig:
+    """A copy with fields of some sections replaced: override(config, train=dict(steps=5))."""
+    changed = {
+        name: dataclasses.replace(getattr(config, name), **fields)
+        for name, fields in sections.items()
+    }
+    return dataclasses.replace(config, **changed)
+
+
+def transformer_recipe(learning_rate: float, **fields: Any) -> OptimConfig:
+    """The paper's recipe for its Transformer baseline: decay 0.1, clipping at 1.0."""
+    return OptimConfig(learning_rate=learning_rate, weight_decay=0.1, clip_norm=1.0, **fields)

@@ -1,0 +1,158 @@
+"""ExperimentConfig <-> JSON, and the comparison of two of them."""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from multiscreen_jax.models.registry import MODELS
+from multiscreen_jax.train import checks
+from multiscreen_jax.train.config import ExperimentConfig
+
+MODEL_CLASSES = {cls.__name__: cls for cls in MODELS}
+
+# What may change when a run is continued, because it does not change what is being trained: the
+# devices, how the model is computed, how far ahead data is read, and all of `train` but these two.
+_TRAIN_FIELDS_THAT_MATTER = ("train.seed", "train.init_from")
+_OTHER_HARMLESS = (
+    "data.prefetch",
+    "model.precision",
+    "model.remat",
+    "model.unroll_layers",
+    "model.implementation",
+)
+
+# What of a model may change besides, when a new run starts from its parameters.
+INFERENCE_RULES = (
+    "model.trained_length",
+    "model.rope_factor",
+    "model.dtype",
+    "model.infinite_windows",
+)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict; the model's class is stored under `class`."""
+    if isinstance(config, ExperimentConfig):
+        plain = dataclasses.asdict(config)
+        return json.loads(json.dumps({**plain, "model": model_to_dict(config.model)}))
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def model_to_dict(config: Any) -> dict[str, Any]:
+    """A model config as a plain dict with its class's name."""
+    return {"class": type(config).__name__, **json.loads(json.dumps(dataclasses.asdict(config)))}
+
+
+def from_dict(values: dict[str, Any]) -> ExperimentConfig:
+    """The inverse of `to_dict`. Unknown and missing sections, fields and classes are errors."""
+    fields = {field.name for field in dataclasses.fields(ExperimentConfig)}
+    if unknown := sorted(set(values) - fields):
+        raise ValueError(f"config section {unknown[0]!r} is unknown; allowed: {sorted(fields)}")
+    if missing := sorted(fields - set(values)):
+        raise ValueError(f"config section {missing[0]!r} is missing")
+    hints = typing.get_type_hints(ExperimentConfig)
+    sections = {name: _section(name, hints[name], values[name]) for name in fields - {"model"}}
+    return ExperimentConfig(model=model_from_dict(values["model"]), **sections)
+
+
+def model_from_dict(values: dict[str, Any]) -> Any:
+    """The inverse of `model_to_dict`."""
+    name = values.get("class")
+    if name not in MODEL_CLASSES:
+        raise ValueError(f"model.class is {name!r}; allowed: {', '.join(MODEL_CLASSES)}")
+    fields = {key: value for key, value in values.items() if key != "class"}
+    return _section("model", MODEL_CLASSES[name], fields)
+
+
+def save(config: ExperimentConfig, path: Path) -> None:
+    """Writes the config as readable JSON, replacing the file in one move."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def load(path: Path) -> ExperimentConfig:
+    """Reads what `save` wrote."""
+    try:
+        values = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    return from_dict(values)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{dotted name: (old value, new value)} of all leaves that differ."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    names = [*before, *(name for name in after if name not in before)]
+    return {
+        name: (before.get(name), after.get(name))
+        for name in names
+        if before.get(name) != after.get(name)
+    }
+
+
+def is_harmless(name: str) -> bool:
+    """Whether a run may be continued with another value of this field."""
+    section = name.split(".")[0]
+    if section == "train":
+        return name not in _TRAIN_FIELDS_THAT_MATTER
+    return section == "mesh" or name in _OTHER_HARMLESS
+
+
+def refuse_changes(
+    old: dict[str, Any], new: dict[str, Any], where: str, allowed: tuple[str, ...] = ()
+) -> None:
+    """ValueError naming every field that matters and differs between two configs' dicts."""
+    changed = {
+        name: values
+        for name, values in differences(old, new).items()
+        if name not in allowed and not is_harmless(name)
+    }
+    if changed:
+        listed = "; ".join(
+            f"{checks.flag_name(name)} was {before!r}, now {after!r}"
+            for name, (before, after) in changed.items()
+        )
+        raise ValueError(f"{where} was made with other settings: {listed}")
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found += _leaves(value, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", value))
+    return found
+
+
+def _section(path: str, kind: Any, values: Any) -> Any:
+    """Builds dataclass `kind` from a plain dict; JSON's lists become tuples where declared."""
+    if not isinstance(values, dict):
+        checks.refuse(path, values, "an object with fields")
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind) if field.init]
+    for name in values:
+        if name not in known:
+            raise ValueError(
+                f"{checks.flag_name(f'{path}.{name}')} is unknown; allowed: {', '.join(known)}"
+            )
+    return kind(
+        **{name: _value(f"{path}.{name}", hints[name], value) for name, value in values.items()}
+    )
+
+
+def _value(path: str, kind: Any, value: Any) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        options = [option for option in typing.get_args(kind) if option is not type(None)]
+        kind = options[0] if len(options) == 1 else Any
+    if dataclasses.is_dataclass(kind):
+        return _section(path, kind, value)
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(value)
+    return value

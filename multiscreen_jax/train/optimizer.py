@@ -1,0 +1,78 @@
+"""Learning-rate schedules and the optimizer of an OptimConfig."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multiscreen_jax.sharding import path_name
+from multiscreen_jax.train.config import OptimConfig
+
+# A matrix multiplies activations. Everything else (scales, gains, windows, widths) is a scalar per
+# layer, head or channel, and pulling it to zero is not regularisation.
+_NEVER_DECAYED = (
+    "log_input_scale",
+    "log_output_scale",
+    "log_window",
+    "logit_width",
+    "scale",
+)
+
+
+def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Learning rate of update s = 0, 1, ...
+
+    Warm-up: peak * min(s + 1, W) / W, so that update 0 already moves and update W - 1 is the first
+    at the peak. Afterwards `constant`, or `cosine` / `linear` from the peak at update W - 1 to
+    end_fraction * peak at the last update (`decay_steps`, by default `steps`), constant from there.
+    """
+    warmup = max(1, config.warmup_steps)
+    last = max((config.decay_steps or steps) - 1, warmup)
+
+    def schedule(count: jax.Array) -> jax.Array:
+        count = jnp.asarray(count, jnp.float32)
+        rise = jnp.minimum(count + 1, warmup) / warmup
+        done = jnp.clip((count - (warmup - 1)) / (last - (warmup - 1)), 0, 1)
+        if config.schedule == "cosine":
+            shape = 0.5 * (1 + jnp.cos(jnp.pi * done))
+        elif config.schedule == "linear":
+            shape = 1 - done
+        else:
+            return config.learning_rate * rise
+        return (
+            config.learning_rate * rise * (config.end_fraction + (1 - config.end_fraction) * shape)
+        )
+
+    return schedule
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the parameters that weight decay applies to: all matrices, embeddings included."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: path_name(path).split("/")[-1] not in _NEVER_DECAYED, params
+    )
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Optional clipping by the global norm, then AdamW."""
+    adamw = optax.adamw(
+        make_schedule(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+    )
+    if config.clip_norm is None:
+        return optax.chain(adamw)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def update_count(optimizer_state: Any) -> jax.Array:
+    """Updates made so far: the schedule's position, inherited with the optimizer state."""
+    return optax.tree_utils.tree_get(
+        optimizer_state,
+        "count",
+        filtering=lambda path, _: "ScaleByScheduleState" in str(path[-1]),
+    )
