@@ -1,8 +1,8 @@
 """How far each row of a cache has been written, and how a new chunk of tokens continues it.
 
-Every model's cache holds a `Cursor`; what the mixers keep (keys and values, rings, states) is their
-own. Rows are independent, so prompts of different lengths share a batch: shorter rows end in padding
-tokens (segment id 0), which are not written and not counted.
+Every model's cache holds a `Cursor`; what the mixers keep (keys and values, rings, states) is
+their own. Rows are independent, so prompts of different lengths share a batch: shorter rows end in
+padding tokens (segment id 0), which are not written and not counted.
 """
 
 import jax

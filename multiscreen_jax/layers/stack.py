@@ -43,8 +43,9 @@ class LayerStack(nn.Module):
     comes back stacked the same way, whatever its structure: a whole new cache, or only the entries
     to write.
 
-    Parameters and sown intermediates of the block appear directly under this module's name, stacked
-    on axis 0; each layer draws its own initialisation. Memory for the backward pass follows `remat`:
+    Parameters and sown intermediates of the block appear directly under this module's name,
+    stacked on axis 0; each layer draws its own initialisation. What the backward pass finds in
+    memory follows `remat`:
 
       none    keep every activation
       full    keep each block's input, recompute the block
