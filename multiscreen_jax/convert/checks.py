@@ -119,9 +119,9 @@ def _hint(
     """The likely cause, where all tensors but a few point at one."""
     names = set(state_dict)
     for other in TABLES.values():
-        if other is not table and isinstance(config, other.config_class):
-            if _expected(other, config)[0].keys() <= names:
-                return f" (these are the names of source {other.name!r})"
+        kin = other is not table and isinstance(config, other.config_class)
+        if kin and _expected(other, config)[0].keys() <= names:
+            return f" (these are the names of source {other.name!r})"
     prefixes = {name.removesuffix(required[0]) for name in extra if name.endswith(required[0])}
     for prefix in prefixes - {""}:
         if all(prefix + name in names for name in required):

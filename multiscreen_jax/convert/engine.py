@@ -141,21 +141,21 @@ def host_array(tensor: Any) -> np.ndarray:
 def _check_values(table: Source, state_dict: Mapping[str, Any], config: Any) -> None:
     """Tensors that we do not keep must say what our config says."""
     for copy in table.copies:
-        if holds(copy.when, config) and copy.name in state_dict:
-            if not np.array_equal(
-                host_array(state_dict[copy.name]), host_array(state_dict[copy.of])
-            ):
-                raise ValueError(
-                    f"{table.name}: {copy.name} differs from {copy.of}, but config."
-                    f"{copy.when[0]}={copy.when[1]}"
-                )
+        if not holds(copy.when, config) or copy.name not in state_dict:
+            continue
+        if not np.array_equal(host_array(state_dict[copy.name]), host_array(state_dict[copy.of])):
+            raise ValueError(
+                f"{table.name}: {copy.name} differs from {copy.of}, but config."
+                f"{copy.when[0]}={copy.when[1]}"
+            )
     for constant in table.constants:
-        if holds(constant.when, config):
-            if not np.all(host_array(state_dict[constant.name]) == constant.value):
-                raise ValueError(
-                    f"{table.name}: {constant.name} is not {constant.value} everywhere: "
-                    f"{constant.advice}"
-                )
+        if not holds(constant.when, config):
+            continue
+        if not np.all(host_array(state_dict[constant.name]) == constant.value):
+            raise ValueError(
+                f"{table.name}: {constant.name} is not {constant.value} everywhere: "
+                f"{constant.advice}"
+            )
     length = trained_length(table.name, state_dict)
     if length and config.infinite_windows and config.trained_length != length:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a conversion table is made of. Tables are data; `engine.py` reads them in both directions."""
+"""What a conversion table is made of. Tables are data; `engine.py` reads them both ways."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
