@@ -1,0 +1,305 @@
+"""Screening in plain XLA: memory linear in T, and only the keys near each head's window.
+
+Heads run one after another. A head's queries are cut into blocks of C tokens, and a block meets its
+keys in bands of L keys, counted backwards from the block's own end:
+
+    band 0 of query block n: keys (n+1)C - L .. (n+1)C - 1, band 1 the L keys before those, ...
+
+The distances inside a band are the same for every block, so its softmask is one [C, L] table and no
+cosine is taken per pair. The number of bands follows the run-time window. So does the tile shape
+(C, L), picked per head from a few compiled ones: a window of up to L - C + 1 is a single band. The
+inner loop is then dots of one block with one band, which stay in cache.
+
+Nothing has to guard the zero padding around a sequence: zero keys, values and cotangents contribute
+nothing, whatever their relevance.
+"""
+
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.common.numerics import accumulation_dtype
+
+
+class TileShape(NamedTuple):
+    """A block of `queries` tokens against a band of `keys` tokens, a multiple of it."""
+
+    queries: int
+    keys: int
+
+
+TILE_SHAPES = (
+    TileShape(32, 64),
+    TileShape(32, 96),
+    TileShape(32, 160),
+    TileShape(32, 320),
+    TileShape(64, 128),
+)
+# What a tile costs beyond its pairs (loop step, slices, dispatch of the dots), in pairs.
+TILE_OVERHEAD = 1024
+
+
+class HeadTiles(NamedTuple):
+    """What the forward of one head visits in one sequence."""
+
+    shape: TileShape
+    tiles: int
+    pairs: int  # queries x keys of those tiles
+    inside: int  # pairs at distances 0 <= i - j < window, the least any method must visit
+
+
+def screening_chunked(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    window: Float[Array, "H"],
+    width: Float[Array, "H"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    *,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "B T H V"]:
+    """`pallas_kernels.screening` in XLA; see there for the mathematics and the arguments.
+
+    Cost: `count_tiles` says which pairs are visited. The forward takes 2 (K + V) FLOPs per pair,
+    the backward 2 (3 K + 2 V); it recomputes relevance and keeps only the inputs. Beyond inputs
+    and outputs, memory is one head's padded operands and a few [B, C, L] tiles.
+    """
+    return _screening(q, k, v, window, width, segment_ids, precision)
+
+
+def count_tiles(length: int, windows) -> list[HeadTiles]:
+    """The tiles `screening_chunked` visits for one sequence of `length` tokens, head by head."""
+    limits, choices = _plan(length)
+    counts = []
+    for window in np.asarray(windows, np.float64):
+        reach = int(min(max(np.ceil(window) - 1, 0), length - 1))
+        shape = TILE_SHAPES[choices[np.searchsorted(limits, reach, side="right")]]
+        tiles = int(_num_tiles(shape, length, reach))
+        inside = (reach + 1) * length - reach * (reach + 1) // 2
+        counts.append(HeadTiles(shape, tiles, tiles * shape.queries * shape.keys, inside))
+    return counts
+
+
+# -- which tiles a head visits ---------------------------------------------------------------------
+
+
+def _num_bands(shape, reach):
+    """Bands that hold a key at distance `reach` or less from some query of the block."""
+    return (reach + shape.queries - 1) // shape.keys + 1
+
+
+def _first_block(shape, band):
+    """The first query block for which the band holds any key of the sequence."""
+    return band * (shape.keys // shape.queries)
+
+
+def _num_blocks(shape, length):
+    return -(-length // shape.queries)
+
+
+def _num_tiles(shape, length, reach):
+    bands = _num_bands(shape, reach)
+    return bands * _num_blocks(shape, length) - _first_block(shape, bands * (bands - 1) // 2)
+
+
+def _reach(window, length):
+    """Largest distance at which a key counts; the clip also bounds the loops if window is NaN."""
+    reach = jnp.minimum(jnp.ceil(window) - 1, length - 1)
+    return jnp.clip(reach.astype(jnp.int32), 0, length - 1)
+
+
+@lru_cache
+def _plan(length):
+    """Reaches at which another tile shape becomes the cheapest, and the shape between them."""
+    reach = np.arange(length, dtype=np.int64)
+    costs = [
+        _num_tiles(shape, length, reach) * (shape.queries * shape.keys + TILE_OVERHEAD)
+        for shape in TILE_SHAPES
+    ]
+    best = np.argmin(costs, axis=0)
+    limits = np.flatnonzero(np.diff(best)) + 1
+    return limits, best[np.concatenate([[0], limits])]
+
+
+# -- one tile --------------------------------------------------------------------------------------
+
+
+def _distance(shape, band):
+    """i - j, the same in every query block."""
+    query = lax.broadcasted_iota(jnp.int32, shape, 0)
+    key = lax.broadcasted_iota(jnp.int32, shape, 1)
+    return query - key + (shape.keys - shape.queries) + band * shape.keys
+
+
+def _softmask(distance, window):
+    """The softmask and its derivative by the window; at infinity 1 and 0."""
+    d = distance.astype(window.dtype)
+    angle = np.pi * (d / window)
+    inside = (d >= 0) & (d < window)
+    mask = jnp.where(inside, 0.5 + 0.5 * jnp.cos(angle), 0)
+    return mask, jnp.where(inside, 0.5 * jnp.sin(angle) * (angle / window), 0)
+
+
+def _trim_root(similarity, width, segments_bc, segments_bl):
+    """max(1 - (1 - s) / width, 0), the root of the trim; 0 across documents."""
+    root = jnp.maximum(1 - (1 - similarity) * (1 / width), 0)
+    if segments_bc is None:
+        return root
+    same = (segments_bc[:, :, None] == segments_bl[:, None, :]) & (segments_bl[:, None, :] != 0)
+    return jnp.where(same, root, 0)
+
+
+# -- one head --------------------------------------------------------------------------------------
+
+
+def _front_padding(length):
+    return max(TILE_SHAPES[choice].keys for choice in _plan(length)[1])
+
+
+def _pad(x, axis=1):
+    """Pads T so that the first band and the last block of every shape lie inside the array."""
+    length = x.shape[axis]
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (_front_padding(length), -length % max(shape.queries for shape in TILE_SHAPES))
+    return jnp.pad(x, padding)
+
+
+def _take(x_bt, start, size):
+    if x_bt is None:
+        return None
+    return lax.dynamic_slice_in_dim(x_bt, start, size, axis=1)
+
+
+def _add(x_bt, update, start):
+    old = _take(x_bt, start, update.shape[1])
+    return lax.dynamic_update_slice_in_dim(x_bt, old + update, start, axis=1)
+
+
+def _for_each_block(shape, length, band, body, carry):
+    """body(row of the query block, row of its band, carry) for the blocks the band concerns."""
+
+    def step(block, carry):
+        row = _front_padding(length) + block * shape.queries
+        return body(row, row + shape.queries - (band + 1) * shape.keys, carry)
+
+    blocks = jnp.int32(_num_blocks(shape, length))
+    return lax.fori_loop(_first_block(shape, band), blocks, step, carry)
+
+
+def _head_forward(shape, length, precision, q_btk, k_btk, v_btv, window, width, segments_bt):
+    dot = partial(jnp.einsum, precision=precision)
+
+    def band_step(band, h_btv):
+        mask_cl, _ = _softmask(_distance(shape, band), window)
+
+        def block_step(row, key_row, h_btv):
+            q_bck, k_blk = _take(q_btk, row, shape.queries), _take(k_btk, key_row, shape.keys)
+            v_blv = _take(v_btv, key_row, shape.keys)
+            segments_bc = _take(segments_bt, row, shape.queries)
+            segments_bl = _take(segments_bt, key_row, shape.keys)
+            similarity_bcl = dot("bck,blk->bcl", q_bck, k_blk)
+            root_bcl = _trim_root(similarity_bcl, width, segments_bc, segments_bl)
+            return _add(h_btv, dot("bcl,blv->bcv", root_bcl * root_bcl * mask_cl, v_blv), row)
+
+        return _for_each_block(shape, length, band, block_step, h_btv)
+
+    bands = _num_bands(shape, _reach(window, length))
+    return (lax.fori_loop(jnp.int32(0), bands, band_step, jnp.zeros_like(v_btv)),)
+
+
+def _head_backward(shape, length, precision, q_btk, k_btk, v_btv, dh_btv, window, width, segments_bt):
+    dot = partial(jnp.einsum, precision=precision)
+
+    def band_step(band, carry):
+        *gradients, dwindow, dwidth = carry
+        mask_cl, slope_cl = _softmask(_distance(shape, band), window)
+        dmask_cl = mask_cl * (2 / width)
+
+        def block_step(row, key_row, carry):
+            dq_btk, dk_btk, dv_btv, by_mask_bcl, by_width_bcl = carry
+            q_bck, k_blk = _take(q_btk, row, shape.queries), _take(k_btk, key_row, shape.keys)
+            dh_bcv, v_blv = _take(dh_btv, row, shape.queries), _take(v_btv, key_row, shape.keys)
+            segments_bc = _take(segments_bt, row, shape.queries)
+            segments_bl = _take(segments_bt, key_row, shape.keys)
+            similarity_bcl = dot("bck,blk->bcl", q_bck, k_blk)
+            root_bcl = _trim_root(similarity_bcl, width, segments_bc, segments_bl)
+            droot_bcl = dot("bcv,blv->bcl", dh_bcv, v_blv) * root_bcl
+            dsimilarity_bcl = droot_bcl * dmask_cl
+            return (
+                _add(dq_btk, dot("bcl,blk->bck", dsimilarity_bcl, k_blk), row),
+                _add(dk_btk, dot("bcl,bck->blk", dsimilarity_bcl, q_bck), key_row),
+                _add(dv_btv, dot("bcl,bcv->blv", root_bcl * root_bcl * mask_cl, dh_bcv), key_row),
+                by_mask_bcl + droot_bcl * root_bcl,
+                by_width_bcl + droot_bcl * (1 - root_bcl),
+            )
+
+        tile = jnp.zeros((q_btk.shape[0], *shape), q_btk.dtype)
+        *gradients, by_mask_bcl, by_width_bcl = _for_each_block(
+            shape, length, band, block_step, (*gradients, tile, tile)
+        )
+        dwindow += jnp.sum(by_mask_bcl * slope_cl)
+        dwidth += jnp.sum(by_width_bcl * dmask_cl)
+        return *gradients, dwindow, dwidth
+
+    carry = [jnp.zeros_like(x) for x in (q_btk, k_btk, v_btv, window, width)]
+    bands = _num_bands(shape, _reach(window, length))
+    return tuple(lax.fori_loop(jnp.int32(0), bands, band_step, tuple(carry)))
+
+
+def _over_heads(head, arrays, window, width, segment_ids, precision):
+    """head(...) of every head in turn; its results with their heads on the third axis."""
+    length, heads = arrays[0].shape[1:3]
+    dtype = accumulation_dtype(*arrays)
+    window, width = window.astype(dtype), width.astype(dtype)
+    segments_bt = None if segment_ids is None else _pad(segment_ids)
+    limits, choices = _plan(length)
+    used, branch = np.unique(choices, return_inverse=True)
+    branches = [partial(head, TILE_SHAPES[index], length, precision) for index in used]
+    front = _front_padding(length)
+
+    def run(index):
+        operands = [
+            _pad(lax.dynamic_index_in_dim(x, index, axis=2, keepdims=False)).astype(dtype)
+            for x in arrays
+        ]
+        reach = _reach(window[index], length)
+        choice = jnp.asarray(branch, jnp.int32)[jnp.sum(reach >= jnp.asarray(limits, jnp.int32))]
+        results = lax.switch(choice, branches, *operands, window[index], width[index], segments_bt)
+        return [x[:, front : front + length, None] if x.ndim else x for x in results]
+
+    def step(index, out):
+        return [
+            lax.dynamic_update_slice_in_dim(o, r, index, axis=2) if r.ndim else o.at[index].set(r)
+            for o, r in zip(out, run(index), strict=True)
+        ]
+
+    out = [
+        jnp.zeros((*r.shape[:2], heads, *r.shape[3:]) if r.ndim else (heads,), dtype)
+        for r in jax.eval_shape(run, 0)
+    ]
+    return lax.fori_loop(jnp.int32(0), jnp.int32(heads), step, out)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _screening(q, k, v, window, width, segment_ids, precision):
+    (h,) = _over_heads(_head_forward, (q, k, v), window, width, segment_ids, precision)
+    return h.astype(v.dtype)
+
+
+def _screening_fwd(*args):
+    return _screening(*args), args[:-1]
+
+
+def _screening_bwd(precision, residuals, dh):
+    *inputs, segment_ids = residuals
+    q, k, v, window, width = inputs
+    gradients = _over_heads(_head_backward, (q, k, v, dh), window, width, segment_ids, precision)
+    return *(d.astype(x.dtype) for d, x in zip(gradients, inputs, strict=True)), None
+
+
+_screening.defvjp(_screening_fwd, _screening_bwd)
