@@ -5,8 +5,9 @@
 (16, 257)
 """
 
+from multiscreen_jax.data import abcdigits
 from multiscreen_jax.data.config import AbcDigitsConfig, DataConfig
-from multiscreen_jax.data.pipeline import Pipeline, open_pipeline
+from multiscreen_jax.data.pipeline import Pipeline, open_pipeline, scored_targets
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "DataConfig",
     "Pipeline",
     "Tokenizer",
+    "abcdigits",
     "open_pipeline",
     "open_tokenizer",
+    "scored_targets",
 ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 
 PACKINGS = ("stream", "segments")
 SPLITS = ("train", "valid")
@@ -15,6 +18,26 @@ def near_matches(given: str, names: list[str] | tuple[str, ...]) -> str:
     """' (did you mean A, B?)' for the names closest to what was given, or ''."""
     close = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
     return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+def neighbours(path: Path, names: tuple[str, ...] = ()) -> str:
+    """What to say after '... does not exist': names like it in its folder, or among `names`."""
+    if any(sign in str(path) for sign in "*?["):
+        return " (no file matches the pattern)"
+    if not path.parent.is_dir():
+        return f" (nor does the folder {path.parent})"
+    return near_matches(path.name, [*sorted(p.name for p in path.parent.iterdir()), *names])
+
+
+def import_package(name: str, purpose: str) -> ModuleType:
+    """Imports an optional package; ImportError in one line that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise ImportError(
+            f"{purpose} needs the package {package}; run: pip install {package}"
+        ) from None
 
 
 def require_integer(owner: str, name: str, value: object, low: int, high: int | None = None):
@@ -89,7 +112,7 @@ class DataConfig:
       valid_fraction: share held out for validation, in [0, 1); 0 means no validation split.
       text_field: the field (JSON lines) or column (parquet) that holds a document's text.
       tokenizer: "bytes", "characters", "gpt2", or the path of a Hugging Face tokenizer.json.
-        Not used by .bin files, whose sidecar names their tokenizer.
+        Where `source` is a .bin file, the tokenizer its sidecar names is used instead.
       alphabet: the characters of the "characters" tokenizer; None collects them from both
         splits of the corpus.
       eos_token: the token that ends a document, for a tokenizer.json; None looks for one of

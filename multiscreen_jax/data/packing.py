@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -59,9 +58,8 @@ class TokenStore:
         positions = np.arange(first, last)
         return (1 + np.searchsorted(inner, positions, side="right")).astype(np.int32)
 
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """How often each token occurs, int64 [vocab_size]; one scan, then kept."""
+    def token_counts(self) -> np.ndarray:
+        """How often each token occurs, int64 [vocab_size]; one scan of the store."""
         counts = np.zeros(self.vocab_size, np.int64)
         for first in range(0, len(self), CHUNK):
             tokens = self.read(first, min(first + CHUNK, len(self)))
@@ -112,12 +110,15 @@ def split_point(starts: np.ndarray | None, num_tokens: int, fraction: float) -> 
     return num_tokens - int(num_tokens * fraction)
 
 
+def cut_starts(starts: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Document starts of the part [first, last), relative to it; a cut document begins it."""
+    inside = starts[(starts > first) & (starts < last)] - first
+    return np.concatenate([[0], inside]).astype(np.int64)
+
+
 def cut_store(store: TokenStore, first: int, last: int) -> TokenStore:
     """The part [first, last) of a store, without copying tokens."""
-    starts = store.starts
-    if starts is not None:
-        inside = starts[(starts > first) & (starts < last)] - first
-        starts = np.concatenate([[0], inside]).astype(np.int64)
+    starts = None if store.starts is None else cut_starts(store.starts, first, last)
     tokens = store.tokens[first:last]
     checksum = f"{store.checksum}[{first}:{last}]"
     return TokenStore(store.name, tokens, starts, store.vocab_size, checksum)
@@ -130,13 +131,12 @@ class WindowSource:
     so every token but the stream's first is a target exactly once.
 
     With `complete` the last, shorter window is a row too, padded with token 0, and rows of
-    padding follow until the number of rows is a multiple of `batch_size`: rows then carry a
+    padding follow until the number of rows is a multiple of `batch_size`: all rows then carry a
     loss_mask which is 0 on padding, so that every target counts exactly once.
 
     A row is a dict: tokens int32 [T+1]; segment_ids int32 [T+1] where asked for (documents
-    from 1 in each row, an end-of-document token belongs to the document it ends, 0 is
-    padding); loss_mask float32 [T] with `complete` or segments. With segments a target is
-    scored when it lies in the same document as the token before it.
+    count from 1 in each row, an end-of-document token belongs to the document it ends, 0 is
+    padding); loss_mask float32 [T] with `complete`.
     """
 
     def __init__(
@@ -149,8 +149,8 @@ class WindowSource:
     ):
         if segments and store.starts is None:
             raise ValueError(
-                f"{store.name}: packing 'segments' needs document offsets, which this token file "
-                "has not; allowed: packing 'stream', or a token file written with its documents"
+                f"{store.name}: packing 'segments' needs to know documents, which this token file "
+                "does not; allowed: packing 'stream', or a token file written with its documents"
             )
         if len(store) < sequence_length + 1:
             raise ValueError(
@@ -159,6 +159,10 @@ class WindowSource:
                 "sequence_length"
             )
         self.store = store
+        self.name = store.name
+        self.vocab_size = store.vocab_size
+        self.checksum = store.checksum
+        self.endless = False
         self.sequence_length = sequence_length
         self.segments = segments
         self.complete = complete
@@ -171,24 +175,24 @@ class WindowSource:
         return self.num_rows
 
     def __repr__(self) -> str:
-        return f"WindowSource({self.store.name}, rows={self.num_rows}, T={self.sequence_length})"
+        return f"WindowSource({self.name}, rows={self.num_rows}, T={self.sequence_length})"
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         length = self.sequence_length
         first = index * length
         last = min(first + length + 1, len(self.store))
-        count = max(0, last - first) if index < self.num_windows else 0
+        count = last - first if index < self.num_windows else 0
         tokens: Int[np.ndarray, "T+1"] = np.zeros(length + 1, np.int32)
-        if count:
-            tokens[:count] = self.store.read(first, last)
+        tokens[:count] = self.store.read(first, first + count)
         row = {"tokens": tokens}
-        mask: Float[np.ndarray, "T"] = (np.arange(1, length + 1) < count).astype(np.float32)
         if self.segments:
             segments: Int[np.ndarray, "T+1"] = np.zeros(length + 1, np.int32)
-            if count:
-                segments[:count] = self.store.segment_ids(first, last)
+            segments[:count] = self.store.segment_ids(first, first + count)
             row["segment_ids"] = segments
-            mask *= segments[1:] == segments[:-1]
-        if self.segments or self.complete:
+        if self.complete:
+            mask: Float[np.ndarray, "T"] = (np.arange(1, length + 1) < count).astype(np.float32)
             row["loss_mask"] = mask
         return row
+
+    def token_counts(self) -> np.ndarray:
+        return self.store.token_counts()

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Protocol
 
 import grain
 import numpy as np
+from jaxtyping import Bool
 
+from multiscreen_jax.data.abcdigits import ALPHABET, AbcDigitsSource
 from multiscreen_jax.data.config import SPLITS, DataConfig, near_matches
-from multiscreen_jax.data.loading import open_store
+from multiscreen_jax.data.loading import open_split
 from multiscreen_jax.data.packing import WindowSource
-from multiscreen_jax.data.tokenizers import Tokenizer
+from multiscreen_jax.data.tokenizers import CharacterTokenizer, Tokenizer, open_tokenizer
 
 Batch = dict[str, np.ndarray]
+
+
+class Rows(Protocol):
+    """Random access to single rows: what a pipeline shuffles, repeats and batches."""
+
+    vocab_size: int
+    checksum: str
+    endless: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
+
+    def token_counts(self) -> np.ndarray: ...
 
 
 class Pipeline:
@@ -34,63 +51,48 @@ class Pipeline:
         self,
         config: DataConfig,
         split: str,
-        rows: WindowSource,
+        rows: Rows,
         tokenizer: Tokenizer,
-        process_index: int,
-        process_count: int,
+        process_index: int = 0,
+        process_count: int = 1,
     ):
         self.config = config
         self.split = split
         self.tokenizer = tokenizer
-        self.vocab_size = tokenizer.vocab_size
+        self.vocab_size = rows.vocab_size
         self.rows_per_batch = config.batch_size // process_count
+        self.num_batches = None if rows.endless else math.ceil(len(rows) / config.batch_size)
+        self.fingerprint = _fingerprint(config, split, rows, tokenizer)
         self._rows = rows
         dataset = grain.MapDataset.source(rows)
-        if split == "train":
+        if split == "train" and not rows.endless:
             # Grain shuffles epoch e by seed + e; hashed seeds keep neighbouring seeds apart.
             seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
             dataset = dataset.shuffle(seed).repeat()
-        self.num_batches = math.ceil(len(rows) / config.batch_size)
         # Process p of n takes local batches p, p + n, ...: its slice of every global batch.
-        local = dataset.batch(self.rows_per_batch)
+        local = dataset.batch(self.rows_per_batch, drop_remainder=True)
         self._batches = local[process_index::process_count]
 
-    @property
-    def fingerprint(self) -> str:
-        config = self.config
-        facts = (
-            self._rows.store.checksum,
-            self.tokenizer.fingerprint,
-            self.split,
-            config.sequence_length,
-            config.batch_size,
-            config.packing,
-            config.seed,
-        )
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-
-    def _check_number(self, number: int) -> None:
-        finite = self.split == "valid"
-        if number < 0 or (finite and number >= self.num_batches):
-            allowed = f"0 to {self.num_batches - 1}" if finite else "0 and above"
-            raise IndexError(f"batch {number} of the {self.split} split; allowed: {allowed}")
-
     def batch(self, index: int) -> Batch:
-        """Batch number index: tokens int32 [B, T+1] and, by config, segment_ids and loss_mask.
+        """Batch number index: tokens int32 [B, T+1], by config segment_ids int32 [B, T+1], and
+        loss_mask float32 [B, T] (valid split and "abcdigits").
 
         A pure function of config, split and index: nothing read before matters. B is
-        rows_per_batch. The train split repeats in a new order every epoch; the valid split is
-        read once, in order.
+        rows_per_batch. The train split repeats in a new order every epoch, whatever the index;
+        the valid split is read once, in order: IndexError from num_batches on.
         """
-        self._check_number(index)
+        finite = self.split == "valid"
+        if index < 0 or (finite and index >= self.num_batches):
+            allowed = f"0 to {self.num_batches - 1}" if finite else "0 and above"
+            raise IndexError(f"batch {index} of the {self.split} split; allowed: {allowed}")
         return self._batches[index]
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """batch(start), batch(start + 1), ..., prepared ahead in a background thread."""
         if start < 0:
-            self._check_number(start)
-        # One thread: batches are cheap, and more would fight the training step for the GIL.
+            raise IndexError(f"batch {start} of the {self.split} split; allowed: 0 and above")
         ahead = self.config.prefetch
+        # One thread: batches are cheap, and more would fight the training step for the GIL.
         options = grain.ReadOptions(num_threads=min(1, ahead), prefetch_buffer_size=ahead)
         iterator = iter(self._batches[start:].to_iter_dataset(options))
         try:
@@ -99,16 +101,30 @@ class Pipeline:
             iterator.close()
 
     def target_bytes(self, batch: Batch) -> int:
-        """Bytes of text behind the targets of a batch whose loss_mask is not 0.
+        """Bytes of text behind the scored targets of a batch: see `scored_targets`.
 
-        The divisor of bits per byte: nats / ln 2 / bytes. End-of-document tokens are no text:
-        0 bytes. Exact for byte, character and byte-level tokenizers; with others the decoded
-        text of each row's scored targets is measured.
+        The divisor of bits per byte: nats / ln 2 / bytes. Tokens that end documents are no
+        text: 0 bytes. Exact for bytes, characters and byte-level tokenizers such as GPT-2's;
+        with others the decoded text of each row's scored targets is measured.
         """
-        targets = batch["tokens"][:, 1:]
-        mask = batch.get("loss_mask")
-        scored = np.ones(targets.shape, bool) if mask is None else np.asarray(mask) > 0
+        targets = np.asarray(batch["tokens"])[:, 1:]
+        scored = scored_targets(batch)
         return sum(self._count_bytes(row[keep]) for row, keep in zip(targets, scored, strict=True))
+
+    def unigram_bits_per_byte(self) -> float:
+        """Entropy of the split's token frequencies, in bits per byte of its text.
+
+        What a model that knows only how often each token occurs would reach. One scan of the
+        tokens ("abcdigits": of some hundred rows).
+        """
+        counts = self._rows.token_counts()
+        lengths = self.tokenizer.byte_lengths
+        text_bytes = self._rows_bytes() if lengths is None else int(counts @ lengths)
+        return entropy_bits(counts) / max(1, text_bytes)
+
+    def _rows_bytes(self) -> int:
+        rows = (self._rows[index] for index in range(len(self._rows)))
+        return sum(self.target_bytes({k: v[None] for k, v in row.items()}) for row in rows)
 
     def _count_bytes(self, tokens: np.ndarray) -> int:
         lengths = self.tokenizer.byte_lengths
@@ -116,26 +132,38 @@ class Pipeline:
             return int(lengths[tokens].sum())
         return len(self.tokenizer.decode(tokens).encode("utf-8"))
 
-    def unigram_bits_per_byte(self) -> float:
-        """Entropy of the split's token frequencies, in bits per byte of its text.
 
-        What a model that knows only how often each token occurs would reach. One scan of the
-        tokens.
-        """
-        store = self._rows.store
-        counts = store.counts
-        if self.tokenizer.byte_lengths is not None:
-            text_bytes = int(counts @ self.tokenizer.byte_lengths)
-        else:
-            text_bytes = self._count_bytes(store.read(0, len(store)))
-        return entropy_bits(counts) / max(1, text_bytes)
+def scored_targets(batch: Batch) -> Bool[np.ndarray, "B T"]:
+    """Which targets count: loss_mask, if given, is not 0 there, and with segment_ids the target
+    lies in the same document (not padding) as the token before it."""
+    tokens = np.asarray(batch["tokens"])
+    scored = np.ones(tokens[:, 1:].shape, bool)
+    if batch.get("loss_mask") is not None:
+        scored &= np.asarray(batch["loss_mask"]) != 0
+    if batch.get("segment_ids") is not None:
+        segments = np.asarray(batch["segment_ids"])
+        scored &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    return scored
 
 
-def entropy_bits(counts: np.ndarray | Sequence[int]) -> float:
-    """Bits to code a text of these token counts by their own frequencies: sum of -n log2(n/N)."""
+def entropy_bits(counts: np.ndarray) -> float:
+    """Bits to code tokens by their own frequencies: the sum of -n log2(n / N)."""
     seen = np.asarray(counts, np.float64)
     seen = seen[seen > 0]
     return float(-(seen * np.log2(seen / seen.sum())).sum())
+
+
+def _fingerprint(config: DataConfig, split: str, rows: Rows, tokenizer: Tokenizer) -> str:
+    facts = (
+        rows.checksum,
+        tokenizer.fingerprint,
+        split,
+        config.sequence_length,
+        config.batch_size,
+        config.packing,
+        config.seed,
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def open_pipeline(
@@ -163,12 +191,33 @@ def open_pipeline(
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index is {process_index}; allowed: 0 to {process_count - 1}")
-    store, tokenizer = open_store(config, split)
-    rows = WindowSource(
+    rows, tokenizer = _open_rows(config, split)
+    return Pipeline(config, split, rows, tokenizer, process_index, process_count)
+
+
+def _open_rows(config: DataConfig, split: str) -> tuple[Rows, Tokenizer]:
+    if config.source == "abcdigits":
+        characters = config.tokenizer == "characters"
+        tokenizer = (
+            CharacterTokenizer(ALPHABET, ends_documents=False)
+            if characters
+            else open_tokenizer(config.tokenizer)
+        )
+        rows = AbcDigitsSource(
+            config.abcdigits,
+            tokenizer,
+            config.sequence_length,
+            config.seed,
+            split,
+            config.batch_size,
+        )
+        return rows, tokenizer
+    store, tokenizer = open_split(config, split)
+    windows = WindowSource(
         store,
         config.sequence_length,
         segments=config.packing == "segments",
         complete=split == "valid",
         batch_size=config.batch_size,
     )
-    return Pipeline(config, split, rows, tokenizer, process_index, process_count)
+    return windows, tokenizer

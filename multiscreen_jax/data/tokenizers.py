@@ -1,14 +1,13 @@
 """Text to tokens and back: bytes, characters, GPT-2's byte pairs, any tokenizer.json.
 
-Every tokenizer has `vocab_size`, `eos_id` (the end-of-document token, or None), `name` (what a
-token file records), `fingerprint`, `byte_lengths` (bytes of text behind each token, int64
-[vocab_size], or None where a token has no length of its own), `encode`, `encode_batch`, `decode`.
-`encode` adds no special tokens and treats their names in the text as ordinary text.
+`encode` adds no special tokens and treats their names in a text as ordinary text. It returns
+int32 [n]; `decode` takes any sequence of integers and names the first that is no token.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+from multiscreen_jax.data.config import import_package, neighbours
 
 ASSETS = Path(__file__).parent / "assets"
 GPT2_EOS = "<|endoftext|>"
@@ -27,7 +28,20 @@ EOS_NAMES = (GPT2_EOS, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>", "
 
 
 class Tokenizer(Protocol):
+    """What every tokenizer offers.
+
+    Attributes:
+      name: what `open_tokenizer` and the sidecars of token files call it.
+      settings: what the sidecar of a token file must hold beside the name.
+      vocab_size: every token is smaller.
+      eos_id: the token that ends a document, or None.
+      fingerprint: equal for tokenizers that encode alike.
+      byte_lengths: bytes of text behind each token, int64 [vocab_size], 0 for those that end
+        documents; None where a token has no length of its own.
+    """
+
     name: str
+    settings: dict[str, str]
     vocab_size: int
     eos_id: int | None
     fingerprint: str
@@ -66,6 +80,7 @@ class ByteTokenizer:
     fingerprint = "bytes"
 
     def __init__(self):
+        self.settings: dict[str, str] = {}
         self.byte_lengths = np.ones(256, np.int64)
         self.byte_lengths[0] = 0
 
@@ -92,6 +107,7 @@ class CharacterTokenizer:
     def __init__(self, alphabet: str, ends_documents: bool = True):
         self.alphabet = alphabet
         self.name = "characters"
+        self.settings = {"alphabet": alphabet}
         self.eos_id = len(alphabet) if ends_documents else None
         self.vocab_size = len(alphabet) + int(ends_documents)
         self.fingerprint = f"characters:{ends_documents}:{alphabet}"
@@ -143,12 +159,16 @@ def gpt2_merges() -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
+def gpt2_pieces() -> list[str]:
+    """GPT-2's tokens in order, one byte-alphabet character per byte, without the end of text."""
+    return list(byte_alphabet()) + [left + right for left, right in gpt2_merges()]
+
+
 @cache
 def _gpt2_encoding():
-    import tiktoken
-
+    tiktoken = import_package("tiktoken", "the gpt2 tokenizer")
     alphabet = byte_alphabet()
-    pieces = list(alphabet) + [left + right for left, right in gpt2_merges()]
+    pieces = gpt2_pieces()
     ranks = {bytes(alphabet[c] for c in piece): rank for rank, piece in enumerate(pieces)}
     return tiktoken.Encoding(
         "gpt2-from-merges",
@@ -169,15 +189,11 @@ class Gpt2Tokenizer:
     fingerprint = "gpt2"
 
     def __init__(self):
+        self.settings: dict[str, str] = {}
         self._encoding = _gpt2_encoding()
         self.vocab_size = self._encoding.n_vocab
         self.eos_id: int | None = self._encoding.eot_token
-        pieces = self._encoding.token_byte_values()
-        self.byte_lengths = np.array([len(piece) for piece in pieces] + [0], np.int64)
-        # token_byte_values sorts by bytes; lengths are wanted by token.
-        for piece in pieces:
-            self.byte_lengths[self._encoding.encode_single_token(piece)] = len(piece)
-        self.byte_lengths[self.eos_id] = 0
+        self.byte_lengths = np.array([len(piece) for piece in gpt2_pieces()] + [0], np.int64)
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens of text, int32 [n]."""
@@ -194,6 +210,13 @@ class Gpt2Tokenizer:
         return self._encoding.decode(ids[ids != self.eos_id].tolist(), errors="replace")
 
 
+def _is_byte_level(decoder: dict | None) -> bool:
+    if not decoder:
+        return False
+    inner = decoder.get("decoders", [])
+    return decoder.get("type") == "ByteLevel" or any(map(_is_byte_level, inner))
+
+
 class HuggingFaceTokenizer:
     """A Hugging Face tokenizer.json.
 
@@ -206,11 +229,10 @@ class HuggingFaceTokenizer:
     """
 
     def __init__(self, path: str | Path, eos_token: str | None = None):
-        import tokenizers
-
-        path = Path(path)
+        tokenizers = import_package("tokenizers", "a tokenizer.json")
+        path = Path(path).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"tokenizer file {path} does not exist")
+            raise FileNotFoundError(f"tokenizer file {path} does not exist{neighbours(path)}")
         content = path.read_bytes()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
@@ -223,10 +245,12 @@ class HuggingFaceTokenizer:
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.name = str(path)
+        self.settings = {} if eos_token is None else {"eos_token": eos_token}
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = self._find_eos(vocabulary, eos_token)
         self.fingerprint = f"{hashlib.sha256(content).hexdigest()}:{self.eos_id}"
-        self.byte_lengths = self._measure(vocabulary)
+        byte_level = _is_byte_level(json.loads(content).get("decoder"))
+        self.byte_lengths = self._measure(vocabulary) if byte_level else None
 
     def _find_eos(self, vocabulary: dict[str, int], eos_token: str | None) -> int:
         names = EOS_NAMES if eos_token is None else (eos_token,)
@@ -240,9 +264,7 @@ class HuggingFaceTokenizer:
             f"a token of its vocabulary, such as {special[:8]}"
         )
 
-    def _measure(self, vocabulary: dict[str, int]) -> np.ndarray | None:
-        if "ByteLevel" not in type(self._tokenizer.decoder).__name__:
-            return None
+    def _measure(self, vocabulary: dict[str, int]) -> np.ndarray:
         alphabet = byte_alphabet()
         lengths = np.zeros(self.vocab_size, np.int64)
         for piece, token in vocabulary.items():

@@ -1,0 +1,196 @@
+"""Token files: a flat array of tokens (.bin) and what one must know to read it (.json).
+
+`NAME.bin` holds little-endian unsigned integers, nothing else, and is memory-mapped. Beside it
+`NAME.json` holds
+
+    dtype        "uint16" or "uint32"
+    vocab_size   every token is smaller
+    tokenizer    "bytes", "characters", "gpt2", or a tokenizer.json, relative to this folder
+
+and, as `finish_token_file` writes them, also
+
+    alphabet, eos_token   settings of the tokenizer, where it has any
+    num_tokens            must agree with the size of the file
+    checksum              16-byte BLAKE2b of the .bin, in hex
+    num_documents         must agree with the file of document starts, NAME.documents.npy (int64)
+
+so that a .bin made by other tools needs only a three-line sidecar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multiscreen_jax.data.config import NAMED_TOKENIZERS, near_matches
+from multiscreen_jax.data.packing import TokenStore
+from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
+
+DTYPES = ("uint16", "uint32")
+REQUIRED = ("dtype", "vocab_size", "tokenizer")
+# Files up to this size are read whole when opened, to compare their checksum and their tokens
+# with the sidecar. Of larger ones every row is still checked against vocab_size when it is read.
+VERIFIED_BYTES = 1 << 28
+
+
+def sidecar_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def documents_path(path: Path) -> Path:
+    return path.with_suffix(".documents.npy")
+
+
+def file_checksum(path: Path) -> str:
+    """16-byte BLAKE2b of a file, in hex; about 1 GB/s."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def finish_token_file(
+    path: Path, dtype: np.dtype, starts: np.ndarray | None, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Writes the sidecar (and document starts) of a complete .bin; returns the sidecar."""
+    name = tokenizer.name
+    if name not in NAMED_TOKENIZERS:
+        name = os.path.relpath(name, path.parent)  # file and tokenizer may move together
+    facts: dict[str, Any] = {
+        "dtype": dtype.name,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": name,
+        **tokenizer.settings,
+        "num_tokens": path.stat().st_size // dtype.itemsize,
+        "checksum": file_checksum(path),
+    }
+    if starts is not None:
+        facts["num_documents"] = len(starts)
+        np.save(documents_path(path), np.asarray(starts, np.int64))
+    sidecar_path(path).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return facts
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """The checked facts beside a .bin; ValueError or FileNotFoundError in one line."""
+    sidecar = sidecar_path(path)
+    if not sidecar.is_file():
+        raise FileNotFoundError(
+            f"{path} has no sidecar {sidecar.name}; a token file needs one with "
+            f"{', '.join(REQUIRED)}"
+        )
+    try:
+        facts = json.loads(sidecar.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{sidecar}: not JSON: {error}") from None
+    missing = [key for key in REQUIRED if not isinstance(facts, dict) or key not in facts]
+    if missing:
+        raise ValueError(f"{sidecar}: lacks {', '.join(missing)}; needed: {', '.join(REQUIRED)}")
+    if facts["dtype"] not in DTYPES:
+        raise ValueError(
+            f"{sidecar}: dtype is {facts['dtype']!r}; allowed: {', '.join(DTYPES)}"
+            f"{near_matches(str(facts['dtype']), DTYPES)}"
+        )
+    if not isinstance(facts["vocab_size"], int) or facts["vocab_size"] < 1:
+        raise ValueError(
+            f"{sidecar}: vocab_size is {facts['vocab_size']!r}; allowed: an integer >= 1"
+        )
+    if not isinstance(facts["tokenizer"], str):
+        raise ValueError(f"{sidecar}: tokenizer is {facts['tokenizer']!r}; allowed: a string")
+    return facts
+
+
+def open_own_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer that the sidecar of a .bin names."""
+    facts = read_sidecar(path)
+    name = facts["tokenizer"]
+    if name.endswith(".json"):
+        name = str(path.parent / name)
+    elif name not in NAMED_TOKENIZERS:
+        raise ValueError(
+            f"{sidecar_path(path)}: tokenizer is {name!r}; allowed: "
+            f"{', '.join(NAMED_TOKENIZERS)}, or the path of a tokenizer.json"
+            f"{near_matches(name, NAMED_TOKENIZERS)}"
+        )
+    tokenizer = open_tokenizer(name, facts.get("alphabet"), facts.get("eos_token"))
+    if tokenizer.vocab_size != facts["vocab_size"]:
+        raise ValueError(
+            f"{sidecar_path(path)}: vocab_size is {facts['vocab_size']} but tokenizer "
+            f"{facts['tokenizer']!r} has {tokenizer.vocab_size} tokens"
+        )
+    return tokenizer
+
+
+def open_token_file(path: Path) -> tuple[TokenStore, Tokenizer]:
+    """Maps a .bin and opens the tokenizer its sidecar names.
+
+    ValueError or FileNotFoundError, in one line, if file, sidecar and document starts disagree.
+    """
+    facts = read_sidecar(path)
+    tokenizer = open_own_tokenizer(path)
+    tokens = _map_tokens(path, facts)
+    starts = _read_starts(path, facts, len(tokens))
+    checksum = facts.get("checksum") or _sampled_checksum(tokens)
+    store = TokenStore(str(path), tokens, starts, facts["vocab_size"], checksum)
+    if tokens.nbytes <= VERIFIED_BYTES:
+        if "checksum" in facts and file_checksum(path) != facts["checksum"]:
+            raise ValueError(
+                f"{path} is damaged: its checksum is not the one in {sidecar_path(path).name}"
+            )
+        store.check_ids(tokens, 0)
+    return store, tokenizer
+
+
+def _map_tokens(path: Path, facts: dict[str, Any]) -> np.ndarray:
+    dtype = np.dtype(facts["dtype"]).newbyteorder("<")
+    size = path.stat().st_size
+    if size % dtype.itemsize:
+        raise ValueError(
+            f"{path} is damaged: its {size} bytes are no whole number of {facts['dtype']} tokens"
+        )
+    if size == 0:
+        raise ValueError(f"{path} is empty; at least one row of tokens is needed")
+    count = size // dtype.itemsize
+    if facts.get("num_tokens", count) != count:
+        raise ValueError(
+            f"{path} is damaged: it has {count} tokens but {sidecar_path(path).name} says "
+            f"{facts['num_tokens']}"
+        )
+    return np.memmap(path, dtype, mode="r")
+
+
+def _read_starts(path: Path, facts: dict[str, Any], num_tokens: int) -> np.ndarray | None:
+    if "num_documents" not in facts:
+        return None
+    file = documents_path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path} has no {file.name}, though its sidecar counts {facts['num_documents']} "
+            "documents"
+        )
+    try:
+        starts = np.load(file, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{file}: not a numpy array: {str(error).splitlines()[0]}") from None
+    if starts.ndim != 1 or len(starts) != facts["num_documents"] or len(starts) == 0:
+        raise ValueError(
+            f"{file} has {starts.size} document starts but {sidecar_path(path).name} says "
+            f"{facts['num_documents']}"
+        )
+    if starts[0] != 0 or starts[-1] >= num_tokens or np.any(np.diff(starts) <= 0):
+        raise ValueError(
+            f"{file} is damaged: document starts must ascend from 0 to below {num_tokens}"
+        )
+    return starts
+
+
+def _sampled_checksum(tokens: np.ndarray) -> str:
+    # A foreign file without a checksum is told apart by its length and its two ends.
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{tokens.dtype.str}:{len(tokens)}".encode())
+    for piece in (tokens[: 1 << 19], tokens[-(1 << 19) :]):
+        digest.update(np.ascontiguousarray(piece))
+    return digest.hexdigest()
