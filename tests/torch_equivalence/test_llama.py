@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 from multiscreen_jax import convert, losses
 from multiscreen_jax.models.transformer import Transformer, TransformerConfig
 from tests.torch_equivalence.closeness import check_gradients, check_logits, check_loss
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.torch
 SOURCE = "transformer/hf-llama"

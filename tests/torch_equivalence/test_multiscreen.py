@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from multiscreen_jax import convert, losses
+from multiscreen_jax.models.multiscreen import Multiscreen, MultiscreenConfig
+from tests.torch_equivalence.closeness import check_gradients, check_logits, check_loss
+
 torch = pytest.importorskip("torch")
 package = pytest.importorskip("multiscreen")
 if importlib.metadata.version("multiscreen") != "0.2.0":
     pytest.skip("multiscreen is not 0.2.0: other releases differ", allow_module_level=True)
-
-from multiscreen_jax import convert, losses
-from multiscreen_jax.models.multiscreen import Multiscreen, MultiscreenConfig
-from tests.torch_equivalence.closeness import check_gradients, check_logits, check_loss
 
 pytestmark = pytest.mark.torch
 SOURCE = "multiscreen/lucidrains"

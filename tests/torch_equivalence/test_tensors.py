@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-
-from safetensors.torch import load_file, save_file
-
 from multiscreen_jax import convert
 from tests.convert.trees import MULTISCREEN, assert_same, random_tree
+
+torch = pytest.importorskip("torch")
+torch_files = pytest.importorskip("safetensors.torch")
 
 pytestmark = pytest.mark.torch
 SOURCE = "multiscreen/hf"
@@ -69,10 +68,10 @@ def test_problems_name_torch_tensors():
 
 def test_files_of_torch_and_for_torch(tmp_path):
     state, path = tensors(torch.bfloat16), tmp_path / "a.safetensors"
-    save_file(state, path)
+    torch_files.save_file(state, path)
     params, _ = convert.load_safetensors(path, source=SOURCE, config=MULTISCREEN)
     assert_same(params, convert.from_torch(SOURCE, state, MULTISCREEN))
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     convert.save_safetensors(path, half, MULTISCREEN, SOURCE)
-    for name, tensor in load_file(path).items():
+    for name, tensor in torch_files.load_file(path).items():
         assert torch.equal(tensor, state[name]), name
