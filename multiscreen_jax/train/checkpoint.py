@@ -102,18 +102,17 @@ class Checkpoints:
             try:
                 run = verified_run(folder)
             except DamagedCheckpoint as error:
-                unfinished = not manifest.exists(folder) and self._pending(step).exists()
-                if not unfinished:
+                if not manifest.exists(folder) and self._pending(step).exists():
+                    say(f"checkpoint {step} was still being written when the run ended; removed")
+                    shutil.rmtree(folder)
+                    self._pending(step).unlink()
+                else:
+                    say(f"checkpoint {step} is damaged and not used: {error}")
                     refused.append(str(error))
-                reason = "was not finished" if unfinished else f"is damaged: {error}"
-                say(f"checkpoint {step} {reason}; it is not used")
-                self._set_aside(step)
+                    self._set_aside(step)
                 continue
             check(run)
-            optimizer = read_item(folder, "optimizer", _optimizer_item(abstract))
-            params = read_item(folder, "params", abstract.params)
-            state = TrainState(params=params, **optimizer)
-            return state, run
+            return read_state(folder, abstract), run
         if refused:
             raise DamagedCheckpoint(f"no usable checkpoint in {self.folder}: {'; '.join(refused)}")
         return None
@@ -147,7 +146,6 @@ class Checkpoints:
         target.mkdir(exist_ok=True)
         number = sum(1 for path in target.iterdir() if path.name.split(".")[0] == str(step))
         (self.folder / str(step)).rename(target / f"{step}.{number}")
-        self._pending(step).unlink(missing_ok=True)
 
 
 class _KeepSealed:
@@ -181,9 +179,14 @@ class _KeepSealed:
         return set(losses) - set(list(losses)[-self._last :]) - set(best)
 
 
-def run_facts(config: Any, step: int, fingerprint: str) -> dict[str, Any]:
-    """The JSON saved beside a state."""
-    return {"step": step, "config": config_json.to_dict(config), "data_fingerprint": fingerprint}
+def run_facts(config: Any, step: int, fingerprint: str, skipped: int = 0) -> dict[str, Any]:
+    """The JSON saved beside a state: all that a continued run has to know."""
+    return {
+        "step": step,
+        "skipped_updates": skipped,
+        "data_fingerprint": fingerprint,
+        "config": config_json.to_dict(config),
+    }
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -203,6 +206,12 @@ def read_item(folder: Path, item: str, abstract: Any) -> Any:
     """One item of a checkpoint, onto the shapes, dtypes and shardings of `abstract`."""
     with ocp.StandardCheckpointer() as reader:
         return reader.restore(folder / item, abstract)
+
+
+def read_state(folder: Path, abstract: TrainState) -> TrainState:
+    """A whole state, onto the shapes, dtypes and shardings of `abstract`."""
+    optimizer = read_item(folder, "optimizer", _optimizer_item(abstract))
+    return TrainState(params=read_item(folder, "params", abstract.params), **optimizer)
 
 
 def find_checkpoint(path: str | Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:

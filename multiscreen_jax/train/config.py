@@ -168,8 +168,14 @@ class ExperimentConfig:
 
 
 def resolved(config: ExperimentConfig) -> ExperimentConfig:
-    """The config as a run uses and records it: the length trained at becomes part of the model."""
-    return override(config, model=dict(trained_length=config.data.sequence_length))
+    """The config as a run uses and records it.
+
+    The length trained at becomes part of the model, and a decaying schedule gets its end.
+    """
+    sections: dict[str, dict[str, Any]] = {"model": {"trained_length": config.data.sequence_length}}
+    if config.optim.schedule != "constant" and config.optim.decay_steps is None:
+        sections["optim"] = {"decay_steps": config.train.steps}
+    return override(config, **sections)
 
 
 def override(config: ExperimentConfig, **sections: dict[str, Any]) -> ExperimentConfig:

@@ -55,7 +55,10 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Optional clipping by the global norm, then AdamW."""
+    """Optional clipping by the global norm, then AdamW.
+
+    The state has the same structure for every config, so that another run can inherit it.
+    """
     adamw = optax.adamw(
         make_schedule(config, steps),
         b1=config.b1,
@@ -64,9 +67,12 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
-    if config.clip_norm is None:
-        return optax.chain(adamw)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    clip = (
+        optax.identity()
+        if config.clip_norm is None
+        else optax.clip_by_global_norm(config.clip_norm)
+    )
+    return optax.chain(clip, adamw)
 
 
 def update_count(optimizer_state: Any) -> jax.Array:

@@ -1,0 +1,1 @@
+"""Commands: train, and the configs they know by name."""

@@ -1,0 +1,98 @@
+"""From `NAME --section.field value ...` to an ExperimentConfig."""
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import io
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from multiscreen_jax.train.config import ExperimentConfig
+
+
+def config_names(package: str) -> list[str]:
+    """Names of the configs in a package: its modules with a function `config()`."""
+    folder = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(folder))
+
+
+def named_config(package: str, name: str) -> ExperimentConfig:
+    """The config of a name; an unknown one is a ValueError with near matches."""
+    names = config_names(package)
+    module = name.replace("-", "_")
+    if module not in names:
+        near = difflib.get_close_matches(module, names, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"unknown config {name!r}; {hint}known: {', '.join(names)}")
+    return importlib.import_module(f"{package}.{module}").config()
+
+
+def parse(package: str, prog: str, arguments: Sequence[str] | None = None) -> ExperimentConfig:
+    """The config that a command line asks for.
+
+    Args:
+      package: where the named configs are, e.g. "experiments.configs".
+      prog: how the command is called, for the help text.
+      arguments: the command line without the program; None takes sys.argv.
+
+    Raises:
+      ValueError: an unknown name, or a field's value that is not allowed.
+      SystemExit: 0 after --help, 2 for options that do not exist or cannot be read.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview(package, prog))
+        sys.exit(0 if arguments else 2)
+    name, *options = arguments
+    default = named_config(package, name)
+    module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
+    return _with_options(default, options, f"{prog} {name}", inspect.getdoc(module) or "")
+
+
+def _with_options(
+    default: ExperimentConfig, options: list[str], prog: str, description: str
+) -> ExperimentConfig:
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                ExperimentConfig,
+                default=default,
+                args=options,
+                prog=prog,
+                description=description,
+                # The named config decides which kind of model there is; its fields are options.
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as stop:
+        if refused := _refused_value(stop):
+            raise ValueError(refused) from None
+        print(errors.getvalue(), end="", file=sys.stderr)
+        raise
+
+
+def _refused_value(stop: BaseException) -> str | None:
+    """The message of a section's own check, which tyro would print in a box of several lines."""
+    error = stop.__context__
+    while error is not None:
+        if type(error) is ValueError and (cause := error.__traceback__) is not None:
+            while cause.tb_next is not None:
+                cause = cause.tb_next
+            if cause.tb_frame.f_globals.get("__name__", "").startswith("multiscreen_jax."):
+                return str(error)
+        error = error.__context__
+    return None
+
+
+def _overview(package: str, prog: str) -> str:
+    lines = [f"usage: {prog} NAME [--section.field value ...]", "", "Named configs:"]
+    for name in config_names(package):
+        module = importlib.import_module(f"{package}.{name}")
+        first = (inspect.getdoc(module) or "").splitlines()[0:1]
+        lines.append(f"  {name:24} {first[0] if first else ''}")
+    lines += ["", f"All options of one: {prog} NAME --help"]
+    return "\n".join(lines)

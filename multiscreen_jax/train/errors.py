@@ -1,0 +1,46 @@
+"""Errors with an exit code of their own, and the one line that a person sees for the others."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_OURS = ("multiscreen_jax", "pallas_kernels", "experiments")
+_USER_ERRORS = (ValueError, TypeError, FileNotFoundError, NotImplementedError, IndexError)
+
+
+class NonFiniteLoss(ArithmeticError):
+    """Training met a loss or gradient that is not finite and was told to stop."""
+
+    exit_code = 3
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether this library raised the error itself, to tell the user something."""
+    if isinstance(error, NonFiniteLoss):
+        return True
+    if not isinstance(error, _USER_ERRORS):
+        return False
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = frames[-1].f_globals.get("__name__", "") if frames else ""
+    in_main = module == "__main__" and (frames[-1].f_globals.get("__package__") or "") in _OURS
+    return module.split(".")[0] in _OURS or in_main
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """For command lines: our errors print `error: ...` and exit with 2 (or their own code).
+
+    Everything else keeps its traceback: it is a bug, and whoever reports it needs it.
+    """
+    import jax
+
+    # With frames of JAX left out of tracebacks, its errors would look like ours.
+    jax.config.update("jax_traceback_filtering", "off")
+    try:
+        yield
+    except Exception as error:
+        if not is_ours(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))

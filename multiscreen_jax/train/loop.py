@@ -1,0 +1,224 @@
+"""The training loop.
+
+    restore or initialise -> step, step, step ... -> log | evaluate | checkpoint -> stop
+
+The same command run again continues where the last checkpoint ended. Batches are a function of
+their number, and the number of the next batch is the number of steps taken, so nothing but the
+state has to be restored for the continued run to see the same losses, bit for bit.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from multiscreen_jax import sharding
+from multiscreen_jax.train import checkpoint, config_json, metrics
+from multiscreen_jax.train.checkpoint import Checkpoints
+from multiscreen_jax.train.config import ExperimentConfig, resolved
+from multiscreen_jax.train.errors import NonFiniteLoss
+from multiscreen_jax.train.progress import Reporter
+from multiscreen_jax.train.report import model_health, write_samples
+from multiscreen_jax.train.setup import Run, make_output_dir, prepare
+from multiscreen_jax.train.signals import StopRequest
+
+CONFIG_FILE = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended: at which step, whether by a signal, its last record, its parameters."""
+
+    step: int
+    stopped_by: str | None
+    record: dict[str, Any]
+    params: Any
+
+
+def train(config: ExperimentConfig) -> Result:
+    """Trains, or continues to train, the experiment of a config in config.train.output_dir.
+
+    Raises:
+      ValueError: one line on a setting that cannot be used, also when it contradicts the data or
+        a checkpoint that is already there.
+      NonFiniteLoss: a loss was not finite and train.on_nonfinite is "stop".
+    """
+    config = resolved(config)
+    folder = make_output_dir(config.train.output_dir)
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_best)
+    reporter = Reporter(config.train.steps, 0)
+    try:
+        with StopRequest() as stop, jax.set_mesh(mesh):
+            run = prepare(config, mesh, checkpoints, reporter.say)
+            config_json.save(config, folder / CONFIG_FILE)
+            return _run(run, stop, reporter)
+    finally:
+        checkpoints.close()
+        reporter.close()
+
+
+def _run(run: Run, stop: StopRequest, reporter: Reporter) -> Result:
+    settings = run.config.train
+    sinks = metrics.open_sinks(settings, config_json.to_dict(run.config), run.start, reporter.say)
+    try:
+        number, record = _steps(run, stop, sinks, reporter)
+    finally:
+        sinks.close()
+    run.checkpoints.finish()
+    if stop.name is not None and number < settings.steps:
+        reporter.say(
+            f"{stop.name}: stopped after step {number} of {settings.steps} and saved; "
+            "run the same command again to continue"
+        )
+        return Result(number, stop.name, record, run.state.params)
+    _report_end(run, record, reporter)
+    return Result(number, None, record, run.state.params)
+
+
+def _steps(
+    run: Run, stop: StopRequest, sinks: metrics.Sinks, reporter: Reporter
+) -> tuple[int, dict[str, Any]]:
+    """Steps until the end or a signal; returns (steps taken, last record)."""
+    settings = run.config.train
+    collector = _Collector(run, sinks, reporter)
+    number = run.start
+    batches = run.pipeline.iterate(run.start)
+    for number in range(run.start + 1, settings.steps + 1):
+        batch = next(batches)
+        placed = sharding.place_batch(batch, run.batch_sharding)
+        _profile(settings, number, run.start)
+        with jax.transfer_guard("disallow"):
+            run.state, values = run.step(run.state, placed)
+        collector.add(number, values)
+        last = number == settings.steps or stop.name is not None
+        extra: dict[str, Any] = {}
+        if run.validation and (_due(number, settings.evaluate_every) or number == settings.steps):
+            collector.check_finite()
+            extra |= run.validation(run.state.params)
+        if _due(number, settings.health_every):
+            extra |= model_health(run.model, run.state.params, batch["tokens"][:, :-1])
+        save = _due(number, settings.checkpoint_every) or last
+        if extra or save:
+            collector.flush(extra)
+        if save:
+            facts = checkpoint.run_facts(
+                run.config, number, run.pipeline.fingerprint, collector.skipped
+            )
+            run.checkpoints.save(run.state, facts, extra.get("validation_loss"))
+            collector.restart_clock()
+        if last:
+            break
+    collector.flush({})
+    batches.close()
+    return number, collector.record
+
+
+class _Collector:
+    """Fetches a step's metrics one step late, so that the devices never wait for the host."""
+
+    def __init__(self, run: Run, sinks: metrics.Sinks, reporter: Reporter) -> None:
+        data, model = run.config.data, run.config.model
+        self.record: dict[str, Any] = {}
+        self._settings = run.config.train
+        self._sinks, self._reporter = sinks, reporter
+        self._tokens = data.batch_size * data.sequence_length
+        # One forward and a backward of twice its cost.
+        self._flops = 3 * data.batch_size * model.forward_flops(data.sequence_length)
+        self._pending: tuple[int, Any] | None = None
+        self._checked: dict[str, Any] | None = None
+        self.skipped = run.skipped
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Speed is measured from here: evaluations and saves are not training."""
+        self._clock, self._seconds, self._steps_timed = time.perf_counter(), 0.0, 0
+
+    def add(self, number: int, values: Any) -> None:
+        """Takes the metrics of a step just dispatched and handles those of the step before."""
+        self.flush({})
+        self._pending = (number, values)
+
+    def check_finite(self) -> None:
+        """Fetches the pending step now and acts on it if it is not finite."""
+        if self._pending is None or self._checked is not None:
+            return
+        number, values = self._pending
+        host = jax.device_get(values)
+        self._checked = host
+        self._seconds = time.perf_counter() - self._clock
+        self._steps_timed += 1
+        if bool(host["finite"]):
+            return
+        if self._settings.on_nonfinite == "stop":
+            self._write(number, host, {})
+            raise NonFiniteLoss(_nonfinite_text(number, host, self._settings))
+        if self._settings.on_nonfinite == "skip":
+            self.skipped += 1
+            self._reporter.say(f"step {number} is not finite: its update is skipped")
+
+    def flush(self, extra: dict[str, Any]) -> None:
+        """Writes the pending step's record, if it is to be logged, with more values in it."""
+        if self._pending is None:
+            return
+        self.check_finite()
+        (number, _), host = self._pending, self._checked
+        self._pending = self._checked = None
+        assert host is not None
+        if extra or _due(number, self._settings.log_every) or number == self._settings.steps:
+            self._write(number, host, extra)
+
+    def _write(self, number: int, host: Any, extra: dict[str, Any]) -> None:
+        rate = self._steps_timed / max(self._seconds, 1e-9)
+        self.restart_clock()
+        loss = np.asarray(host["loss"])
+        self.record = {
+            "step": number,
+            "loss": float(loss),
+            "loss_hex": metrics.float_hex(loss),
+            "learning_rate": float(host["learning_rate"]),
+            "gradient_norm": float(host["gradient_norm"]),
+            "update_norm": float(host["update_norm"]),
+            "tokens_per_second": rate * self._tokens,
+            "model_flops_per_second": rate * self._flops,
+            "skipped_updates": self.skipped,
+            **extra,
+        }
+        self._sinks.write(self.record)
+        self._reporter.update(self.record)
+
+
+def _due(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0
+
+
+def _profile(settings: Any, number: int, start: int) -> None:
+    """Starts the profiler before the first step to be traced and stops it after the last."""
+    if settings.profile_steps is None:
+        return
+    first, last = settings.profile_steps
+    if number == max(first, start + 1) and number <= last:
+        jax.profiler.start_trace(f"{settings.output_dir}/profile")
+    if number == last + 1 and start < last:
+        jax.profiler.stop_trace()
+
+
+def _nonfinite_text(number: int, host: Any, settings: Any) -> str:
+    values = ", ".join(f"{name} {float(host[name]):g}" for name in ("loss", "gradient_norm"))
+    return (
+        f"step {number} is not finite ({values}); the checkpoints in {settings.output_dir} are "
+        "from before it. Set train.on-nonfinite to skip or continue, or lower optim.learning-rate"
+    )
+
+
+def _report_end(run: Run, record: dict[str, Any], reporter: Reporter) -> None:
+    if run.validation and record:
+        reporter.say(
+            f"validation {record['validation_bits_per_byte']:.3f} bits per byte; "
+            f"token frequencies alone give {run.validation.unigram_bits_per_byte:.3f}"
+        )
+    if run.config.train.sample_prompts:
+        write_samples(run, reporter.say)
+    reporter.say(f"done: {run.config.train.output_dir}")

@@ -1,0 +1,153 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard, Weights & Biases."""
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FILE = "metrics.jsonl"
+
+
+class JsonLines:
+    """OUTPUT/metrics.jsonl: one line per logged step, flushed as it is written."""
+
+    def __init__(self, output_dir: Path, step: int) -> None:
+        path = Path(output_dir) / FILE
+        keep_until(path, step)
+        self._stream = path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(_plain(record)) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class TensorBoard:
+    """OUTPUT/tensorboard; a list of one value per layer becomes one curve per layer."""
+
+    def __init__(self, output_dir: Path, step: int) -> None:
+        tensorboard = importlib.import_module("tensorboardX")
+        # The curves of steps that are done again are dropped from the restored step on.
+        self._writer = tensorboard.SummaryWriter(
+            str(Path(output_dir) / "tensorboard"), purge_step=step + 1
+        )
+
+    def write(self, record: dict[str, Any]) -> None:
+        for name, value in _numbers(record):
+            self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """One run of a project; continued runs of an output folder continue it."""
+
+    def __init__(self, project: str, output_dir: Path, config: dict[str, Any]) -> None:
+        wandb = importlib.import_module("wandb")
+        name = Path(output_dir).absolute().name
+        self._run = wandb.init(
+            project=project, name=name, id=name, dir=str(output_dir), config=config, resume="allow"
+        )
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._run.log(dict(_numbers(record)), step=record["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Sinks:
+    """All places a record is written to."""
+
+    def __init__(self, sinks: list[Any]) -> None:
+        self._sinks = sinks
+
+    def write(self, record: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.write(record)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+def open_sinks(config: Any, config_dict: dict[str, Any], step: int, say: Callable) -> Sinks:
+    """The sinks of a run that continues after `step` (0: from the beginning).
+
+    Raises:
+      ValueError: train.wandb_project is given and wandb is not installed.
+    """
+    folder = Path(config.output_dir)
+    sinks: list[Any] = [JsonLines(folder, step)]
+    if config.tensorboard:
+        try:
+            sinks.append(TensorBoard(folder, step))
+        except ModuleNotFoundError:
+            say("tensorboardX is not installed: no TensorBoard files (pip install tensorboardX)")
+    if config.wandb_project is not None:
+        try:
+            sinks.append(WeightsAndBiases(config.wandb_project, folder, config_dict))
+        except ModuleNotFoundError:
+            raise ValueError(
+                f"train.wandb-project is {config.wandb_project!r} and the package wandb is not "
+                "installed; install it or leave the option out"
+            ) from None
+    return Sinks(sinks)
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drops the lines of a metrics file after `step`, and a last line that was cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if line.endswith("\n") and record["step"] <= step:
+            kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as stream:
+        stream.writelines(kept)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def float_hex(value: Any) -> str:
+    """The bits of a floating-point scalar, readable: float.hex of its exact value."""
+    return float(value).hex()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no NaN; "nan" and "inf" are readable and float() takes them
+    return value
+
+
+def _numbers(record: dict[str, Any]) -> list[tuple[str, float]]:
+    found = []
+    for name, value in record.items():
+        if name == "step" or isinstance(value, str):
+            continue
+        array = np.asarray(value, np.float64)
+        if array.ndim == 0:
+            found.append((name, float(array)))
+        else:
+            found += [(f"{name}/{i}", float(entry)) for i, entry in enumerate(array.ravel())]
+    return found

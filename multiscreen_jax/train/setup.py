@@ -1,0 +1,184 @@
+"""Everything a run needs before its first step: checked, opened, restored and compiled."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from multiscreen_jax import sharding
+from multiscreen_jax.data import Pipeline, open_pipeline
+from multiscreen_jax.models.registry import build
+from multiscreen_jax.train import checkpoint, checks, config_json
+from multiscreen_jax.train.checkpoint import Checkpoints
+from multiscreen_jax.train.config import ExperimentConfig
+from multiscreen_jax.train.optimizer import make_optimizer, make_schedule
+from multiscreen_jax.train.state import TrainState, abstract_state, create_state
+from multiscreen_jax.train.step import make_train_step
+from multiscreen_jax.train.validation import Validation
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass
+class Run:
+    """A run that is ready to make its next step."""
+
+    config: ExperimentConfig
+    model: nn.Module
+    mesh: Mesh
+    pipeline: Pipeline
+    validation: Validation | None
+    checkpoints: Checkpoints
+    state: TrainState
+    start: int
+    skipped: int
+    step: Callable | None
+    batch_sharding: NamedSharding
+
+
+def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say: Say) -> Run:
+    """Opens data, restores or makes the state, and compiles the step.
+
+    Raises:
+      ValueError: settings that contradict each other, the data, or an existing checkpoint.
+    """
+    sharding.check_batch(config.data.batch_size // config.train.accumulate, mesh)
+    pipeline = _open(config, "train")
+    if pipeline.vocab_size > config.model.vocab_size:
+        checks.refuse(
+            "model.vocab_size",
+            config.model.vocab_size,
+            f"at least {pipeline.vocab_size}, the tokens of data.tokenizer {config.data.tokenizer}",
+        )
+    model = build(config.model)
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    state, start, skipped = _restore_or_create(
+        config, model, optimizer, mesh, checkpoints, pipeline.fingerprint, say
+    )
+    step = make_train_step(
+        model,
+        optimizer,
+        make_schedule(config.optim, config.train.steps),
+        config.train.accumulate,
+        config.train.on_nonfinite == "skip",
+    )
+    where = sharding.batch_sharding(mesh)
+    validation = None
+    if config.train.evaluate_every:
+        validation = Validation(model, _open(config, "valid"), config.train.evaluate_batches, where)
+    compiled = None  # a finished run has no step to make
+    if start < config.train.steps:
+        compiled = _compile(step, state, _abstract_batch(pipeline, config, where), mesh, say)
+    return Run(
+        config=config,
+        model=model,
+        mesh=mesh,
+        pipeline=pipeline,
+        validation=validation,
+        checkpoints=checkpoints,
+        state=state,
+        start=start,
+        skipped=skipped,
+        step=compiled,
+        batch_sharding=where,
+    )
+
+
+def make_output_dir(path: str) -> Path:
+    """Creates the output folder; ValueError when nothing can be written there."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"train.output-dir is {path!r}; allowed: a folder that can be written "
+            f"({error.strerror})"
+        ) from None
+    return folder
+
+
+def _open(config: ExperimentConfig, split: str) -> Pipeline:
+    return open_pipeline(config.data, split, jax.process_index(), jax.process_count())
+
+
+def _restore_or_create(
+    config: ExperimentConfig,
+    model: nn.Module,
+    optimizer: Any,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    fingerprint: str,
+    say: Say,
+) -> tuple[TrainState, int, int]:
+    """(state, steps taken, updates skipped) of the newest checkpoint or of a new run."""
+    now = config_json.to_dict(config)
+
+    def check(run: dict[str, Any]) -> None:
+        where = f"{checkpoints.folder / str(run['step'])}"
+        config_json.refuse_changes(run["config"], now, where)
+        if run["data_fingerprint"] != fingerprint:
+            raise ValueError(f"{where} was made with other data: what data.source reads changed")
+
+    abstract = abstract_state(model, optimizer, mesh)
+    restored = checkpoints.restore(abstract, check, say)
+    if restored is not None:
+        state, run = restored
+        say(f"continues {checkpoints.folder.parent} after step {run['step']}")
+        return state, run["step"], run["skipped_updates"]
+    if config.train.init_from is not None:
+        return _inherit(config.train.init_from, now, abstract, say), 0, 0
+    return create_state(model, optimizer, mesh, config.train.seed), 0, 0
+
+
+def _inherit(path: str, now: dict[str, Any], abstract: TrainState, say: Say) -> TrainState:
+    """Parameters and optimizer state of another run; steps and data start from 0.
+
+    The optimizer's own count of updates comes along and is the schedule's position: there is no
+    second warm-up.
+    """
+    folder, run = checkpoint.find_checkpoint(path)
+    config_json.refuse_changes(
+        {"model": run["config"]["model"]},
+        {"model": now["model"]},
+        str(folder),
+        config_json.INFERENCE_RULES,
+    )
+    changes = config_json.differences(run["config"], now)
+    listed = ", ".join(
+        f"{checks.flag_name(name)} {before} -> {after}"
+        for name, (before, after) in changes.items()
+        if not name.startswith("train.")
+    )
+    say(f"starts from {folder}" + (f" with {listed}" if listed else ""))
+    state = checkpoint.read_state(folder, abstract)
+    zero = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
+    return state.replace(step=zero)
+
+
+def _abstract_batch(pipeline: Pipeline, config: ExperimentConfig, where: NamedSharding) -> Any:
+    rows = config.data.batch_size
+    return {
+        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=where)
+        for name, array in pipeline.batch(0).items()
+    }
+
+
+def _compile(step: Callable, state: TrainState, batch: Any, mesh: Mesh, say: Say) -> Callable:
+    where = jax.tree.map(lambda leaf: leaf.sharding, state)
+    whole = NamedSharding(mesh, PartitionSpec())
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, whole))
+    began = time.perf_counter()
+    compiled = jitted.lower(state, batch).compile()
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
+    say(f"{count:,} parameters; step compiled in {time.perf_counter() - began:.1f} s")
+    return compiled
