@@ -5,7 +5,6 @@ cut into batches and however many rows of padding complete the last one.
 """
 
 import contextlib
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 
 from multiscreen_jax import losses
 from multiscreen_jax.data import Pipeline
+from multiscreen_jax.jitted import jitted
 
 Batch = dict[str, Any]
 
@@ -54,7 +53,7 @@ def evaluate(
     Cost: one forward pass per batch, and never B x T x O logits (see `losses`). Compiled once per
     model and batch shape, over all calls.
     """
-    step = _compiled(_sums, model, _mesh_of(params))
+    step = jitted(_sums, model, params)
     sums = np.zeros(4)  # weighted nats, weights, nats of scored targets, scored targets
     text_bytes = 0
     pending = None
@@ -102,7 +101,7 @@ def loss_by_position(
       One row per bucket: start, end, tokens (scored targets), loss (nats, unweighted),
       perplexity. A bucket without targets has loss NaN.
     """
-    step = _compiled(_sums_by_position, model, _mesh_of(params))
+    step = jitted(_sums_by_position, model, params)
     totals = np.zeros((2, 0))
     for batch in read_batches(pipeline, max_batches):
         sums = np.asarray(step(params, place(batch) if place else batch), np.float64)
@@ -164,19 +163,6 @@ def _sums_by_position(model: nn.Module, params: Any, batch: Batch) -> jax.Array:
     nats, weights = losses.token_losses(model, params, batch)
     scored = weights > 0
     return jnp.stack([jnp.where(scored, nats, 0), scored.astype(nats.dtype)]).sum(axis=1)
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(function: Callable, model: nn.Module, mesh: Any) -> Callable:
-    """A jitted function(params, batch); one per model, so that repeated calls never retrace."""
-    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return jax.jit(functools.partial(function, model), out_shardings=whole)
-
-
-def _mesh_of(params: Any) -> Any:
-    """The mesh that parameters are placed on; None for plain arrays."""
-    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -1,0 +1,29 @@
+"""Looking inside a Multiscreen: what each tile accepted, and that the rest got exactly nothing.
+
+maps = mj.inspect.relevance_maps(model, params, tokens)           # [N, H, T, T], short prompts
+mj.inspect.plot_relevance(maps).savefig("relevance.png")
+
+counts = mj.inspect.acceptance(model, params, tokens)             # any length
+print(mj.inspect.tile_table(counts))
+"""
+
+from multiscreen_jax.inspect.figures import plot_relevance, plot_windows_widths
+from multiscreen_jax.inspect.health import health
+from multiscreen_jax.inspect.relevance import (
+    Acceptance,
+    RelevanceMaps,
+    acceptance,
+    relevance_maps,
+)
+from multiscreen_jax.inspect.tables import tile_table
+
+__all__ = [
+    "Acceptance",
+    "RelevanceMaps",
+    "acceptance",
+    "health",
+    "plot_relevance",
+    "plot_windows_widths",
+    "relevance_maps",
+    "tile_table",
+]
