@@ -91,6 +91,9 @@ class Pipeline:
         """batch(start), batch(start + 1), ..., prepared ahead in a background thread."""
         if start < 0:
             raise IndexError(f"batch {start} of the {self.split} split; allowed: 0 and above")
+        return self._iterate(start)
+
+    def _iterate(self, start: int) -> Iterator[Batch]:
         ahead = self.config.prefetch
         # One thread: batches are cheap, and more would fight the training step for the GIL.
         options = grain.ReadOptions(num_threads=min(1, ahead), prefetch_buffer_size=ahead)

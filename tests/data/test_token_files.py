@@ -1,0 +1,140 @@
+import json
+
+import numpy as np
+import pytest
+
+from multiscreen_jax.data import DataConfig, open_pipeline
+from multiscreen_jax.data import token_files as files
+from multiscreen_jax.data.tokenizers import CharacterTokenizer, HuggingFaceTokenizer
+from tests.data.corpora import byte_level_tokenizer, write_tokens
+
+
+def open_bin(path, split="train", **fields):
+    config = DataConfig(
+        source=str(path), valid_fraction=0.2, sequence_length=4, batch_size=2, **fields
+    )
+    return open_pipeline(config, split)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A token file as prepare_data leaves it: checksum, number of tokens, documents."""
+    tokenizer = CharacterTokenizer("abcd")
+    path = tmp_path / "train.bin"
+    np.array([0, 1, 2, 4, 3, 3, 4] * 6, "<u2").tofile(path)
+    starts = np.array([0, 4, 7, 11, 14, 18, 21, 25, 28, 32, 35, 39])
+    files.finish_token_file(path, np.dtype("uint16"), starts, tokenizer)
+    return path
+
+
+def change_sidecar(path, **changes):
+    facts = json.loads(path.with_suffix(".json").read_text())
+    facts.update(changes)
+    facts = {key: value for key, value in facts.items() if value is not None}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+
+
+def test_a_written_file_opens_with_its_own_tokenizer(written):
+    pipeline = open_bin(written, tokenizer="gpt2", packing="segments")
+    assert pipeline.tokenizer.alphabet == "abcd"
+    assert pipeline.vocab_size == 5
+    rows = sorted(row.tolist() for row in pipeline.batch(0)["tokens"])
+    assert all(max(row) <= 4 for row in rows)
+    assert pipeline.batch(0)["segment_ids"].max() >= 2
+    valid = open_bin(written, "valid", packing="segments")  # the last two of twelve documents
+    assert valid.batch(0)["tokens"].tolist() == [[0, 1, 2, 4, 3], [3, 3, 4, 0, 0]]
+    assert valid.batch(0)["segment_ids"].tolist() == [[1, 1, 1, 1, 2], [1, 1, 1, 0, 0]]
+
+
+def test_a_foreign_file_needs_three_facts(tmp_path):
+    path = write_tokens(tmp_path / "a.bin", range(100), dtype="uint32")
+    pipeline = open_bin(path)
+    assert pipeline.num_batches == 10
+    assert pipeline.unigram_bits_per_byte() > 6
+    with pytest.raises(ValueError, match="packing 'segments' needs to know documents"):
+        open_bin(path, packing="segments")
+    before = pipeline.fingerprint
+    write_tokens(path, [*range(99), 7], dtype="uint32")
+    assert open_bin(path).fingerprint != before
+
+
+def test_tokenizer_json_travels_with_the_file(tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    tokenizer = HuggingFaceTokenizer(byte_level_tokenizer(folder / "tokenizer.json"))
+    path = folder / "a.bin"
+    tokens = np.tile(tokenizer.encode("Batman "), 9).astype("<u2")
+    tokens.tofile(path)
+    files.finish_token_file(path, np.dtype("uint16"), None, tokenizer)
+    moved = folder.rename(tmp_path / "moved")
+    pipeline = open_bin(moved / "a.bin")
+    assert "Batman" in pipeline.tokenizer.decode(pipeline.batch(0)["tokens"].ravel())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "int16"}, r"dtype is 'int16'; allowed: uint16, uint32 \(did you mean uint16"),
+        ({"dtype": None}, "lacks dtype; needed: dtype, vocab_size, tokenizer"),
+        ({"vocab_size": None, "tokenizer": None}, "lacks vocab_size, tokenizer"),
+        ({"vocab_size": 7}, "vocab_size is 7 but tokenizer 'characters' has 5 tokens"),
+        ({"vocab_size": -1}, "vocab_size is -1; allowed: an integer >= 1"),
+        ({"tokenizer": "gpt5"}, "tokenizer is 'gpt5'; allowed: bytes, characters, gpt2"),
+        ({"tokenizer": 2}, "tokenizer is 2; allowed: a string"),
+        ({"alphabet": None}, "the characters tokenizer needs its alphabet"),
+        ({"num_tokens": 41}, "is damaged: it has 42 tokens but train.json says 41"),
+        ({"num_documents": 11}, "has 12 document starts but train.json says 11"),
+        ({"checksum": "00"}, "is damaged: its checksum is not the one in train.json"),
+        ({"alphabet": "abc", "vocab_size": 4, "checksum": None}, "token 3 is 4; allowed: 0 to 3"),
+    ],
+)
+def test_sidecars_that_disagree(written, changes, message):
+    change_sidecar(written, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_bin(written)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files(written):
+    content = written.read_bytes()
+    written.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="83 bytes are no whole number of uint16 tokens"):
+        open_bin(written)
+    written.write_bytes(content[:-2])
+    with pytest.raises(ValueError, match=r"has 41 tokens but train.json says 42"):
+        open_bin(written)
+    written.write_bytes(content[:10] + b"\x02" + content[11:])
+    with pytest.raises(ValueError, match=r"its checksum is not the one in train.json"):
+        open_bin(written)
+    written.write_bytes(b"")
+    with pytest.raises(ValueError, match="is empty"):
+        open_bin(written)
+
+
+def test_damaged_or_missing_neighbours(written):
+    documents = files.documents_path(written)
+    np.save(documents, np.array([0, 9, 9, 11, 14, 18, 21, 25, 28, 32, 35, 39]))
+    with pytest.raises(ValueError, match="document starts must ascend from 0 to below 42"):
+        open_bin(written)
+    documents.write_text("nothing")
+    with pytest.raises(ValueError, match="not a numpy array"):
+        open_bin(written)
+    documents.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no train.documents.npy"):
+        open_bin(written)
+    sidecar = files.sidecar_path(written)
+    sidecar.write_text("{")
+    with pytest.raises(ValueError, match=r"train.json: not JSON"):
+        open_bin(written)
+    sidecar.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no sidecar train.json"):
+        open_bin(written)
+
+
+def test_large_files_are_checked_row_by_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "VERIFIED_BYTES", 10)
+    path = write_tokens(tmp_path / "a.bin", [*range(99), 300])
+    valid = open_bin(path, "valid")
+    valid.batch(0)
+    with pytest.raises(ValueError, match=r"token 19 is 300; allowed: 0 to 255"):
+        valid.batch(2)

@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multiscreen_jax.data.tokenizers import (
+    GPT2_EOS,
+    ByteTokenizer,
+    CharacterTokenizer,
+    Gpt2Tokenizer,
+    HuggingFaceTokenizer,
+    byte_alphabet,
+    gpt2_merges,
+    gpt2_pieces,
+    open_tokenizer,
+)
+from tests.data.corpora import TEXTS, byte_level_tokenizer, metaspace_tokenizer
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+AWKWARD = [
+    "",
+    " ",
+    "Hello world",
+    "  two spaces,\n\n\ttabs \n and trailing  ",
+    "it's we'll I'VE 'sdm' don't",
+    "naïve 日本語 🙂👩‍👩‍👧 e\u0301 \u00a0nbsp \u2003em",
+    "x=1234567890; price: $3.14!!! ...---",
+    f"a {GPT2_EOS} in the text",
+    "\x00\x01\x7f\ufeff\r\n",
+    "a" * 3000,
+    " " * 500 + "x",
+]
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return Gpt2Tokenizer()
+
+
+@pytest.fixture(scope="module")
+def gpt2_by_tokenizers():
+    """GPT-2 built once more, by the other library, from the same merges."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocab = {piece: index for index, piece in enumerate(gpt2_pieces())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=gpt2_merges()))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def test_gpt2_known_tokens(gpt2):
+    assert gpt2.encode("Hello world").tolist() == [15496, 995]
+    assert gpt2.encode("Hello, world!").tolist() == [15496, 11, 995, 0]
+    assert gpt2.encode(" the").tolist() == [262]
+    assert (gpt2.vocab_size, gpt2.eos_id) == (50257, 50256)
+    assert gpt2.byte_lengths[[262, 50256]].tolist() == [4, 0]
+    assert gpt2.decode([15496, 50256, 995]) == "Hello world"
+
+
+def test_gpt2_treats_the_name_of_its_end_token_as_text(gpt2):
+    tokens = gpt2.encode(GPT2_EOS)
+    assert gpt2.eos_id not in tokens
+    assert gpt2.decode(tokens) == GPT2_EOS
+
+
+@pytest.mark.parametrize("text", AWKWARD, ids=range(len(AWKWARD)))
+def test_gpt2_equals_the_build_of_another_library(gpt2, gpt2_by_tokenizers, text):
+    assert gpt2.encode(text).tolist() == gpt2_by_tokenizers.encode(text).ids
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=ANY_TEXT)
+def test_gpt2_properties(gpt2, gpt2_by_tokenizers, text):
+    tokens = gpt2.encode(text)
+    assert gpt2.decode(tokens) == text
+    assert gpt2.byte_lengths[tokens].sum() == len(text.encode())
+    assert tokens.tolist() == gpt2_by_tokenizers.encode(text).ids
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=ANY_TEXT)
+def test_bytes_round_trip(text):
+    tokenizer = ByteTokenizer()
+    tokens = tokenizer.encode(text)
+    assert tokens.dtype == np.int32
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.byte_lengths[tokens].sum() == len(text.replace("\0", "").encode())
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), alphabet=st.lists(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_characters_round_trip(data, alphabet):
+    alphabet = "".join(dict.fromkeys(alphabet))
+    text = data.draw(st.text(st.sampled_from(alphabet)))
+    tokenizer = CharacterTokenizer(alphabet)
+    tokens = tokenizer.encode(text)
+    assert tokens.tolist() == [alphabet.index(character) for character in text]
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.decode([*tokens, tokenizer.eos_id]) == text
+    assert tokenizer.byte_lengths[tokens].sum() == len(text.encode())
+
+
+def test_bytes_that_are_no_text_are_shown_as_such():
+    assert ByteTokenizer().decode([72, 105, 200]) == "Hi\ufffd"
+    assert (ByteTokenizer().vocab_size, ByteTokenizer().eos_id) == (256, 0)
+
+
+def test_characters_without_end_token_and_foreign_characters():
+    tokenizer = CharacterTokenizer("ab", ends_documents=False)
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (2, None)
+    with pytest.raises(ValueError, match="character 'c' at position 2 is not in the alphabet of 2"):
+        tokenizer.encode("abc")
+    with pytest.raises(ValueError, match="the characters tokenizer needs its alphabet"):
+        open_tokenizer("characters")
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2"])
+@pytest.mark.parametrize("wrong", [-1, 60000])
+def test_decoding_names_what_is_no_token(name, wrong):
+    with pytest.raises(ValueError, match=f"token 1 is {wrong}; allowed: 0 to"):
+        open_tokenizer(name).decode([5, wrong])
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2"])
+def test_batches_encode_as_single_texts(name):
+    tokenizer = open_tokenizer(name)
+    for text, tokens in zip(AWKWARD, tokenizer.encode_batch(AWKWARD), strict=True):
+        np.testing.assert_array_equal(tokens, tokenizer.encode(text))
+
+
+def test_byte_alphabet_names_every_byte_once():
+    alphabet = byte_alphabet()
+    assert sorted(alphabet.values()) == list(range(256))
+    assert all(character.isprintable() for character in alphabet)
+
+
+def test_tokenizer_json_byte_level(tmp_path):
+    tokenizer = HuggingFaceTokenizer(byte_level_tokenizer(tmp_path / "tokenizer.json"))
+    assert tokenizer.vocab_size == 300
+    for text in [*TEXTS, *AWKWARD]:
+        tokens = tokenizer.encode(text)
+        assert tokenizer.decode(tokens) == text
+        assert tokenizer.byte_lengths[tokens].sum() == len(text.encode())
+        assert tokenizer.eos_id not in tokens
+    batch = tokenizer.encode_batch(TEXTS)
+    np.testing.assert_array_equal(batch[7], tokenizer.encode(TEXTS[7]))
+
+
+def test_tokenizer_json_without_lengths_and_with_named_end(tmp_path):
+    path = metaspace_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = open_tokenizer(str(path))
+    assert tokenizer.byte_lengths is None
+    assert tokenizer.eos_id == 1
+    text = TEXTS[0].strip()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    other = open_tokenizer(str(path), eos_token="<unk>")
+    assert other.eos_id == 0
+    assert other.fingerprint != tokenizer.fingerprint
+
+
+def test_bad_tokenizer_files(tmp_path):
+    path = byte_level_tokenizer(tmp_path / "tokenizer.json", eos="<done>")
+    with pytest.raises(FileNotFoundError, match=r"tokeniser.json does not exist .*tokenizer.json"):
+        open_tokenizer(str(tmp_path / "tokeniser.json"))
+    with pytest.raises(ValueError, match=r"none of the usual names.*'<done>'"):
+        open_tokenizer(str(path))
+    with pytest.raises(ValueError, match="has no '<end>' as end-of-document token"):
+        open_tokenizer(str(path), eos_token="<end>")
+    assert open_tokenizer(str(path), eos_token="<done>").eos_id == 0
+    path.write_text('{"version": "1.0", "model"')
+    with pytest.raises(ValueError, match=r"is not a readable tokenizer.json") as caught:
+        open_tokenizer(str(path))
+    assert "\n" not in str(caught.value)
