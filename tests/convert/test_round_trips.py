@@ -147,8 +147,8 @@ def test_llama_variants(tied, gain):
 
 
 def test_kv_heads_and_head_dim_may_be_left_out():
-    config = dataclasses.replace(TRANSFORMER, num_kv_heads=None, head_dim=None)
-    full = dataclasses.replace(config, num_kv_heads=4, head_dim=3)
+    config = dataclasses.replace(TRANSFORMER, num_heads=3, num_kv_heads=None, head_dim=None)
+    full = dataclasses.replace(config, num_kv_heads=3, head_dim=4)
     tree = random_tree(full)
     named = convert.to_torch("transformer/hf-llama", tree, config)
     assert_same(convert.from_torch("transformer/hf-llama", named, config), tree)
