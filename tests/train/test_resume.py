@@ -1,0 +1,115 @@
+"""A run that is killed and started again is the run that was never killed, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from multiscreen_jax.train import load_params, metrics, train
+from multiscreen_jax.train.checkpoint import steps_in
+from tests.train import small
+
+ROOT = Path(__file__).parents[2]
+
+
+def interrupt(how, step, text, output):
+    """Runs the command in its own process until it is killed; returns the finished process."""
+    command = [sys.executable, "-m", "tests.train.interrupted", how, str(step)]
+    return subprocess.run(
+        [*command, *small.arguments(text, output)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def assert_same_run(output, params, whole_run):
+    whole_output, whole_params = whole_run
+    assert small.loss_bits(output) == small.loss_bits(whole_output)
+    assert [step for step, _ in small.loss_bits(output)] == list(range(1, small.STEPS + 1))
+    for got, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(whole_params), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    restored, _, _ = load_params(output)
+    for got, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_killed_while_saving_and_between_checkpoints(text, whole_run, tmp_path):
+    output = tmp_path / "run"
+    assert interrupt("saving", 8, text, output).returncode == -signal.SIGKILL
+    assert small.loss_bits(output)[-1][0] >= 8
+    killed = interrupt("step", 11, text, output)
+    assert killed.returncode == -signal.SIGKILL
+    assert f"continues {output} after step 4" in killed.stdout
+    assert steps_in(output / "checkpoints") == [4, 8]
+    assert_same_run(output, train(small.config(text, output)).params, whole_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "step", "continues"), [("step", 2, None), ("saving", 4, None), ("sealing", 8, 4)]
+)
+def test_killed_anywhere(how, step, continues, text, whole_run, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert interrupt(how, step, text, output).returncode == -signal.SIGKILL
+    result = train(small.config(text, output))
+    printed = capsys.readouterr().out
+    assert (f"after step {continues}" in printed) == (continues is not None)
+    assert_same_run(output, result.params, whole_run)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_command_with_code_zero(text, whole_run, tmp_path):
+    output = tmp_path / "run"
+    ended = interrupt("term", 6, text, output)
+    assert ended.returncode == 0, ended.stderr
+    assert "run the same command again to continue" in ended.stdout
+    assert_same_run(output, train(small.config(text, output)).params, whole_run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops_at_the_step_boundary(
+    number, text, whole_run, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "run"
+    original = metrics.JsonLines.write
+
+    def write(self, record):
+        original(self, record)
+        if record["step"] == 5:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(metrics.JsonLines, "write", write)
+    result = train(small.config(text, output))
+    # The line of a step is written one step late.
+    assert (result.step, result.stopped_by) == (6, signal.Signals(number).name)
+    assert "stopped after step 6 of 12 and saved" in capsys.readouterr().out
+    assert steps_in(output / "checkpoints")[-1] == 6
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.undo()
+    assert_same_run(output, train(small.config(text, output)).params, whole_run)
+
+
+def test_a_finished_run_continues_when_more_steps_are_asked_for(text, whole_run, tmp_path, capsys):
+    output = tmp_path / "run"
+    train(small.config(text, output, "--train.steps", "7", "--train.checkpoint-every", "0"))
+    assert steps_in(output / "checkpoints") == [7]
+    train(small.config(text, output, "--train.steps", "7"))  # nothing left to do
+    assert len(small.records(output)) == 7
+    assert_same_run(output, train(small.config(text, output)).params, whole_run)
+    assert "continues" in capsys.readouterr().out
+
+
+def test_metrics_lines_after_the_restored_step_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    metrics.keep_until(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
