@@ -1,8 +1,10 @@
 """Weights between PyTorch names and our parameter trees, and safetensors files.
 
     params = mj.convert.from_torch("multiscreen/lucidrains", torch_model.state_dict(), config)
-    torch_model.load_state_dict(as_tensors(mj.convert.to_torch("multiscreen/lucidrains", params,
-                                                               config)))
+    named = mj.convert.to_torch("multiscreen/lucidrains", params, config)
+    torch_model.load_state_dict({name: torch.from_numpy(x) for name, x in named.items()})
+    mj.convert.save_safetensors("weights.safetensors", params, config)
+    params, config = mj.convert.load_safetensors("weights.safetensors")
 
 One table per PyTorch implementation says which tensor holds which of our arrays, and how
 (`multiscreen.py`, `transformer.py`); `engine.py` reads a table in both directions.
