@@ -94,11 +94,12 @@ def write_tokens(
 ) -> np.ndarray:
     """Appends every document and its end to a .bin; returns document starts, int64."""
     dtype = token_dtype(tokenizer.vocab_size).newbyteorder("<")
+    end = np.array([tokenizer.eos_id], dtype)
     starts, total = [], 0
     with path.open("wb") as out:
         for document, tokens in encode_documents(read_all(files, text_field), tokenizer):
             starts.append(total)
-            out.write(np.append(tokens, tokenizer.eos_id).astype(dtype).tobytes())
+            out.write(np.append(tokens.astype(dtype), end).tobytes())
             total += len(tokens) + 1
             report(document.consumed, len(starts), total)
     if not starts:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 PACKINGS = ("stream", "segments")
 SPLITS = ("train", "valid")
@@ -40,7 +41,7 @@ def import_package(name: str, purpose: str) -> ModuleType:
         ) from None
 
 
-def require_integer(owner: str, name: str, value: object, low: int, high: int | None = None):
+def require_integer(owner: str, name: str, value: Any, low: int, high: int | None = None):
     """One-line ValueError unless value is an int (not a bool) in [low, high]."""
     allowed = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
     is_integer = isinstance(value, int) and not isinstance(value, bool)
@@ -48,7 +49,7 @@ def require_integer(owner: str, name: str, value: object, low: int, high: int | 
         raise ValueError(f"{owner}.{name} is {value!r}; allowed: {allowed}")
 
 
-def require_number(owner: str, name: str, value: object, low: float, high: float):
+def require_number(owner: str, name: str, value: Any, low: float, high: float):
     """One-line ValueError unless value is a real number in [low, high]."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not low <= value <= high:

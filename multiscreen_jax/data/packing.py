@@ -72,9 +72,9 @@ def checksum_of(tokens: np.ndarray, starts: np.ndarray | None) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(tokens.dtype.str.encode())
     for first in range(0, len(tokens), CHUNK):
-        digest.update(np.ascontiguousarray(tokens[first : first + CHUNK]))
+        digest.update(np.ascontiguousarray(tokens[first : first + CHUNK]).data)
     if starts is not None:
-        digest.update(np.ascontiguousarray(starts, dtype=np.int64))
+        digest.update(np.ascontiguousarray(starts, dtype=np.int64).data)
     return digest.hexdigest()
 
 

@@ -81,11 +81,13 @@ class Pipeline:
         rows_per_batch. The train split repeats in a new order every epoch, whatever the index;
         the valid split is read once, in order: IndexError from num_batches on.
         """
-        finite = self.split == "valid"
-        if index < 0 or (finite and index >= self.num_batches):
-            allowed = f"0 to {self.num_batches - 1}" if finite else "0 and above"
+        end = self.num_batches if self.split == "valid" else None
+        if index < 0 or (end is not None and index >= end):
+            allowed = "0 and above" if end is None else f"0 to {end - 1}"
             raise IndexError(f"batch {index} of the {self.split} split; allowed: {allowed}")
-        return self._batches[index]
+        batch = self._batches[index]
+        assert batch is not None  # grain may drop rows of filtered sets; ours has none
+        return batch
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """batch(start), batch(start + 1), ..., prepared ahead in a background thread."""

@@ -198,7 +198,7 @@ def _read_array_record(file: Path) -> Iterator[Document]:
     import_package("array_record", f"reading {file}")
     try:
         records = grain.sources.ArrayRecordDataSource(str(file))
-        total = len(records)
+        total = len(records)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # the reader raises several kinds for a damaged file
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise ValueError(f"{file}: not an ArrayRecord file: {reason}") from None

@@ -192,5 +192,5 @@ def _sampled_checksum(tokens: np.ndarray) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{tokens.dtype.str}:{len(tokens)}".encode())
     for piece in (tokens[: 1 << 19], tokens[-(1 << 19) :]):
-        digest.update(np.ascontiguousarray(piece))
+        digest.update(np.ascontiguousarray(piece).data)
     return digest.hexdigest()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -27,7 +27,7 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 EOS_NAMES = (GPT2_EOS, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>", "<|im_end|>")
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
     """What every tokenizer offers.
 
     Attributes:
@@ -47,11 +47,17 @@ class Tokenizer(Protocol):
     fingerprint: str
     byte_lengths: np.ndarray | None
 
-    def encode(self, text: str) -> np.ndarray: ...
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of a text, int32 [n]."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokens of every text, in order; unsigned where that saves memory."""
+        return [self.encode(text) for text in texts]
 
-    def decode(self, tokens: Sequence[int] | np.ndarray) -> str: ...
+    @abstractmethod
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text of tokens; ValueError naming the first that is no token."""
 
 
 def checked_ids(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
@@ -67,7 +73,7 @@ def checked_ids(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarr
     return ids
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """UTF-8 bytes: 256 tokens. Byte 0, which text files do not use, ends a document.
 
     `decode` is the inverse of `encode` (byte 0 becomes the NUL character); bytes that are no
@@ -76,11 +82,11 @@ class ByteTokenizer:
 
     name = "bytes"
     vocab_size = 256
-    eos_id: int | None = 0
+    eos_id = 0
     fingerprint = "bytes"
 
     def __init__(self):
-        self.settings: dict[str, str] = {}
+        self.settings = {}
         self.byte_lengths = np.ones(256, np.int64)
         self.byte_lengths[0] = 0
 
@@ -96,7 +102,7 @@ class ByteTokenizer:
         return bytes(checked_ids(tokens, 256).astype(np.uint8)).decode("utf-8", errors="replace")
 
 
-class CharacterTokenizer:
+class CharacterTokenizer(Tokenizer):
     """One token per character of a fixed alphabet, in the alphabet's order.
 
     Args:
@@ -129,9 +135,6 @@ class CharacterTokenizer:
                 f"{len(self.alphabet)} characters: {self.alphabet!r}"
             )
         return ids.astype(np.int32)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self.encode(text) for text in texts]
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text; the end-of-document token becomes nothing."""
@@ -178,7 +181,7 @@ def _gpt2_encoding():
     )
 
 
-class Gpt2Tokenizer:
+class Gpt2Tokenizer(Tokenizer):
     """GPT-2's byte pair encoding, 50257 tokens, rebuilt offline from its merges.
 
     `<|endoftext|>` (50256) ends a document; its name inside a text is ordinary text. Decoding
@@ -189,10 +192,10 @@ class Gpt2Tokenizer:
     fingerprint = "gpt2"
 
     def __init__(self):
-        self.settings: dict[str, str] = {}
+        self.settings = {}
         self._encoding = _gpt2_encoding()
         self.vocab_size = self._encoding.n_vocab
-        self.eos_id: int | None = self._encoding.eot_token
+        self.eos_id = self._encoding.eot_token
         self.byte_lengths = np.array([len(piece) for piece in gpt2_pieces()] + [0], np.int64)
 
     def encode(self, text: str) -> np.ndarray:
@@ -217,7 +220,7 @@ def _is_byte_level(decoder: dict | None) -> bool:
     return decoder.get("type") == "ByteLevel" or any(map(_is_byte_level, inner))
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(Tokenizer):
     """A Hugging Face tokenizer.json.
 
     `byte_lengths` are exact for byte-level tokenizers (GPT-2's kind) and None for others, whose
