@@ -54,8 +54,13 @@ def new_cursor(batch: int, max_length: int) -> Cursor:
     for name, value in (("batch", batch), ("max_length", max_length)):
         if value < 1:
             raise ValueError(f"{name} of a cache must be at least 1, got {value}")
-    zero = jnp.zeros(batch, jnp.int32)
-    return Cursor(length=zero, segment=zero + 1, start=zero, max_length=max_length)
+    # Three buffers, not one shared: a cache may be donated.
+    return Cursor(
+        length=jnp.zeros(batch, jnp.int32),
+        segment=jnp.ones(batch, jnp.int32),
+        start=jnp.zeros(batch, jnp.int32),
+        max_length=max_length,
+    )
 
 
 def place(
