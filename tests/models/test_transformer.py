@@ -104,9 +104,7 @@ def test_packed_documents_are_alone_and_isolated():
         (places,) = np.nonzero(np.asarray(segment_ids[0]) == document)
         first = row[:, places[0] :]  # what follows cannot be seen; one shape less to compile
         alone = apply(CONFIG, jnp.pad(first, ((0, 0), (0, 23 - first.shape[1]))))
-        np.testing.assert_allclose(
-            packed[0, places], alone[0, : len(places)], rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_allclose(packed[0, places], alone[0, : len(places)], rtol=1e-5, atol=1e-5)
     second = segment_ids == 2
     changed = apply(CONFIG, jnp.where(second, (row + 1) % CONFIG.vocab_size, row), segment_ids)
     np.testing.assert_array_equal(packed[~second], changed[~second])
