@@ -1,9 +1,12 @@
 """Measuring trained models: loss on a split, loss by position, retrieval.
 
-pipeline = mj.data.open_pipeline(config, split="valid")
-mj.evaluation.evaluate(model, params, pipeline)["bits_per_byte"]
+    pipeline = mj.data.open_pipeline(config, split="valid")
+    mj.evaluation.evaluate(model, params, pipeline)["bits_per_byte"]
+
+Figures of the results are in `evaluation.figures`, which a training run does not load.
 """
 
 from multiscreen_jax.evaluation.perplexity import evaluate, loss_by_position
+from multiscreen_jax.evaluation.retrieval import retrieval_grid, write_csv
 
-__all__ = ["evaluate", "loss_by_position"]
+__all__ = ["evaluate", "loss_by_position", "retrieval_grid", "write_csv"]

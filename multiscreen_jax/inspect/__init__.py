@@ -1,14 +1,14 @@
 """Looking inside a Multiscreen: what each tile accepted, and that the rest got exactly nothing.
 
-maps = mj.inspect.relevance_maps(model, params, tokens)           # [N, H, T, T], short prompts
+maps = mj.inspect.relevance_maps(model, params, tokens)     # [N, H, T, T], short prompts
 mj.inspect.plot_relevance(maps).savefig("relevance.png")
-
-counts = mj.inspect.acceptance(model, params, tokens)             # any length
+counts = mj.inspect.acceptance(model, params, tokens)       # any length
 print(mj.inspect.tile_table(counts))
 """
 
-from multiscreen_jax.inspect.figures import plot_relevance, plot_windows_widths
+from multiscreen_jax.inspect.figures import plot_relevance
 from multiscreen_jax.inspect.health import health
+from multiscreen_jax.inspect.pictures import save_pictures
 from multiscreen_jax.inspect.relevance import (
     Acceptance,
     RelevanceMaps,
@@ -16,6 +16,7 @@ from multiscreen_jax.inspect.relevance import (
     relevance_maps,
 )
 from multiscreen_jax.inspect.tables import tile_table
+from multiscreen_jax.inspect.window_figures import plot_windows_widths
 
 __all__ = [
     "Acceptance",
@@ -25,5 +26,6 @@ __all__ = [
     "plot_relevance",
     "plot_windows_widths",
     "relevance_maps",
+    "save_pictures",
     "tile_table",
 ]

@@ -1,28 +1,26 @@
-"""Figures of tiles. Every function returns a matplotlib Figure and needs no display:
-
-plot_relevance(maps).savefig("relevance.png", dpi=150)
-"""
+"""Relevance maps as a figure. Needs no display; `plot_relevance(maps).savefig("maps.png")`."""
 
 import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from multiscreen_jax.inspect.relevance import RelevanceMaps
 from multiscreen_jax.inspect.tables import format_window
 
-_OUTSIDE = "#dcdee3"  # where a tile does not look
+OUTSIDE = "#dcdee3"  # where a tile does not look
 _REJECTED = "#ffffff"  # looked at, and exactly nothing
-_INK, _FAINT = "#23262d", "#7a808c"
+INK, FAINT = "#23262d", "#7a808c"
 _LABELLED_TOKENS = 40  # a longer prompt is printed below the maps instead
 _MOST_CELLS = 256  # per side of a map; longer prompts are pooled
+_SWATCHES = 0.8  # inches below the colour bar
+_CAPTION_POINTS = 7.5
 
 
 def plot_relevance(
@@ -46,33 +44,37 @@ def plot_relevance(
     if tokens_text is not None and len(tokens_text) != length:
         raise ValueError(f"tokens_text has {len(tokens_text)} entries for maps of {length} tokens")
     labels = tokens_text if tokens_text is not None and length <= _LABELLED_TOKENS else None
-    caption = [] if tokens_text is None or labels is not None else _caption(tokens_text, heads)
     panel = float(np.clip(13.6 / max(heads, 4), 1.5, 3.0))
+    caption = (
+        [] if tokens_text is None or labels is not None else _caption(tokens_text, heads * panel)
+    )
+    text_size = 7.0 if labels is None else min(8.0, 60 * panel / length)  # points, of tick labels
+    letters = 4 if labels is None else max(len(_visible(label)) for label in labels)
+    label_space = letters * text_size / 100  # inches
     grid = _Grid(
         rows=layers,
         columns=heads,
         panel=panel,
-        gap=(0.16 if labels is None else 0.5, 0.44 if labels is None else 0.62),
-        left=0.72,
+        left=0.45 + label_space,
         right=1.05,
-        top=0.62 + (0.42 if title else 0.0),
-        bottom=0.62 + 0.19 * len(caption) + (0.15 if labels else 0.0),
+        top=0.55 + (0.4 if title else 0.0),
+        bottom=0.62 + 0.19 * len(caption) + (label_space if labels else 0.0),
     )
     figure, axes = grid.make()
-    norm, colours = PowerNorm(0.5, vmin=0, vmax=1), _accepted_colours()
+    norm, colours = PowerNorm(0.5, vmin=0, vmax=1), accepted_colours()
     inside, share = maps.in_window(), maps.share_accepted()
     for (row, head), ax in np.ndenumerate(axes):
         relevance = _pool(maps.relevance[row, head])
         outside = ~_pool(inside[row, head])
         _draw_map(ax, relevance, outside, length, norm, colours)
-        _style_map(ax, length, row == layers - 1, head == 0, labels)
+        _style_map(ax, length, row == layers - 1, head == 0, labels, text_size)
         size = 7.5 if panel < 2 else 8.5
         ax.set_title(
             f"layer {maps.layers[row]}, head {head}\n"
             f"w {format_window(maps.window[row, head])}   r {maps.width[row, head]:.2f}   "
             f"{_percent(share[row, head])}",
             fontsize=size,
-            color=_INK,
+            color=INK,
             pad=3,
             linespacing=1.25,
         )
@@ -81,52 +83,7 @@ def plot_relevance(
     return figure
 
 
-def plot_windows_widths(
-    window: Float[np.ndarray, "N H"], width: Float[np.ndarray, "N H"], title: str | None = None
-) -> Figure:
-    """Every tile's window and width: by layer, and one against the other.
-
-    Infinite windows are drawn on a line of their own above the others.
-    """
-    window, width = np.asarray(window, np.float64), np.asarray(width, np.float64)
-    if window.ndim != 2 or window.shape != width.shape:
-        raise ValueError(
-            f"window and width must share one shape [N, H], got {window.shape} and {width.shape}"
-        )
-    layers, heads = window.shape
-    figure = Figure(figsize=(9.6, 3.9), facecolor="white")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
-    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.15, top=0.82, wspace=0.09)
-    height, ceiling = _window_heights(window)
-    layer = np.broadcast_to(np.arange(layers)[:, None], window.shape)
-    across = (np.arange(heads) - (heads - 1) / 2) * (0.62 / max(heads, 2))
-    dots = {
-        "s": float(np.clip(2600 / window.size, 9, 60)),
-        "linewidths": 0.6,
-        "edgecolors": "white",
-    }
-    by_layer = ListedColormap(colormaps["viridis"](np.linspace(0.05, 0.92, max(layers, 2))))
-    shown = left.scatter(
-        layer + across, height, c=width, cmap=_accepted_colours(), vmin=0, vmax=1, **dots
-    )
-    points = right.scatter(
-        width, height, c=layer, cmap=by_layer, vmin=-0.5, vmax=max(layers, 2) - 0.5, **dots
-    )
-    left.set(
-        xlabel="layer (heads side by side)", ylabel="window (tokens)", xlim=(-0.6, layers - 0.4)
-    )
-    right.set(xlabel="width r", xlim=(0, 1))
-    for ax in (left, right):
-        _style_window_axis(ax, window, ceiling)
-    left.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-    _bar_above(figure, left, shown, "width r", None)
-    _bar_above(figure, right, points, "layer", MaxNLocator(8, integer=True))
-    if title:
-        figure.suptitle(title, fontsize=11, color=_INK, x=0.08, ha="left", y=0.99)
-    return figure
-
-
-def _accepted_colours() -> Colormap:
+def accepted_colours() -> Colormap:
     """Perceptually even, from a colour that is clearly not white to almost black."""
     return ListedColormap(colormaps["magma_r"](np.linspace(0.16, 0.95, 256)), name="accepted")
 
@@ -139,17 +96,16 @@ class _Grid:
         rows: int,
         columns: int,
         panel: float,
-        gap: tuple[float, float],
         left: float,
         right: float,
         top: float,
         bottom: float,
     ) -> None:
         self.rows, self.columns = rows, columns
-        self.panel, self.gap = panel, gap
+        self.panel, self.gap = panel, (0.16, 0.44)
         self.left, self.right, self.top, self.bottom = left, right, top, bottom
-        self.width = left + columns * panel + (columns - 1) * gap[0] + right
-        self.height = bottom + rows * panel + (rows - 1) * gap[1] + top
+        self.width = left + columns * panel + (columns - 1) * self.gap[0] + right
+        self.height = bottom + rows * panel + (rows - 1) * self.gap[1] + top
 
     def make(self) -> tuple[Figure, np.ndarray]:
         figure = Figure(figsize=(self.width, self.height), facecolor="white")
@@ -188,21 +144,26 @@ def _draw_map(
     extent = (-0.5, length - 0.5, length - 0.5, -0.5)
     image = colours(norm(relevance))
     image[relevance == 0] = _rgba(_REJECTED)
-    image[outside] = _rgba(_OUTSIDE)
+    image[outside] = _rgba(OUTSIDE)
     ax.imshow(image, extent=extent, interpolation="nearest", aspect="equal")
 
 
 def _style_map(
-    ax: Axes, length: int, lowest: bool, leftmost: bool, labels: Sequence[str] | None
+    ax: Axes,
+    length: int,
+    lowest: bool,
+    leftmost: bool,
+    labels: Sequence[str] | None,
+    text_size: float,
 ) -> None:
     for spine in ax.spines.values():
         spine.set(color="#b4b8c0", linewidth=0.6)
-    ax.tick_params(length=2, width=0.5, color="#b4b8c0", labelsize=7, labelcolor=_FAINT, pad=1.5)
+    ax.tick_params(length=2, width=0.5, color="#b4b8c0", pad=1.5)
+    ax.tick_params(labelsize=text_size, labelcolor=FAINT)
     if labels is not None:
         ticks, names = np.arange(length), [_visible(label) for label in labels]
-        size = max(3.0, min(7.0, 150 / length))
-        ax.set_xticks(ticks, names, rotation=90, fontsize=size)
-        ax.set_yticks(ticks, names, fontsize=size)
+        ax.set_xticks(ticks, names, rotation=90)
+        ax.set_yticks(ticks, names)
     else:
         locator = MaxNLocator(3, integer=True, steps=[1, 2, 5, 10])
         ticks = [tick for tick in locator.tick_values(0, length - 1) if 0 <= tick < length]
@@ -216,23 +177,33 @@ def _style_map(
 
 def _colour_bar(figure: Figure, grid: _Grid, norm: PowerNorm, colours: Colormap) -> None:
     area = grid.height - grid.top - grid.bottom
-    height = min(area, 4.5)
-    middle = grid.bottom + area / 2
+    height = min(area - _SWATCHES, 4.5)
+    foot = grid.bottom + (area - height + _SWATCHES) / 2
     left = grid.width - grid.right + 0.22
-    ax = figure.add_axes((grid.x(left), grid.y(middle - height / 2), grid.x(0.14), grid.y(height)))
+    ax = figure.add_axes((grid.x(left), grid.y(foot), grid.x(0.14), grid.y(height)))
     bar = figure.colorbar(ScalarMappable(norm, colours), cax=ax)
     bar.outline.set_visible(False)
     bar.set_ticks([0.01, 0.1, 0.25, 0.5, 1], labels=["0.01", "0.1", "0.25", "0.5", "1"])
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.ax.tick_params(length=2, width=0.5, labelsize=7.5, labelcolor=_INK, color=_FAINT)
-    bar.set_label("relevance of accepted keys", fontsize=8.5, color=_INK)
+    bar.ax.tick_params(length=2, width=0.5, labelsize=7.5, labelcolor=INK, color=FAINT)
+    bar.set_label("relevance of accepted keys", fontsize=8.5, color=INK)
+    # Below the bar, the two things that are not on its scale.
+    swatches = (("rejected,\nexactly 0", _REJECTED), ("outside\nwindow", OUTSIDE))
+    for line, (text, colour) in enumerate(swatches):
+        middle = foot - 0.28 - 0.4 * line
+        box = (grid.x(left), grid.y(middle - 0.07), grid.x(0.14), grid.y(0.14))
+        swatch = figure.add_axes(box, facecolor=colour, xticks=[], yticks=[])
+        for spine in swatch.spines.values():
+            spine.set(color="#b4b8c0", linewidth=0.6)
+        where = (grid.x(left + 0.2), grid.y(middle))
+        figure.text(*where, text, va="center", fontsize=7.5, color=INK, linespacing=1.1)
 
 
 def _frame_texts(figure: Figure, grid: _Grid, title: str | None, caption: list[str]) -> None:
     centre = grid.x(grid.left + (grid.width - grid.left - grid.right) / 2)
     text_height = 0.19 * len(caption)
     figure.text(
-        centre, grid.y(0.2 + text_height), "key position", ha="center", fontsize=9, color=_INK
+        centre, grid.y(0.2 + text_height), "key position", ha="center", fontsize=9, color=INK
     )
     figure.text(
         grid.x(0.2),
@@ -242,49 +213,48 @@ def _frame_texts(figure: Figure, grid: _Grid, title: str | None, caption: list[s
         va="center",
         ha="center",
         fontsize=9,
-        color=_INK,
+        color=INK,
     )
     if title:
         figure.text(
             grid.x(grid.left),
-            grid.y(grid.height - 0.34),
+            grid.y(grid.height - 0.36),
             title,
             fontsize=12,
-            color=_INK,
+            color=INK,
             weight="bold",
         )
-    legend = "grey: outside the window or future     white: rejected, exactly 0"
-    figure.text(
-        grid.x(grid.width - grid.right),
-        grid.y(0.2 + text_height),
-        legend,
-        ha="right",
-        fontsize=7.5,
-        color=_FAINT,
-    )
     for line, text in enumerate(caption):
         figure.text(
             grid.x(grid.left),
             grid.y(text_height - 0.19 * line - 0.08),
             text,
-            fontsize=7.5,
-            color=_FAINT,
+            fontsize=_CAPTION_POINTS,
+            color=FAINT,
             family="monospace",
         )
 
 
-def _caption(tokens_text: Sequence[str], heads: int) -> list[str]:
+def _caption(tokens_text: Sequence[str], inches: float) -> list[str]:
     """At most three lines of the prompt."""
-    text = " ".join("".join(tokens_text).split())
-    lines = textwrap.wrap(text.replace("$", r"\$"), width=max(60, 26 * heads))
-    if len(lines) > 3:
-        lines = [*lines[:2], lines[2] + " ..."]
-    return lines
+    text = " ".join(_printable("".join(tokens_text)).split())
+    # A monospaced letter is 0.6 of its size wide.
+    width = max(20, int(72 * inches / (0.6 * _CAPTION_POINTS)))
+    lines = textwrap.wrap(text, width, max_lines=3, placeholder=" ...")
+    return [line.replace("$", r"\$") for line in lines]
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def _visible(label: str) -> str:
-    """Blanks of a label as visible signs; a dollar sign would start mathematics."""
-    return label.replace("\n", "⏎").replace(" ", "␣").replace("$", r"\$")
+    """A short label with its blanks visible; a dollar sign would start mathematics."""
+    label = label if len(label) <= 10 else label[:9] + "…"
+    label = label.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+    return _printable(label).replace("$", r"\$")
 
 
 def _percent(share: float) -> str:
@@ -304,49 +274,3 @@ def _pool(cells: np.ndarray) -> np.ndarray:
 
 def _rgba(colour: str) -> np.ndarray:
     return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] + [1.0])
-
-
-def _window_heights(window: np.ndarray) -> tuple[np.ndarray, float | None]:
-    """Heights on a logarithmic axis; infinite windows go above all others."""
-    finite = window[np.isfinite(window)]
-    if finite.size == window.size:
-        return window, None
-    ceiling = 3 * max(finite.max(initial=2.0), 10.0)
-    return np.where(np.isfinite(window), window, ceiling), ceiling
-
-
-def _style_window_axis(ax: Axes, window: np.ndarray, ceiling: float | None) -> None:
-    finite = window[np.isfinite(window)]
-    low, high = finite.min(initial=2.0), finite.max(initial=10.0)
-    ax.set_yscale("log", base=2)
-    ax.set_ylim(low / 1.5, 1.6 * (high if ceiling is None else ceiling))
-    powers = 2.0 ** np.arange(np.ceil(np.log2(low / 1.5)), np.log2(high * 1.5))
-    powers = powers[:: max(1, len(powers) // 10)]
-    ticks = list(powers) if ceiling is None else [*powers, ceiling]
-    ax.yaxis.set_major_locator(FixedLocator(ticks))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: "∞" if y == ceiling else f"{y:,g}"))
-    if ceiling is not None:
-        ax.axhspan(ceiling / 1.6, ceiling * 1.6, color=_OUTSIDE, alpha=0.45, zorder=0, lw=0)
-    ax.grid(True, color="#e6e8ec", linewidth=0.7)
-    ax.set_axisbelow(True)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set(color="#b4b8c0")
-    ax.tick_params(length=2.5, color="#b4b8c0", labelsize=8.5, labelcolor=_INK)
-    ax.xaxis.label.set(fontsize=9.5, color=_INK)
-    ax.yaxis.label.set(fontsize=9.5, color=_INK)
-
-
-def _bar_above(figure: Figure, ax: Axes, drawn: object, label: str, locator: object) -> None:
-    """A thin horizontal colour bar over the right half of an axis."""
-    box = ax.get_position()
-    cax = figure.add_axes((box.x0 + 0.55 * box.width, box.y1 + 0.045, 0.45 * box.width, 0.022))
-    bar = figure.colorbar(drawn, cax=cax, orientation="horizontal")  # pyright: ignore
-    bar.outline.set_visible(False)
-    if locator is not None:
-        bar.locator = locator
-        bar.update_ticks()
-    bar.ax.xaxis.set_ticks_position("top")
-    bar.ax.tick_params(length=0, labelsize=7.5, labelcolor=_INK, pad=1)
-    cax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5, color=_INK)

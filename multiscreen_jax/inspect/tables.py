@@ -28,6 +28,23 @@ def tile_table(found: Acceptance) -> str:
     return text_table(_HEADINGS, rows)
 
 
+def tile_rows(found: Acceptance) -> list[dict[str, float]]:
+    """The same as records, one per tile, with exact numbers (for a CSV file)."""
+    columns = {
+        "window": found.window,
+        "width": found.width,
+        "pairs_in_window": found.in_window,
+        "pairs_accepted": found.accepted,
+        "share_accepted": found.share_accepted(),
+        "share_silent": found.share_silent(),
+    }
+    return [
+        {"layer": layer, "head": head}
+        | {name: column[layer, head].item() for name, column in columns.items()}
+        for layer, head in np.ndindex(found.window.shape)
+    ]
+
+
 def text_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Right-aligned columns, two spaces apart."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]

@@ -1,0 +1,330 @@
+"""Evaluate a trained run: a small table here, and JSON, CSV and pictures beside the run.
+
+Examples:
+
+    python -m experiments.evaluate runs/quickstart
+    python -m experiments.evaluate runs/quickstart --task relevance --relevance.text "It is so"
+    python -m experiments.evaluate runs/quickstart --task positions --sequence-length 2048
+    python -m experiments.evaluate runs/abcdigits --task abcdigits --abcdigits.lengths 512 4096
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from experiments.run_tokenizer import run_tokenizer
+from multiscreen_jax import evaluation, inspect
+from multiscreen_jax.data import DataConfig, Pipeline, Tokenizer, open_pipeline
+from multiscreen_jax.evaluation import figures
+from multiscreen_jax.evaluation.retrieval import DEPTHS
+from multiscreen_jax.inspect.tables import text_table, tile_rows
+from multiscreen_jax.models import Multiscreen, build
+from multiscreen_jax.train import load_params, one_line_errors
+from multiscreen_jax.train.checkpoint import find_checkpoint
+
+PROGRAM = "python -m experiments.evaluate"
+
+
+def _optional(metavar: str, default: str, kind: Any) -> Any:
+    """An option that may be left out; its help says what is done then instead of `None`."""
+    hint = tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+    return Annotated[kind | None, hint]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Which text to evaluate on."""
+
+    source: _optional("SOURCE", "validation split of the run", str) = None
+    """File, folder or glob, read whole; or sotu or abcdigits, of which the validation split."""
+
+
+@dataclass(frozen=True)
+class PositionsConfig:
+    """Task positions."""
+
+    buckets: int = 16
+    """Stretches of equal length that a row is divided into."""
+
+
+@dataclass(frozen=True)
+class AbcDigitsGrid:
+    """Task abcdigits."""
+
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
+    """Context lengths."""
+    unit: str = "tokens"
+    """What lengths count: tokens or lines."""
+    depths: tuple[float, ...] = DEPTHS
+    """Where the line that is asked for stands, 0 (first) to 1 (last)."""
+    trials: int = 100
+    """Prompts per cell; the paper takes 1000."""
+    digits: int = 6
+    """Digits of every number."""
+
+
+@dataclass(frozen=True)
+class RelevanceConfig:
+    """Task relevance."""
+
+    text: _optional("TEXT", "beginning of the validation split", str) = None
+    """The prompt."""
+    tokens: int = 200
+    """Tokens of that beginning."""
+    layers: _optional("INT [INT ...]", "all", tuple[int, ...]) = None
+    """Which layers, counted from 0."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of one evaluation."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """Output folder of a training run (or one checkpoint's folder in it)."""
+    task: str = "perplexity"
+    """perplexity: loss and bits per byte. positions: loss by position in the row. abcdigits: exact
+    match by length and depth. relevance: pictures of what every tile accepts."""
+    step: _optional("INT", "newest", int) = None
+    """Which checkpoint."""
+    infinite_windows: bool = False
+    """Multiscreen's inference rule: windows longer than the training length become infinite."""
+    sequence_length: _optional("INT", "as in training", int) = None
+    """Tokens per row."""
+    batch_size: _optional("INT", "as in training", int) = None
+    """Rows, or prompts, at a time."""
+    max_batches: _optional("INT", "whole split", int) = None
+    """Stop after so many batches."""
+    output: _optional("DIR", "RUN_DIR/evaluation", str) = None
+    """Folder for the results."""
+    data: TextConfig = field(default_factory=TextConfig)
+    positions: PositionsConfig = field(default_factory=PositionsConfig)
+    abcdigits: AbcDigitsGrid = field(default_factory=AbcDigitsGrid)
+    relevance: RelevanceConfig = field(default_factory=RelevanceConfig)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model and what it was trained on."""
+
+    model: Any
+    params: Any
+    data: DataConfig
+    tokenizer: Tokenizer
+    facts: dict[str, Any]
+
+
+def main() -> None:
+    """Parses the command line and runs one task."""
+    with one_line_errors():
+        config = tyro.cli(
+            EvaluateConfig,
+            prog=PROGRAM,
+            description=__doc__,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        run(config)
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Runs one task; prints a table, writes files, returns what the JSON file holds."""
+    if config.task not in TASKS:
+        raise ValueError(f"--task is {config.task!r}; allowed: {', '.join(TASKS)}")
+    loaded = load(config)
+    folder = Path(config.output) if config.output else _run_folder(config.run) / "evaluation"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output: cannot make {folder} ({error.strerror})") from None
+    result = TASKS[config.task](config, loaded, folder)
+    record = {**loaded.facts, "task": config.task, **result}
+    path = folder / f"{config.task}.json"
+    path.write_text(json.dumps(_plain(record), indent=2) + "\n")
+    print(f"written to {folder}")
+    return record
+
+
+def load(config: EvaluateConfig) -> Loaded:
+    """The checkpoint, its model under the chosen inference rule, and the data to evaluate on."""
+    if not Path(config.run).is_dir():
+        raise FileNotFoundError(f"no run at {config.run}: there is no such folder")
+    folder, facts = find_checkpoint(config.run, config.step)
+    params, model, experiment = load_params(folder)
+    if config.infinite_windows:
+        if not isinstance(model, Multiscreen):
+            raise ValueError(
+                f"--infinite-windows needs a Multiscreen run, {config.run} is a "
+                f"{type(model).__name__}"
+            )
+        model = build(dataclasses.replace(model.config, infinite_windows=True))
+    tokenizer = run_tokenizer(experiment.data)
+    data = _data_config(config, experiment.data, tokenizer)
+    facts = {
+        "run": str(config.run),
+        "step": facts["step"],
+        "model": type(model).__name__,
+        "infinite_windows": config.infinite_windows,
+    }
+    return Loaded(model, params, data, tokenizer, facts)
+
+
+def perplexity(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
+    """Loss, perplexity and bits per byte, beside what token frequencies alone give."""
+    pipeline = _open(loaded)
+    found = evaluation.evaluate(loaded.model, loaded.params, pipeline, config.max_batches)
+    found["unigram_bits_per_byte"] = pipeline.unigram_bits_per_byte()
+    print(text_table(("", "value"), [(name, _number(value)) for name, value in found.items()]))
+    return {**_data_facts(loaded), **found}
+
+
+def positions(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
+    """Loss by position in the row: positions.csv, positions.png."""
+    rows = evaluation.loss_by_position(
+        loaded.model, loaded.params, _open(loaded), config.positions.buckets, config.max_batches
+    )
+    _print_rows(rows)
+    evaluation.write_csv(rows, folder / "positions.csv")
+    figure = figures.plot_positions(rows, loaded.model.config.trained_length)
+    figure.savefig(folder / "positions.png", dpi=150)
+    return {**_data_facts(loaded), "rows": rows}
+
+
+def abcdigits(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
+    """Exact match on ABCDigits: abcdigits.csv, abcdigits.png."""
+    grid = config.abcdigits
+
+    def progress(row: dict[str, Any]) -> None:
+        print(f"{row['length']} {row['unit']}, depth {row['depth']:g}: {row['exact_match']:.1%}")
+
+    rows = evaluation.retrieval_grid(
+        loaded.model,
+        loaded.params,
+        loaded.tokenizer,
+        grid.lengths,
+        grid.depths,
+        unit=grid.unit,
+        trials=grid.trials,
+        digits=grid.digits,
+        batch_size=loaded.data.batch_size,
+        progress=progress,
+    )
+    _print_rows(rows)
+    evaluation.write_csv(rows, folder / "abcdigits.csv")
+    figures.plot_retrieval(rows).savefig(folder / "abcdigits.png", dpi=150)
+    return {"rows": rows}
+
+
+def relevance(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
+    """What every tile accepts: relevance.png, windows.png, tiles.csv."""
+    model, params, chosen = loaded.model, loaded.params, config.relevance
+    if not isinstance(model, Multiscreen):
+        raise ValueError(
+            f"--task relevance needs a Multiscreen run, {config.run} is a {type(model).__name__}"
+        )
+    if chosen.text is None:
+        tokens = _first_tokens(loaded, chosen.tokens)
+    elif chosen.text == "":
+        raise ValueError("--relevance.text is empty; allowed: at least one character")
+    else:
+        tokens = loaded.tokenizer.encode(chosen.text)
+    texts = [loaded.tokenizer.decode([token]) for token in tokens]
+    name = Path(config.run).absolute().name
+    title = f"{name}, step {loaded.facts['step']}"
+    inspect.save_pictures(model, params, tokens, folder, texts, chosen.layers, title)
+    counts = inspect.acceptance(model, params, tokens)
+    print(inspect.tile_table(counts))
+    rows = tile_rows(counts)
+    evaluation.write_csv(rows, folder / "tiles.csv")
+    return {"tokens": len(tokens), "rows": rows}
+
+
+TASKS: dict[str, Callable[[EvaluateConfig, Loaded, Path], dict[str, Any]]] = {
+    "perplexity": perplexity,
+    "positions": positions,
+    "abcdigits": abcdigits,
+    "relevance": relevance,
+}
+
+
+def _data_config(config: EvaluateConfig, data: DataConfig, tokenizer: Tokenizer) -> DataConfig:
+    changes: dict[str, Any] = {}
+    if config.sequence_length is not None:
+        changes["sequence_length"] = config.sequence_length
+    if config.batch_size is not None:
+        changes["batch_size"] = config.batch_size
+    source = config.data.source
+    if source is not None:
+        synthetic = source == "abcdigits"
+        changes |= {
+            "source": source,
+            # A file given for validation is read whole; these two have a split of their own.
+            "valid_source": None if source in ("sotu", "abcdigits") else source,
+            "tokenizer": tokenizer.name,
+            "alphabet": None if synthetic else getattr(tokenizer, "alphabet", None),
+            "packing": "stream" if synthetic else data.packing,
+        }
+    return dataclasses.replace(data, **changes)
+
+
+def _open(loaded: Loaded) -> Pipeline:
+    pipeline = open_pipeline(loaded.data, "valid")
+    if pipeline.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
+        raise ValueError(
+            f"--data.source {loaded.data.source} comes as tokens of tokenizer "
+            f"{pipeline.tokenizer.name!r}, which are not those of the run "
+            f"({loaded.tokenizer.name!r})"
+        )
+    return pipeline
+
+
+def _first_tokens(loaded: Loaded, count: int) -> np.ndarray:
+    if count < 1:
+        raise ValueError(f"--relevance.tokens is {count}; allowed: an integer >= 1")
+    data = dataclasses.replace(loaded.data, sequence_length=count, batch_size=1, packing="stream")
+    pipeline = open_pipeline(data, "valid")
+    return pipeline.batch(0)["tokens"][0, :count]
+
+
+def _data_facts(loaded: Loaded) -> dict[str, Any]:
+    data = loaded.data
+    source = data.valid_source or data.source
+    return {"source": source, "sequence_length": data.sequence_length, "packing": data.packing}
+
+
+def _run_folder(path: str) -> Path:
+    folder = Path(path)
+    while folder.name.isdecimal() or folder.name == "checkpoints":
+        folder = folder.parent
+    return folder
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    cells = [tuple(_number(value) for value in row.values()) for row in rows]
+    print(text_table(tuple(rows[0]), cells))
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4f}" if abs(value) < 1e5 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numbers that are not finite become their names."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+if __name__ == "__main__":
+    main()
