@@ -38,7 +38,7 @@ class Checkpoints:
 
     def __init__(self, output_dir: Path, keep_last: int, keep_best: int) -> None:
         self.folder = Path(output_dir).absolute() / FOLDER
-        self._policy = _KeepSealed(self.folder, keep_last, keep_best)
+        self._policy = KeepSealed(self.folder, keep_last, keep_best)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._manager: ocp.CheckpointManager | None = None
@@ -148,7 +148,7 @@ class Checkpoints:
         (self.folder / str(step)).rename(target / f"{step}.{number}")
 
 
-class _KeepSealed:
+class KeepSealed:
     """Orbax policy: the newest n checkpoints and the best m, counting only sealed ones.
 
     A checkpoint without a manifest yet is kept and does not count, so that at every moment the

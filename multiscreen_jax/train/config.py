@@ -189,4 +189,5 @@ def override(config: ExperimentConfig, **sections: dict[str, Any]) -> Experiment
 
 def transformer_recipe(learning_rate: float, **fields: Any) -> OptimConfig:
     """The paper's recipe for its Transformer baseline: decay 0.1, clipping at 1.0."""
-    return OptimConfig(learning_rate=learning_rate, weight_decay=0.1, clip_norm=1.0, **fields)
+    recipe = {"weight_decay": 0.1, "clip_norm": 1.0, **fields}
+    return OptimConfig(learning_rate=learning_rate, **recipe)

@@ -46,6 +46,7 @@ def train(config: ExperimentConfig) -> Result:
       NonFiniteLoss: a loss was not finite and train.on_nonfinite is "stop".
     """
     config = resolved(config)
+    metrics.check(config.train)
     folder = make_output_dir(config.train.output_dir)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_best)
@@ -99,7 +100,7 @@ def _steps(
             collector.check_finite()
             extra |= run.validation(run.state.params)
         if _due(number, settings.health_every):
-            extra |= model_health(run.model, run.state.params, batch["tokens"][:, :-1])
+            extra |= model_health(run.model, run.state.params, batch)
         save = _due(number, settings.checkpoint_every) or last
         if extra or save:
             collector.flush(extra)
@@ -219,6 +220,6 @@ def _report_end(run: Run, record: dict[str, Any], reporter: Reporter) -> None:
             f"validation {record['validation_bits_per_byte']:.3f} bits per byte; "
             f"token frequencies alone give {run.validation.unigram_bits_per_byte:.3f}"
         )
-    if run.config.train.sample_prompts:
+    if run.config.train.sample_prompts and jax.process_count() == 1:
         write_samples(run, reporter.say)
     reporter.say(f"done: {run.config.train.output_dir}")

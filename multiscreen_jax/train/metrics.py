@@ -1,6 +1,7 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -80,11 +81,7 @@ class Sinks:
 
 
 def open_sinks(config: Any, config_dict: dict[str, Any], step: int, say: Callable) -> Sinks:
-    """The sinks of a run that continues after `step` (0: from the beginning).
-
-    Raises:
-      ValueError: train.wandb_project is given and wandb is not installed.
-    """
+    """The sinks of a run that continues after `step` (0: from the beginning)."""
     folder = Path(config.output_dir)
     sinks: list[Any] = [JsonLines(folder, step)]
     if config.tensorboard:
@@ -93,14 +90,17 @@ def open_sinks(config: Any, config_dict: dict[str, Any], step: int, say: Callabl
         except ModuleNotFoundError:
             say("tensorboardX is not installed: no TensorBoard files (pip install tensorboardX)")
     if config.wandb_project is not None:
-        try:
-            sinks.append(WeightsAndBiases(config.wandb_project, folder, config_dict))
-        except ModuleNotFoundError:
-            raise ValueError(
-                f"train.wandb-project is {config.wandb_project!r} and the package wandb is not "
-                "installed; install it or leave the option out"
-            ) from None
+        sinks.append(WeightsAndBiases(config.wandb_project, folder, config_dict))
     return Sinks(sinks)
+
+
+def check(config: Any) -> None:
+    """ValueError when the settings ask for a package that is not installed."""
+    if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            f"train.wandb-project is {config.wandb_project!r} and the package wandb is not "
+            "installed; install it or leave the option out"
+        )
 
 
 def keep_until(path: Path, step: int) -> None:

@@ -1,5 +1,6 @@
-"""What a run says about its model besides the loss: screening health, and samples."""
+"""What a run says about its model besides the loss: screening health, samples and pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +9,51 @@ import numpy as np
 
 from multiscreen_jax.models import Multiscreen
 
+# Relevance maps of a longer text have more points than a screen has pixels for.
+_PICTURE_TOKENS = 96
 
-def model_health(model: Any, params: Any, tokens: np.ndarray) -> dict[str, Any]:
+
+def model_health(model: Any, params: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Windows, widths, dead tiles and rejected shares of a Multiscreen; {} of other models."""
     if not isinstance(model, Multiscreen):
         return {}
+    # The figures' library loads only for runs that ask for reports.
     from multiscreen_jax.inspect.health import health
 
-    return {
-        f"health/{name}": np.asarray(value) for name, value in health(model, params, tokens).items()
-    }
+    segments = batch.get("segment_ids")
+    values = health(
+        model, params, batch["tokens"][:, :-1], None if segments is None else segments[:, :-1]
+    )
+    return {f"health/{name}": value for name, value in values.items()}
 
 
-def write_samples(run: Any, say: Any) -> None:
-    """Continues the prompts of train.sample_prompts; prints them and writes OUTPUT/samples.txt."""
-    from multiscreen_jax import generate
+def write_samples(run: Any, say: Callable[[str], None]) -> None:
+    """Continues the prompts of train.sample_prompts: printed, and OUTPUT/samples.txt.
+
+    Of a Multiscreen, OUTPUT/pictures shows what the tiles look at in the first text.
+    """
+    from multiscreen_jax.generation import generate
 
     settings, tokenizer = run.config.train, run.pipeline.tokenizer
-    texts = []
+    params = jax.device_put(jax.device_get(run.state.params), jax.local_devices()[0])
+    texts, sequences = [], []
     for prompt in settings.sample_prompts:
-        tokens = np.asarray(tokenizer.encode(prompt), np.int32)[None]
-        new = generate(run.model, run.state.params, tokens, max_new_tokens=settings.sample_tokens)
-        texts.append(tokenizer.decode(np.asarray(jax.device_get(new))[0]))
-    text = "\n---\n".join(texts)
-    (Path(settings.output_dir) / "samples.txt").write_text(text + "\n")
-    say(text)
+        tokens = np.asarray(tokenizer.encode(prompt), np.int32)
+        new = generate(run.model, params, tokens, max_new_tokens=settings.sample_tokens)
+        sequences.append(np.concatenate([tokens, new]))
+        texts.append(tokenizer.decode(sequences[-1]))
+    folder = Path(settings.output_dir)
+    (folder / "samples.txt").write_text("\n---\n".join(texts) + "\n")
+    say("\n---\n".join(texts))
+    if isinstance(run.model, Multiscreen):
+        from multiscreen_jax.inspect import save_pictures
+
+        shown = sequences[0][:_PICTURE_TOKENS]
+        paths = save_pictures(
+            run.model,
+            params,
+            shown,
+            folder / "pictures",
+            tokens_text=[tokenizer.decode(shown[i : i + 1]) for i in range(len(shown))],
+        )
+        say(f"what the tiles look at: {', '.join(map(str, paths))}")

@@ -1,14 +1,12 @@
 """The chunked loss against the dense formula, its gradients, its memory, and what it scores."""
 
-import dataclasses
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from multiscreen_jax import losses
+from tests.losses.bigram import Bigram, BigramConfig
 
 
 def dense(hidden, table, targets, weights):
@@ -25,32 +23,6 @@ def example(batch, length, width, vocabulary, dtype=np.float64, seed=0):
     targets = random.integers(0, vocabulary, (batch, length)).astype(np.int32)
     weights = random.choice([0.0, 0.25, 1.0], (batch, length)).astype(dtype)
     return hidden, table, targets, weights
-
-
-@dataclasses.dataclass(frozen=True)
-class BigramConfig:
-    vocab_size: int = 40
-    precision: str | None = None
-
-
-class Bigram(nn.Module):
-    """The smallest model with the library's protocol; it tells documents apart."""
-
-    config: BigramConfig
-
-    def setup(self):
-        self.rows = self.param("rows", nn.initializers.normal(1.0), (40, 8))
-        self.table = self.param("table", nn.initializers.normal(1.0), (40, 8))
-
-    def trunk(self, tokens, segment_ids=None, cache=None):
-        x = self.rows[tokens]
-        return (x if segment_ids is None else x * segment_ids[..., None]), cache
-
-    def unembedding(self):
-        return self.table
-
-    def __call__(self, tokens, segment_ids=None):
-        return self.trunk(tokens, segment_ids)[0] @ self.table.T
 
 
 @pytest.fixture

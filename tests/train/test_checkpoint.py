@@ -1,0 +1,169 @@
+"""Damage is found and named, the checkpoint before is used, nothing is deleted; what is kept."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from multiscreen_jax.train import checkpoint, load_params, manifest, override, train
+from multiscreen_jax.train.manifest import DamagedCheckpoint
+from tests.train import small
+
+
+def largest_file(folder):
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+def truncate(folder):
+    path = largest_file(folder / "params")
+    path.write_bytes(path.read_bytes()[:-7])
+    return path, "bytes instead of"
+
+
+def flip(folder):
+    path = largest_file(folder / "optimizer")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path, "does not match its SHA-256 checksum"
+
+
+def delete(folder):
+    path = largest_file(folder / "params")
+    path.unlink()
+    return path, "is missing"
+
+
+def lose_manifest(folder):
+    (folder / manifest.NAME).unlink()
+    return folder / manifest.NAME, "is missing"
+
+
+def edit_manifest(folder):
+    path = folder / manifest.NAME
+    path.write_text(path.read_text().replace('"step": 12', '"step": 13'))
+    return path, "does not match its SHA-256 checksum"
+
+
+def cut_manifest(folder):
+    path = folder / manifest.NAME
+    path.write_text(path.read_text()[:50])
+    return path, "cannot be read"
+
+
+DAMAGES = [truncate, flip, delete, lose_manifest, edit_manifest, cut_manifest]
+
+
+@pytest.fixture
+def copied_run(whole_run, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(whole_run[0], output)
+    return output
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_and_the_checkpoint_before_is_found(damage, copied_run):
+    newest = copied_run / "checkpoints" / "12"
+    path, reason = damage(newest)
+    with pytest.raises(DamagedCheckpoint, match=reason) as raised:
+        checkpoint.find_checkpoint(newest)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert checkpoint.find_checkpoint(copied_run)[0].name == "8"
+    with pytest.raises(DamagedCheckpoint, match=reason):
+        load_params(copied_run, step=12)
+
+
+@pytest.mark.parametrize("damage", [truncate, lose_manifest])
+def test_training_goes_on_from_the_checkpoint_before(damage, copied_run, text, whole_run, capsys):
+    newest = copied_run / "checkpoints" / "12"
+    path, reason = damage(newest)
+    files = {p.relative_to(newest): p.read_bytes() for p in newest.rglob("*") if p.is_file()}
+    result = train(small.config(text, copied_run))
+    printed = capsys.readouterr().out
+    assert "checkpoint 12 is damaged and not used" in printed
+    assert str(path) in printed
+    assert reason in printed
+    assert "after step 8" in printed
+    assert small.loss_bits(copied_run) == small.loss_bits(whole_run[0])
+    for got, wanted in zip(
+        jax.tree.leaves(result.params), jax.tree.leaves(whole_run[1]), strict=True
+    ):
+        np.testing.assert_array_equal(got, wanted)
+    aside = copied_run / "checkpoints" / "refused" / "12.0"
+    kept = {p.relative_to(aside): p.read_bytes() for p in aside.rglob("*") if p.is_file()}
+    assert kept == files
+    checkpoint.verified_run(newest)  # written anew
+
+
+def test_nothing_is_trained_when_every_checkpoint_is_damaged(copied_run, text):
+    for step in checkpoint.steps_in(copied_run / "checkpoints"):
+        flip(copied_run / "checkpoints" / str(step))
+    with pytest.raises(DamagedCheckpoint, match="no usable checkpoint in"):
+        train(small.config(text, copied_run))
+    assert len(small.records(copied_run)) == small.STEPS
+
+
+def test_changed_settings_are_refused_by_name(copied_run, text):
+    config = small.config(text, copied_run)
+    changed = override(config, optim={"learning_rate": 0.5}, data={"seed": 7})
+    with pytest.raises(
+        ValueError, match=r"data.seed was 0, now 7.*optim.learning-rate was"
+    ) as error:
+        train(changed)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"model.num-heads was 2, now 4"):
+        train(override(config, model={"num_heads": 4}))
+
+
+def test_changed_data_is_refused(copied_run, text, tmp_path):
+    other = tmp_path / "documents.jsonl"
+    other.write_text(text.read_text().replace("window", "wIndow"))
+    config = small.config(other, copied_run)
+    run = json.loads((copied_run / "checkpoints" / "12" / "run" / "metadata").read_text())
+    assert run["config"]["data"]["source"] == str(text)
+    shutil.copy(other, text.with_suffix(".backup"))
+    original = text.read_text()
+    try:
+        text.write_text(other.read_text())
+        with pytest.raises(ValueError, match="other data"):
+            train(override(config, data={"source": str(text)}))
+    finally:
+        text.write_text(original)
+
+
+def test_load_params_gives_parameters_model_and_config(whole_run):
+    output, params = whole_run
+    loaded, model, config = load_params(output)
+    for got, wanted in zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert model.config == config.model
+    assert config.model.trained_length == config.data.sequence_length == 16
+    earlier, _, _ = load_params(output, step=8)
+    assert not np.array_equal(earlier["embedding"]["rows"], loaded["embedding"]["rows"])
+
+
+def test_missing_checkpoints_are_named(tmp_path, whole_run):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        load_params(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5 .* \[8, 12\]"):
+        load_params(whole_run[0], step=5)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    def sealed(step, loss):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        (folder / "file").write_text("content")
+        manifest.write(folder, {"step": step, "validation_loss": loss})
+
+    for step, loss in [(1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 4.0), (6, None)]:
+        sealed(step, loss)
+    (tmp_path / "7").mkdir()  # being written
+    assert checkpoint.KeepSealed(tmp_path, keep_last=2, keep_best=0).surplus() == {1, 2, 3, 4}
+    assert checkpoint.KeepSealed(tmp_path, keep_last=2, keep_best=2).surplus() == {1, 3}
+    assert checkpoint.KeepSealed(tmp_path, keep_last=1, keep_best=1).surplus() == {1, 3, 4, 5}

@@ -1,0 +1,93 @@
+"""Sharding tables, and training on eight devices against training on one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from multiscreen_jax import sharding
+from multiscreen_jax.models.registry import create
+from multiscreen_jax.train.state import abstract_params
+from tests.train import small
+
+ROOT = Path(__file__).parents[2]
+
+
+def abstract_mesh(data=1, fsdp=1, seq=1, model=1):
+    return AbstractMesh((data, fsdp, seq, model), sharding.MESH_AXES, (AxisType.Auto,) * 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("multiscreen-4m", {}),
+        ("transformer-8m", {}),
+        ("transformer-8m", {"tie_embeddings": False, "final_norm_gain": True}),
+    ],
+)
+def test_every_parameter_is_in_the_table(name, overrides):
+    model, _ = create(name, **overrides)
+    shardings = sharding.parameter_shardings(abstract_params(model), abstract_mesh(model=2, fsdp=2))
+    specs = {
+        sharding.path_name(path): leaf.spec
+        for path, leaf in jax.tree_util.tree_flatten_with_path(shardings)[0]
+    }
+    if name == "multiscreen-4m":
+        assert specs["layers/tiles/query"] == PartitionSpec(None, ("fsdp",), ("model",), None)
+        assert specs["layers/tiles/log_window"] == PartitionSpec(None, ("model",))
+        # 50257 is odd: the vocabulary stays whole.
+        assert specs["embedding/rows"] == PartitionSpec(None, ("fsdp",))
+    else:
+        assert specs["layers/feed_forward/down"] == PartitionSpec(None, None, ("fsdp",))
+
+
+def test_an_unknown_parameter_and_a_wrong_rank_are_errors_that_name_it():
+    params = {"layers": {"surprise": jax.ShapeDtypeStruct((2,), jnp.float32)}}
+    with pytest.raises(ValueError, match="layers/surprise matches no pattern"):
+        sharding.parameter_shardings(params, abstract_mesh())
+    params = {"embedding": {"rows": jax.ShapeDtypeStruct((2,), jnp.float32)}}
+    with pytest.raises(ValueError, match="embedding/rows has 1 axes"):
+        sharding.parameter_shardings(params, abstract_mesh())
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"a multiple of mesh\.data x mesh\.fsdp, 8"):
+        sharding.check_batch(12, abstract_mesh(data=4, fsdp=2))
+
+
+def run_on_eight_devices(text, output, *options):
+    """The train command with eight devices made of one CPU."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments.train", *small.arguments(text, output, *options)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        },
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return np.array([record["loss"] for record in small.records(output)])
+
+
+def test_data_and_fsdp_sharded_losses_equal_one_devices(text, whole_run, tmp_path):
+    """Sharded over 2 x 2 x 2 devices, stopped, and continued on a mesh of another shape."""
+    wanted = np.array([record["loss"] for record in small.records(whole_run[0])])
+    options = ("--train.steps", "5", "--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.model", "2")
+    run_on_eight_devices(text, tmp_path, *options)
+    other = ("--mesh.data", "1", "--mesh.fsdp", "4", "--mesh.model", "2")
+    got = run_on_eight_devices(text, tmp_path, "--train.steps", "8", *other)
+    np.testing.assert_allclose(got, wanted[:8], rtol=2e-5)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["mesh"] == {"data": 1, "fsdp": 4, "seq": 1, "model": 2}

@@ -1,0 +1,120 @@
+"""What a run writes: validation, best checkpoints, health, samples; and continued pretraining."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from multiscreen_jax import losses
+from multiscreen_jax.data import open_pipeline
+from multiscreen_jax.train import load_params, train
+from multiscreen_jax.train import setup as run_setup
+from multiscreen_jax.train.checkpoint import steps_in
+from multiscreen_jax.train.optimizer import update_count
+from tests.train import small
+
+
+@pytest.fixture(scope="module")
+def evaluated(text, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluated")
+    options = ["--train.evaluate-every", "2", "--train.evaluate-batches", "3"]
+    options += ["--train.checkpoint-every", "2", "--train.keep-best", "1", "--train.keep-last", "1"]
+    options += [
+        "--train.health-every",
+        "6",
+        "--train.sample-prompts",
+        "the key",
+        "--train.sample-tokens",
+        "4",
+    ]
+    options += ["--train.tensorboard", "True", "--optim.learning-rate", "0.5"]
+    train(small.config(text, output, *options))
+    return output
+
+
+def test_validation_is_the_mean_loss_and_bits_per_byte(evaluated):
+    record = small.records(evaluated)[-1]
+    params, model, config = load_params(evaluated)
+    pipeline = open_pipeline(config.data, "valid")
+    nats = tokens = text_bytes = 0.0
+    for index in range(3):
+        batch = pipeline.batch(index)
+        values, weights = losses.token_losses(model, params, batch)
+        nats += float(np.sum(values * weights))
+        tokens += float(np.sum(weights))
+        text_bytes += pipeline.target_bytes(batch)
+    np.testing.assert_allclose(record["validation_loss"], nats / tokens, rtol=1e-5)
+    expected = nats / math.log(2) / text_bytes
+    np.testing.assert_allclose(record["validation_bits_per_byte"], expected, rtol=1e-5)
+
+
+def test_the_best_and_the_last_checkpoint_are_kept(evaluated):
+    values = {
+        record["step"]: record["validation_loss"]
+        for record in small.records(evaluated)
+        if "validation_loss" in record
+    }
+    best = min(values, key=values.get)
+    assert sorted(values) == [2, 4, 6, 8, 10, 12]
+    assert best != 12  # the learning rate is far too large, so the last is not the best
+    assert steps_in(evaluated / "checkpoints") == [best, 12]
+
+
+def test_health_is_logged_with_its_step(evaluated):
+    by_step = {record["step"]: record for record in small.records(evaluated)}
+    assert "health/window/layer_0" in by_step[6]
+    assert len(by_step[6]["health/width/layer_1"]) == 5
+    assert not any(name.startswith("health") for name in by_step[5])
+
+
+def test_samples_pictures_and_tensorboard_are_written(evaluated):
+    assert (evaluated / "samples.txt").read_text().startswith("the key")
+    assert len(list((evaluated / "pictures").glob("*.png"))) == 2
+    assert list((evaluated / "tensorboard").iterdir())
+
+
+def test_speed_and_flops_are_positive_and_consistent(whole_run, text):
+    config = small.config(text, whole_run[0])
+    tokens = config.data.batch_size * config.data.sequence_length
+    flops = 3 * config.data.batch_size * config.model.forward_flops(config.data.sequence_length)
+    for record in small.records(whole_run[0]):
+        ratio = record["model_flops_per_second"] / record["tokens_per_second"]
+        np.testing.assert_allclose(ratio, flops / tokens, rtol=1e-6)
+        assert record["tokens_per_second"] > 0
+
+
+def test_continued_pretraining_inherits_state_and_updates_the_trained_length(
+    whole_run, text, tmp_path, monkeypatch, capsys
+):
+    source, params = whole_run
+    started = []
+    original = run_setup.create_state
+
+    def inherit(*arguments):
+        state = inherited(*arguments)
+        started.append(jax.device_get(state))
+        return state
+
+    inherited = run_setup._inherit
+    monkeypatch.setattr(run_setup, "_inherit", inherit)
+    assert original is run_setup.create_state
+    options = ["--train.init-from", str(source), "--data.sequence-length", "48"]
+    options += ["--train.steps", "2", "--data.batch-size", "2"]
+    train(small.config(text, tmp_path, *options))
+    (state,) = started
+    assert state.step == 0
+    assert update_count(state.optimizer_state) == small.STEPS
+    for got, wanted in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    # No second warm-up: the first step already runs at the peak.
+    assert small.records(tmp_path)[0]["learning_rate"] == 2.0**-6
+    assert "data.sequence-length 16 -> 48" in capsys.readouterr().out
+    _, model, config = load_params(tmp_path)
+    assert model.config.trained_length == config.data.sequence_length == 48
+    # The same command again continues the new run and does not start over.
+    options[options.index("2")] = "3"
+    train(small.config(text, tmp_path, *options))
+    assert f"continues {tmp_path} after step 2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"model\.num-layers was 2, now 3"):
+        train(small.config(text, tmp_path / "other", *options, "--model.num-layers", "3"))
