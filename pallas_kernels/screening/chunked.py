@@ -124,20 +124,26 @@ def _plan(length):
 # -- one tile --------------------------------------------------------------------------------------
 
 
-def _distance(shape, band):
-    """i - j, the same in every query block."""
-    query = lax.broadcasted_iota(jnp.int32, shape, 0)
-    key = lax.broadcasted_iota(jnp.int32, shape, 1)
-    return query - key + (shape.keys - shape.queries) + band * shape.keys
+def _softmask(shape, band, window, keys_major=False):
+    """cos^2(pi d / 2w), the softmask, and its derivative by w, for a tile of a band; 1 and 0 at inf.
 
-
-def _softmask(distance, window):
-    """The softmask and its derivative by the window; at infinity 1 and 0."""
-    d = distance.astype(window.dtype)
-    angle = np.pi * (d / window)
+    The distances d = i - j are the same in every query block. Cosines are taken per row and per
+    column and joined by angle addition, as products: XLA would fuse anything else into a loop that
+    takes them per pair.
+    """
+    i = lax.iota(jnp.int32, shape.queries)
+    j = lax.iota(jnp.int32, shape.keys) - (shape.keys - shape.queries) - band * shape.keys
+    (cos_i, sin_i), (cos_j, sin_j) = (
+        (jnp.cos(angle), jnp.sin(angle))
+        for angle in (np.pi / 2 * (x.astype(window.dtype) / window) for x in (i, j))
+    )
+    join = partial(jnp.einsum, "xj,xi->ji" if keys_major else "xj,xi->ij", precision="highest")
+    waves_j = jnp.stack([cos_j, sin_j])
+    cos, sin = join(waves_j, jnp.stack([cos_i, sin_i])), join(waves_j, jnp.stack([sin_i, -cos_i]))
+    d = (i - j[:, None] if keys_major else i[:, None] - j).astype(window.dtype)
+    slope = 2 * sin * cos * (np.pi / 2 * (d / window) / window)
     inside = (d >= 0) & (d < window)
-    mask = jnp.where(inside, 0.5 + 0.5 * jnp.cos(angle), 0)
-    return mask, jnp.where(inside, 0.5 * jnp.sin(angle) * (angle / window), 0)
+    return jnp.where(inside, cos * cos, 0), jnp.where(inside, slope, 0)
 
 
 def _trim_root(similarity, width, segments_by, segments_bx):
@@ -156,12 +162,12 @@ def _front_padding(length):
     return max(TILE_SHAPES[choice].keys for choice in _plan(length)[1])
 
 
-def _pad(x, axis=1):
+def _pad(x):
     """Pads T so that the first band and the last block of every shape lie inside the array."""
-    length = x.shape[axis]
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (_front_padding(length), -length % max(shape.queries for shape in TILE_SHAPES))
-    return jnp.pad(x, padding)
+    length = x.shape[1]
+    front = _front_padding(length)
+    back = -length % max(shape.queries for shape in TILE_SHAPES)
+    return jnp.pad(x, [(0, 0), (front, back)] + [(0, 0)] * (x.ndim - 2))
 
 
 def _take(x, start, size, axis=1):
@@ -195,7 +201,7 @@ def _head_forward(shape, length, precision, q_btk, k_btk, v_btv, window, width, 
     dot = partial(jnp.einsum, precision=precision)
 
     def band_step(band, h_btv):
-        mask_cl, _ = _softmask(_distance(shape, band), window)
+        mask_cl, _ = _softmask(shape, band, window)
 
         def block_step(row, key_row, h_btv):
             q_bck, k_blk = _take(q_btk, row, shape.queries), _take(k_btk, key_row, shape.keys)
@@ -219,7 +225,7 @@ def _head_backward(shape, length, precision, q_btk, k_btk, v_btv, dh_btv, window
 
     def band_step(band, carry):
         *gradients, dwindow, dwidth = carry
-        mask_lc, slope_lc = (x.T for x in _softmask(_distance(shape, band), window))
+        mask_lc, slope_lc = _softmask(shape, band, window, keys_major=True)
         dmask_lc = mask_lc * (2 / width)
 
         def block_step(row, key_row, carry):
