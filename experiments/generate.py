@@ -1,0 +1,154 @@
+"""Continue a prompt with a trained model; the text appears as it is made.
+
+Examples:
+
+    python -m experiments.generate runs/quickstart --prompt "My fellow citizens"
+    python -m experiments.generate runs/quickstart --prompt "We" --temperature 0
+    python -m experiments.generate runs/quickstart --prompt "We" --top-p 0.95 --seed 3
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+
+from experiments.run_tokenizer import run_tokenizer
+from multiscreen_jax.data import Tokenizer
+from multiscreen_jax.generation import stream
+from multiscreen_jax.models import Multiscreen, build
+from multiscreen_jax.train import load_params, one_line_errors
+
+PROGRAM = "python -m experiments.generate"
+# UTF-8 spreads a character over at most four bytes, hence over at most four tokens.
+_LONGEST_CHARACTER = 4
+
+
+def _optional(metavar: str, default: str, kind: type) -> object:
+    hint = tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+    return Annotated[kind | None, hint]
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Settings of one continuation."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """Output folder of a training run (or one checkpoint's folder in it)."""
+    prompt: str = ""
+    """Text to continue; empty starts a new document."""
+    max_new_tokens: int = 200
+    """Stop after so many tokens."""
+    temperature: float = 0.8
+    """0 takes the likeliest token every time; higher is more varied."""
+    top_k: _optional("INT", "no limit", int) = None
+    """Choose among so many of the likeliest tokens."""
+    top_p: _optional("FLOAT", "no limit", float) = None
+    """Choose among the likeliest tokens whose probabilities reach this sum."""
+    seed: int = 0
+    """Another seed, another text."""
+    past_end: bool = False
+    """Go on when the model ends the document."""
+    step: _optional("INT", "newest", int) = None
+    """Which checkpoint."""
+    infinite_windows: bool = False
+    """Multiscreen's inference rule: windows longer than the training length become infinite."""
+
+
+def decode_stream(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """Text of tokens as they come; joined, what decoding all of them at once gives.
+
+    A character whose bytes are spread over several tokens appears when it is complete. Text is
+    decoded together with the tokens before it, because some tokenizers treat the first specially.
+    """
+    ids: list[int] = []
+    context = shown = 0  # ids[context:shown] were printed last, ids[shown:] not yet
+    for token in tokens:
+        ids.append(int(token))
+        text = tokenizer.decode(ids[context:])
+        if text.endswith("\ufffd") and len(ids) - shown < _LONGEST_CHARACTER:
+            continue
+        yield text[len(tokenizer.decode(ids[context:shown])) :]
+        context, shown = shown, len(ids)
+    if shown < len(ids):
+        yield tokenizer.decode(ids[context:])[len(tokenizer.decode(ids[context:shown])) :]
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+    """Tokens of a prompt; an empty one is the end of the document before."""
+    if prompt:
+        return np.asarray(tokenizer.encode(prompt), np.int32)
+    if tokenizer.eos_id is None:
+        raise ValueError(
+            f"--prompt is empty; the tokenizer {tokenizer.name!r} has no end-of-document token to "
+            "start from, so give some text"
+        )
+    return np.asarray([tokenizer.eos_id], np.int32)
+
+
+def run(config: GenerateConfig) -> str:
+    """Prints prompt and continuation to standard output, and returns the continuation."""
+    if not Path(config.run).is_dir():
+        raise FileNotFoundError(f"no run at {config.run}: there is no such folder")
+    params, model, experiment = load_params(config.run, config.step)
+    if config.infinite_windows:
+        if not isinstance(model, Multiscreen):
+            raise ValueError(
+                f"--infinite-windows needs a Multiscreen run, {config.run} is a "
+                f"{type(model).__name__}"
+            )
+        model = build(dataclasses.replace(model.config, infinite_windows=True))
+    tokenizer = run_tokenizer(experiment.data)
+    ends = () if config.past_end or tokenizer.eos_id is None else (tokenizer.eos_id,)
+    steps = stream(
+        model,
+        params,
+        prompt_ids(tokenizer, config.prompt),
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        key=jax.random.key(config.seed),
+        top_k=config.top_k,
+        top_p=config.top_p,
+        stop_tokens=ends,
+    )
+    print(config.prompt, end="", flush=True)
+    times: list[float] = []
+
+    def shown_tokens() -> Iterator[int]:
+        for (token,) in steps:
+            times.append(time.perf_counter())
+            if int(token) not in ends:
+                yield int(token)
+
+    parts = []
+    for part in decode_stream(tokenizer, shown_tokens()):
+        print(part, end="", flush=True)
+        parts.append(part)
+    print(flush=True)
+    if len(times) > 2:  # the first two tokens wait for compilation
+        rate = (len(times) - 2) / (times[-1] - times[1])
+        print(f"[{len(times)} tokens, {rate:.0f} per second]", file=sys.stderr)
+    return "".join(parts)
+
+
+def main() -> None:
+    """Parses the command line and generates."""
+    with one_line_errors():
+        run(
+            tyro.cli(
+                GenerateConfig,
+                prog=PROGRAM,
+                description=__doc__,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
