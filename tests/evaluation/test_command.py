@@ -1,0 +1,121 @@
+"""`python -m experiments.evaluate` on a run of two steps."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from experiments.configs import tiny
+from experiments.evaluate import (
+    AbcDigitsGrid,
+    EvaluateConfig,
+    PositionsConfig,
+    RelevanceConfig,
+    TextConfig,
+    run,
+)
+from multiscreen_jax.train import override, train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "two-steps"
+    settings = dict(output_dir=str(folder), steps=2, tensorboard=False)
+    train(override(tiny.config(), train=settings))
+    return folder
+
+
+def test_perplexity(finished, capsys):
+    record = run(EvaluateConfig(run=str(finished), max_batches=3))
+    saved = json.loads((finished / "evaluation" / "perplexity.json").read_text())
+    assert saved == record
+    assert saved["step"] == 2
+    assert saved["tokens"] == 3 * 4 * 32
+    assert 4 < saved["bits_per_byte"] < 10
+    assert "bits_per_byte" in capsys.readouterr().out
+
+
+def test_another_text_is_read_whole(finished, tmp_path):
+    text = tmp_path / "book.txt"
+    text.write_text("call me whatever. " * 20)
+    record = run(
+        EvaluateConfig(run=str(finished), data=TextConfig(str(text)), output=str(tmp_path))
+    )
+    assert record["tokens"] == 360  # 360 characters and the end, less the first
+    assert record["source"] == str(text)
+
+
+def test_positions(finished, tmp_path):
+    config = EvaluateConfig(
+        run=str(finished),
+        task="positions",
+        sequence_length=64,
+        max_batches=2,
+        infinite_windows=True,
+        positions=PositionsConfig(buckets=4),
+        output=str(tmp_path),
+    )
+    record = run(config)
+    assert record["infinite_windows"] is True
+    assert [row["end"] for row in record["rows"]] == [16, 32, 48, 64]
+    assert (tmp_path / "positions.png").stat().st_size > 3000
+    assert len((tmp_path / "positions.csv").read_text().splitlines()) == 5
+
+
+def test_relevance(finished, tmp_path, capsys):
+    config = EvaluateConfig(
+        run=str(finished),
+        task="relevance",
+        output=str(tmp_path),
+        relevance=RelevanceConfig(text="my fellow citizens"),
+    )
+    assert run(config)["tokens"] == 18
+    rows = list(csv.DictReader((tmp_path / "tiles.csv").open()))
+    assert [(row["layer"], row["head"]) for row in rows] == [
+        ("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")
+    ]  # fmt: skip
+    assert {path.name for path in tmp_path.glob("*.png")} == {"relevance.png", "windows.png"}
+    assert "accepted" in capsys.readouterr().out
+
+
+def test_abcdigits(finished, tmp_path):
+    config = EvaluateConfig(
+        run=str(finished),
+        task="abcdigits",
+        output=str(tmp_path),
+        abcdigits=AbcDigitsGrid(lengths=(50,), unit="lines", depths=(0.5,), trials=2),
+    )
+    (row,) = run(config)["rows"]
+    assert row["trials"] == 2
+    assert (tmp_path / "abcdigits.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "perplexities"}, "allowed: perplexity, positions, abcdigits, relevance"),
+        ({"run": "/no/such/run"}, "no run at /no/such/run"),
+        ({"step": 7}, "no checkpoint of step 7"),
+        ({"sequence_length": 0}, "sequence_length is 0"),
+        ({"max_batches": 0}, "max_batches is 0"),
+        ({"data": TextConfig("/no/such/text.txt")}, "/no/such/text.txt"),
+        ({"task": "relevance", "relevance": RelevanceConfig(text="")}, "text is empty"),
+        ({"task": "relevance", "relevance": RelevanceConfig(tokens=0)}, "tokens is 0"),
+        ({"task": "relevance", "relevance": RelevanceConfig(layers=(9,))}, "layers has 9"),
+        ({"output": "/dev/null/x"}, "cannot make /dev/null/x"),
+    ],
+)
+def test_bad_settings_are_one_line(finished, settings, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        run(EvaluateConfig(**{"run": str(finished), **settings}))
+    assert "\n" not in str(error.value)
+
+
+def test_command_line_ends_with_one_line_and_2(tmp_path):
+    command = [sys.executable, "-m", "experiments.evaluate", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: no checkpoint in")
+    assert len(ended.stderr.splitlines()) == 1
