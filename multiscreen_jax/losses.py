@@ -50,7 +50,8 @@ def cross_entropy(
     Cost: 2 B T O D multiply-adds times one for the value alone, times three with gradients.
     """
     if chunk is None:
-        chunk = chunk_length(*targets.shape, table.shape[0])
+        batch, length = targets.shape
+        chunk = chunk_length(batch, length, table.shape[0])
     return _cross_entropy(chunk, precision, hidden, table, targets, weights)
 
 
@@ -187,7 +188,7 @@ def _cross_entropy(
 
 def _cross_entropy_forward(
     chunk: int, precision: Any, hidden: Array, table: Array, targets: Array, weights: Array
-) -> tuple[Array, tuple[Array, Array]]:
+) -> tuple[Array, tuple[Array, Array, Array]]:
     accumulator = jnp.promote_types(hidden.dtype, jnp.float32)
     batch, length, width = hidden.shape
     parts = (_split(hidden, chunk), _split(targets, chunk), _split(weights, chunk))

@@ -8,6 +8,7 @@ import io
 import pkgutil
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 import tyro
 
@@ -17,18 +18,24 @@ from multiscreen_jax.train.config import ExperimentConfig
 def config_names(package: str) -> list[str]:
     """Names of the configs in a package: its modules with a function `config()`."""
     folder = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(folder))
+    names = (module.name for module in pkgutil.iter_modules(folder))
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def named_config(package: str, name: str) -> ExperimentConfig:
-    """The config of a name; an unknown one is a ValueError with near matches."""
+    """The config of a name such as quickstart or multiscreen-1.3b (- and . count as _)."""
+    return _module(package, name).config()
+
+
+def _module(package: str, name: str) -> ModuleType:
+    """The module of a config's name; an unknown one is a ValueError with near matches."""
     names = config_names(package)
-    module = name.replace("-", "_")
+    module = name.replace("-", "_").replace(".", "_")
     if module not in names:
         near = difflib.get_close_matches(module, names, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(f"unknown config {name!r}; {hint}known: {', '.join(names)}")
-    return importlib.import_module(f"{package}.{module}").config()
+    return importlib.import_module(f"{package}.{module}")
 
 
 def parse(package: str, prog: str, arguments: Sequence[str] | None = None) -> ExperimentConfig:
@@ -49,8 +56,8 @@ def parse(package: str, prog: str, arguments: Sequence[str] | None = None) -> Ex
         sys.exit(0 if arguments else 2)
     name, *options = arguments
     default = named_config(package, name)
-    module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
-    return _with_options(default, options, f"{prog} {name}", inspect.getdoc(module) or "")
+    description = inspect.getdoc(_module(package, name)) or ""
+    return _with_options(default, options, f"{prog} {name}", description)
 
 
 def _with_options(
@@ -91,8 +98,7 @@ def _refused_value(stop: BaseException) -> str | None:
 def _overview(package: str, prog: str) -> str:
     lines = [f"usage: {prog} NAME [--section.field value ...]", "", "Named configs:"]
     for name in config_names(package):
-        module = importlib.import_module(f"{package}.{name}")
-        first = (inspect.getdoc(module) or "").splitlines()[0:1]
-        lines.append(f"  {name:24} {first[0] if first else ''}")
+        first, *_ = (inspect.getdoc(_module(package, name)) or "").splitlines()
+        lines.append(f"  {name:24} {first}")
     lines += ["", f"All options of one: {prog} NAME --help"]
     return "\n".join(lines)

@@ -89,6 +89,7 @@ def _steps(
     batches = run.pipeline.iterate(run.start)
     for number in range(run.start + 1, settings.steps + 1):
         batch = next(batches)
+        assert run.step is not None
         placed = sharding.place_batch(batch, run.batch_sharding)
         _profile(settings, number, run.start)
         with jax.transfer_guard("disallow"):
@@ -113,7 +114,6 @@ def _steps(
         if last:
             break
     collector.flush({})
-    batches.close()
     return number, collector.record
 
 

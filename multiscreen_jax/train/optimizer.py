@@ -30,7 +30,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     warmup = max(1, config.warmup_steps)
     last = max((config.decay_steps or steps) - 1, warmup)
 
-    def schedule(count: jax.Array) -> jax.Array:
+    def schedule(count: Any) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
         rise = jnp.minimum(count + 1, warmup) / warmup
         done = jnp.clip((count - (warmup - 1)) / (last - (warmup - 1)), 0, 1)

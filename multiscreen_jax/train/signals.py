@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT ask a run to stop at the next step boundary; the second one kills it."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -35,5 +36,7 @@ class StopRequest:
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
+        # os.write, because print is not safe in a signal handler.
+        os.write(2, f"{self.name}: stops after this step; again to kill\n".encode())
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_DFL)

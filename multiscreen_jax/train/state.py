@@ -34,7 +34,7 @@ def abstract_state(
     shapes = jax.eval_shape(functools.partial(_initial, model, optimizer), jax.random.key(0))
     whole = NamedSharding(mesh, PartitionSpec())
     params = sharding.parameter_shardings(shapes.params, mesh)
-    placed = TrainState(
+    placed = shapes.replace(
         step=whole,
         params=params,
         optimizer_state=sharding.like_parameters(

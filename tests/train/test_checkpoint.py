@@ -4,11 +4,15 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from multiscreen_jax.sharding import make_mesh
 from multiscreen_jax.train import checkpoint, load_params, manifest, override, train
 from multiscreen_jax.train.manifest import DamagedCheckpoint
+from multiscreen_jax.train.state import TrainState
 from tests.train import small
 
 
@@ -152,6 +156,35 @@ def test_missing_checkpoints_are_named(tmp_path, whole_run):
         load_params(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5 .* \[8, 12\]"):
         load_params(whole_run[0], step=5)
+
+
+def test_steps_taken_while_saving_do_not_reach_the_checkpoint(tmp_path):
+    """The step donates the buffers that are being written: the save must have its own copy."""
+    whole = NamedSharding(make_mesh(), PartitionSpec())
+    ones = jax.device_put(jnp.ones(4_000_000), whole)
+    state = TrainState(step=jax.device_put(0, whole), params={"w": ones}, optimizer_state={})
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep_last=1, keep_best=0)
+    checkpoints.save(state, {"step": 1}, None)
+    for _ in range(3):
+        state = jax.block_until_ready(step(state))
+    checkpoints.close()
+    saved = checkpoint.read_item(tmp_path / "checkpoints" / "1", "params", state.params)
+    np.testing.assert_array_equal(saved["w"], 1)
+    assert state.params["w"][0] == 4
+
+
+def test_an_error_while_saving_is_raised(tmp_path, monkeypatch):
+    def full(folder, facts):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(manifest, "write", full)
+    whole = NamedSharding(make_mesh(), PartitionSpec())
+    state = TrainState(step=jax.device_put(0, whole), params={"w": jnp.ones(3)}, optimizer_state={})
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep_last=1, keep_best=0)
+    checkpoints.save(state, {"step": 1}, None)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.close()
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

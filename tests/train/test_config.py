@@ -196,7 +196,7 @@ def test_our_errors_are_one_line_and_others_keep_their_traceback(capsys):
 def test_the_command_prints_one_line_and_no_traceback():
     command = [sys.executable, "-m", "experiments.train"]
     for options, message in [
-        (["nothing"], "error: unknown config 'nothing'; known:"),
+        (["tinny"], "error: unknown config 'tinny'; did you mean tiny"),
         (["tiny", "--optim.b1", "2"], "error: optim.b1 is 2.0; allowed: a number >= 0 and < 1"),
     ]:
         ended = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
