@@ -100,6 +100,8 @@ class ScreeningTiles(nn.Module):
         cached: "CachedTiles | None" = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
         """Sum of the tiles' outputs, and the keys and values to write if a cache is read."""
+        if self.is_initializing():  # the parameters exist by now; nothing has to be compiled
+            return jnp.zeros_like(x), None
         c = self.config
         dtype = jnp.dtype(c.dtype)
         window, width = tile_window(c, self.log_window), tile_width(self.logit_width)

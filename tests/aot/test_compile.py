@@ -1,0 +1,39 @@
+"""The XLA forms compile for accelerators: the real TPU compiler, and lowering for GPUs."""
+
+import importlib.util
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import screening
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1"])
+def test_training_step_compiles_for_tpu(topology):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU compiler: pip install libtpu")
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.aot.compile_tpu", topology],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    temp_mib = float(run.stdout.split("temp_mib")[1])
+    assert temp_mib < 256
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_screening_lowers(platform):
+    x = jax.ShapeDtypeStruct((1, 300, 2, 16), jnp.bfloat16)
+    per_head = jax.ShapeDtypeStruct((2,), jnp.float32)
+
+    def total(*args):
+        return screening(*args, implementation="chunked").astype(jnp.float32).sum()
+
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3, 4)))
+    gradient.trace(x, x, x, per_head, per_head).lower(lowering_platforms=(platform,))
