@@ -14,6 +14,7 @@ Nothing has to guard the zero padding around a sequence: zero keys, values and c
 nothing, whatever their relevance.
 """
 
+import math
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -124,26 +125,34 @@ def _plan(length):
 # -- one tile --------------------------------------------------------------------------------------
 
 
-def _softmask(shape, band, window, keys_major=False):
-    """cos^2(pi d / 2w), the softmask, and its derivative by w, for a tile of a band; 1 and 0 at inf.
+def _quarter_sine(x):
+    """sin(pi x / 2) for 0 <= x <= 1, with small relative error even in float64.
 
-    The distances d = i - j are the same in every query block. Cosines are taken per row and per
-    column and joined by angle addition, as products: XLA would fuse anything else into a loop that
-    takes them per pair.
+    XLA's CPU backend takes 2.5 ns for a sine of any angle, and these twelve terms of the power
+    series a tenth of that.
     """
-    i = lax.iota(jnp.int32, shape.queries)
-    j = lax.iota(jnp.int32, shape.keys) - (shape.keys - shape.queries) - band * shape.keys
-    (cos_i, sin_i), (cos_j, sin_j) = (
-        (jnp.cos(angle), jnp.sin(angle))
-        for angle in (np.pi / 2 * (x.astype(window.dtype) / window) for x in (i, j))
-    )
-    join = partial(jnp.einsum, "xj,xi->ji" if keys_major else "xj,xi->ij", precision="highest")
-    waves_j = jnp.stack([cos_j, sin_j])
-    cos, sin = join(waves_j, jnp.stack([cos_i, sin_i])), join(waves_j, jnp.stack([sin_i, -cos_i]))
-    d = (i - j[:, None] if keys_major else i[:, None] - j).astype(window.dtype)
-    slope = 2 * sin * cos * (np.pi / 2 * (d / window) / window)
+    terms = [(-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1) for n in range(12)]
+    total = jnp.full_like(x, terms[-1])
+    for term in terms[-2::-1]:
+        total = total * (x * x) + term
+    return total * x
+
+
+def _softmask(shape, band, window, keys_major=False):
+    """The softmask sin^2(pi (w - d) / 2w) and its derivative by w, for a tile of a band.
+
+    The distances d = i - j are the same in every query block. In this form both keep their relative
+    accuracy at either end of the window; at infinity they are 1 and 0.
+    """
+    query = lax.broadcasted_iota(jnp.int32, shape, 0)
+    key = lax.broadcasted_iota(jnp.int32, shape, 1)
+    d = query - key + (shape.keys - shape.queries) + band * shape.keys
+    d = (d.T if keys_major else d).astype(window.dtype)
+    window = jnp.minimum(window, jnp.finfo(window.dtype).max)
     inside = (d >= 0) & (d < window)
-    return jnp.where(inside, cos * cos, 0), jnp.where(inside, slope, 0)
+    edge = _quarter_sine(jnp.where(inside, (window - d) / window, 0))
+    slope = _quarter_sine(jnp.where(inside, d / window, 0)) * edge * (np.pi * (d / window) / window)
+    return edge * edge, slope
 
 
 def _trim_root(similarity, width, segments_by, segments_bx):
