@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from multiscreen_jax import sharding
 from multiscreen_jax.models.registry import create
+from multiscreen_jax.train import train
 from multiscreen_jax.train.state import abstract_params
 from tests.train import small
 
@@ -78,16 +79,26 @@ def run_on_eight_devices(text, output, *options):
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def losses_of(output):
     return np.array([record["loss"] for record in small.records(output)])
 
 
-def test_data_and_fsdp_sharded_losses_equal_one_devices(text, whole_run, tmp_path):
-    """Sharded over 2 x 2 x 2 devices, stopped, and continued on a mesh of another shape."""
-    wanted = np.array([record["loss"] for record in small.records(whole_run[0])])
-    options = ("--train.steps", "5", "--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.model", "2")
-    run_on_eight_devices(text, tmp_path, *options)
-    other = ("--mesh.data", "1", "--mesh.fsdp", "4", "--mesh.model", "2")
-    got = run_on_eight_devices(text, tmp_path, "--train.steps", "8", *other)
-    np.testing.assert_allclose(got, wanted[:8], rtol=2e-5)
-    saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["mesh"] == {"data": 1, "fsdp": 4, "seq": 1, "model": 2}
+def test_eight_devices_give_the_losses_of_one_and_one_can_continue(text, whole_run, tmp_path):
+    mesh = ("--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.model", "2")
+    run_on_eight_devices(text, tmp_path, "--train.steps", "5", *mesh)
+    assert json.loads((tmp_path / "config.json").read_text())["mesh"]["fsdp"] == 2
+    train(small.config(text, tmp_path))
+    np.testing.assert_allclose(losses_of(tmp_path), losses_of(whole_run[0]), rtol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(4, 2, 1), (1, 4, 2), (1, 2, 4)])
+def test_a_run_moves_from_one_mesh_to_another(sizes, text, whole_run, tmp_path):
+    data, fsdp, model = map(str, sizes)
+    first = ("--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.model", "2")
+    second = ("--mesh.data", data, "--mesh.fsdp", fsdp, "--mesh.model", model)
+    run_on_eight_devices(text, tmp_path, "--train.steps", "5", *first)
+    run_on_eight_devices(text, tmp_path, "--train.steps", "8", *second)
+    np.testing.assert_allclose(losses_of(tmp_path), losses_of(whole_run[0])[:8], rtol=2e-5)

@@ -8,10 +8,11 @@ import pytest
 
 from multiscreen_jax import losses
 from multiscreen_jax.data import open_pipeline
-from multiscreen_jax.train import load_params, train
+from multiscreen_jax.train import load_params, override, train
 from multiscreen_jax.train import setup as run_setup
 from multiscreen_jax.train.checkpoint import steps_in
 from multiscreen_jax.train.optimizer import update_count
+from multiscreen_jax.train.validation import Validation
 from tests.train import small
 
 
@@ -19,18 +20,12 @@ from tests.train import small
 def evaluated(text, tmp_path_factory):
     output = tmp_path_factory.mktemp("evaluated")
     options = {
-        "--train.evaluate-every": "2",
+        "--train.evaluate-every": "6",
         "--train.evaluate-batches": "3",
-        "--train.checkpoint-every": "2",
-        "--train.keep-best": "1",
-        "--train.keep-last": "1",
         "--train.health-every": "6",
         "--train.sample-prompts": "the key",
         "--train.sample-tokens": "4",
         "--train.tensorboard": "True",
-        # Far too large, so that the last checkpoint is not the best.
-        "--optim.learning-rate": "2",
-        "--optim.warmup-steps": "1",
     }
     options = [word for option in options.items() for word in option]
     train(small.config(text, output, *options))
@@ -53,16 +48,25 @@ def test_validation_is_the_mean_loss_and_bits_per_byte(evaluated):
     np.testing.assert_allclose(record["validation_bits_per_byte"], expected, rtol=1e-5)
 
 
-def test_the_best_and_the_last_checkpoint_are_kept(evaluated):
-    values = {
-        record["step"]: record["validation_loss"]
-        for record in small.records(evaluated)
-        if "validation_loss" in record
+def test_the_best_and_the_last_checkpoint_are_kept(text, tmp_path, monkeypatch):
+    scripted = {4: 3.0, 8: 1.0, 12: 2.0}
+    values = iter(scripted.values())
+
+    def evaluate(self, params):
+        return {"validation_loss": next(values), "validation_bits_per_byte": 1.0}
+
+    monkeypatch.setattr(Validation, "__call__", evaluate)
+    options = ["--train.evaluate-every", "4", "--train.keep-best", "1", "--train.keep-last", "1"]
+    config = small.config(text, tmp_path, *options)
+    train(config)
+    assert steps_in(tmp_path / "checkpoints") == [8, 12]
+    logged = {
+        r["step"]: r["validation_loss"] for r in small.records(tmp_path) if r["step"] % 4 == 0
     }
-    best = min(values, key=values.get)
-    assert sorted(values) == [2, 4, 6, 8, 10, 12]
-    assert best != 12
-    assert steps_in(evaluated / "checkpoints") == [best, 12]
+    assert logged == scripted
+    # A checkpoint that was not evaluated is never the best.
+    train(override(config, train={"steps": 13, "evaluate_every": 0}))
+    assert steps_in(tmp_path / "checkpoints") == [8, 13]
 
 
 def test_health_is_logged_with_its_step(evaluated):
