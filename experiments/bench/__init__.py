@@ -1,0 +1,1 @@
+"""Timing of the library against itself and against PyTorch implementations of Multiscreen."""
