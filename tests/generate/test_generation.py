@@ -83,6 +83,18 @@ def test_samples_depend_on_key_and_row_only():
     assert np.any(same[0] != same[1]), "equal prompts must not give equal samples"
 
 
+def test_keys_are_folded_by_row_and_step():
+    """Zero parameters make every token equally likely, so the draw is the key's alone."""
+    model, params = _model("transformer")
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    key = jax.random.key(4)
+    got = mj.generate(model, zeros, [[1], [2]], 5, temperature=1.0, key=key)
+    for row in range(2):
+        for step in range(5):
+            own = jax.random.fold_in(jax.random.fold_in(key, row), step)
+            assert got[row, step] == jax.random.categorical(own, jnp.zeros(VOCABULARY))
+
+
 def test_stop_tokens_end_rows_and_fill_them():
     model, params = _model("transformer")
     free = mj.generate(model, params, PROMPTS, max_new_tokens=12)
