@@ -16,7 +16,7 @@ def unit_norm(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """
     x = x.astype(accumulation_dtype(x))
     square = jnp.sum(x * x, axis=-1, keepdims=True)
-    alive = square > jnp.finfo(x.dtype).tiny
+    alive = ~(square <= jnp.finfo(x.dtype).tiny)  # this way round, NaN stays NaN
     # The inner `where` keeps the reciprocal, and with it the gradient, finite at zero.
     return jnp.where(alive, x / jnp.sqrt(jnp.where(alive, square, 1)), 0)
 

