@@ -3,14 +3,14 @@
 Heads run one after another. A head's queries are cut into blocks of C tokens, and a block meets its
 keys in bands of L keys, counted backwards from the block's own end:
 
-    band 0 of query block n: keys (n+1)C - L .. (n+1)C - 1, band 1 the L keys before those, ...
+    band 0 of block n: keys (n+1)C - L .. (n+1)C - 1; band 1: the L keys before those; and so on.
 
-The distances inside a band are the same for every block, so its softmask is one [C, L] table and no
-cosine is taken per pair. The number of bands follows the run-time window. So does the tile shape
-(C, L), picked per head from a few compiled ones: a window of up to L - C + 1 is a single band. The
-inner loop is then dots of one block with one band, which stay in cache.
+The distances in a band are the same for every block, so its softmask is one table, made once. How
+many bands a head visits follows its run-time window, and so does the tile shape (C, L), picked from
+a few compiled ones: most windows fit one band. Inside the loops are products of one block with one
+band, small enough for the cache.
 
-Nothing has to guard the zero padding around a sequence: zero keys, values and cotangents contribute
+Nothing guards the zero padding around a sequence: zero keys, values and cotangents contribute
 nothing, whatever their relevance.
 """
 
@@ -131,7 +131,9 @@ def _quarter_sine(x):
     XLA's CPU backend takes 2.5 ns for a sine of any angle, and these twelve terms of the power
     series a tenth of that.
     """
-    terms = [(-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1) for n in range(12)]
+    terms = [
+        (-1) ** n * (math.pi / 2) ** (2 * n + 1) / math.factorial(2 * n + 1) for n in range(12)
+    ]
     total = jnp.full_like(x, terms[-1])
     for term in terms[-2::-1]:
         total = total * (x * x) + term
@@ -227,7 +229,9 @@ def _head_forward(shape, length, precision, q_btk, k_btk, v_btv, window, width, 
     return (lax.fori_loop(jnp.int32(0), bands, band_step, jnp.zeros_like(v_btv)),)
 
 
-def _head_backward(shape, length, precision, q_btk, k_btk, v_btv, dh_btv, window, width, segments_bt):
+def _head_backward(
+    shape, length, precision, q_btk, k_btk, v_btv, dh_btv, window, width, segments_bt
+):
     # Tiles are keys x queries here, and dq is summed transposed: of all orientations of the five
     # products this one needs the fewest transposed operands.
     dot = partial(jnp.einsum, precision=precision)
@@ -270,37 +274,40 @@ def _head_backward(shape, length, precision, q_btk, k_btk, v_btv, dh_btv, window
     return jnp.swapaxes(dq_bkt, 1, 2), *others
 
 
+def _head_axis(x):
+    return 2 if x.ndim > 1 else 0
+
+
 def _over_heads(head, arrays, window, width, segment_ids, precision):
-    """head(...) of every head in turn; its results with their heads on the third axis."""
+    """Results of head(...) for all heads: [B,T,H,...] where one head gives [B,T,...], else [H]."""
     length, heads = arrays[0].shape[1:3]
     dtype = accumulation_dtype(*arrays)
     window, width = window.astype(dtype), width.astype(dtype)
     segments_bt = None if segment_ids is None else _pad(segment_ids)
     limits, choices = _plan(length)
-    used, branch = np.unique(choices, return_inverse=True)
+    used, branch_of = np.unique(choices, return_inverse=True)
     branches = [partial(head, TILE_SHAPES[index], length, precision) for index in used]
-    front = _front_padding(length)
+    rows = slice(_front_padding(length), _front_padding(length) + length)
 
     def run(index):
-        operands = [
-            _pad(lax.dynamic_index_in_dim(x, index, axis=2, keepdims=False)).astype(dtype)
-            for x in arrays
-        ]
-        reach = _reach(window[index], length)
-        choice = jnp.asarray(branch, jnp.int32)[jnp.sum(reach >= jnp.asarray(limits, jnp.int32))]
-        results = lax.switch(choice, branches, *operands, window[index], width[index], segments_bt)
-        return [x[:, front : front + length, None] if x.ndim else x for x in results]
+        operands = [_pad(lax.dynamic_index_in_dim(x, index, 2, keepdims=False)) for x in arrays]
+        operands = [x.astype(dtype) for x in operands]
+        section = jnp.sum(_reach(window[index], length) >= jnp.asarray(limits, jnp.int32))
+        branch = jnp.asarray(branch_of, jnp.int32)[section]
+        results = lax.switch(branch, branches, *operands, window[index], width[index], segments_bt)
+        return [x[:, rows, None] if x.ndim else x[None] for x in results]
 
     def step(index, out):
+        # In place, so that no [H, B, T, ...] result has to be transposed afterwards.
         return [
-            lax.dynamic_update_slice_in_dim(o, r, index, axis=2) if r.ndim else o.at[index].set(r)
-            for o, r in zip(out, run(index), strict=True)
+            lax.dynamic_update_slice_in_dim(o, result, index, axis=_head_axis(result))
+            for o, result in zip(out, run(index), strict=True)
         ]
 
-    out = [
-        jnp.zeros((*r.shape[:2], heads, *r.shape[3:]) if r.ndim else (heads,), dtype)
-        for r in jax.eval_shape(run, 0)
-    ]
+    out = []
+    for x in jax.eval_shape(run, 0):
+        axis = _head_axis(x)
+        out.append(jnp.zeros((*x.shape[:axis], heads, *x.shape[axis + 1 :]), dtype))
     return lax.fori_loop(jnp.int32(0), jnp.int32(heads), step, out)
 
 
