@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from multiscreen_jax.sharding import shard_batch
+
 # Logits held at a time: 64 MB in float32. Small enough to vanish beside the parameters of a model
 # whose vocabulary needs chunks at all, large enough for a matrix unit to be busy.
 LOGIT_BUDGET = 2**24
@@ -169,6 +171,7 @@ def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array,
         segment_ids=None if segments is None else segments[:, :-1],
         method="trunk",
     )
+    hidden = shard_batch(hidden)
     table = model.apply(variables, method="unembedding")
     targets, weights = targets_and_weights(batch, jnp.promote_types(hidden.dtype, jnp.float32))
     return hidden, table, targets, weights  # pyright: ignore[reportReturnType]

@@ -146,6 +146,24 @@ def batch_sharding(mesh: Mesh, rules: LogicalAxes | None = None) -> NamedShardin
     return NamedSharding(mesh, PartitionSpec((rules or LogicalAxes()).batch))
 
 
+def shard_batch(x: jax.Array) -> jax.Array:
+    """Keeps axis 0, the batch, divided as LogicalAxes says; for activations, inside jit.
+
+    Without it the compiler may prefer the layout of a parameter that was just used and gather the
+    whole batch on every device. Does nothing where no mesh is set, inside shard_map, and when the
+    batch does not divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ours = not mesh.empty and mesh.axis_names == MESH_AXES
+    if not ours or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return x
+    names = LogicalAxes().batch or ()
+    if x.shape[0] % math.prod(mesh.shape[name] for name in names):
+        return x
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(names, *rest))
+
+
 def check_batch(rows: int, mesh: Mesh) -> None:
     """ValueError unless every device of the batch axes gets the same number of rows."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]

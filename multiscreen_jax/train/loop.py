@@ -85,15 +85,20 @@ def _steps(
     """Steps until the end or a signal; returns (steps taken, last record)."""
     settings = run.config.train
     collector = _Collector(run, sinks, reporter)
+    traced = _traced_steps(settings, run.start)
     number = run.start
     batches = run.pipeline.iterate(run.start)
     for number in range(run.start + 1, settings.steps + 1):
         batch = next(batches)
         assert run.step is not None
         placed = sharding.place_batch(batch, run.batch_sharding)
-        _profile(settings, number, run.start)
+        if traced and number == traced[0]:
+            jax.profiler.start_trace(f"{settings.output_dir}/profile")
         with jax.transfer_guard("disallow"):
             run.state, values = run.step(run.state, placed)
+        if traced and number == traced[-1]:
+            jax.block_until_ready(run.state.step)
+            jax.profiler.stop_trace()
         collector.add(number, values)
         last = number == settings.steps or stop.name is not None
         extra: dict[str, Any] = {}
@@ -195,15 +200,12 @@ def _due(number: int, every: int) -> bool:
     return every > 0 and number % every == 0
 
 
-def _profile(settings: Any, number: int, start: int) -> None:
-    """Starts the profiler before the first step to be traced and stops it after the last."""
+def _traced_steps(settings: Any, start: int) -> range:
+    """The steps of train.profile_steps that this process will make."""
     if settings.profile_steps is None:
-        return
+        return range(0)
     first, last = settings.profile_steps
-    if number == max(first, start + 1) and number <= last:
-        jax.profiler.start_trace(f"{settings.output_dir}/profile")
-    if number == last + 1 and start < last:
-        jax.profiler.stop_trace()
+    return range(max(first, start + 1), min(last, settings.steps) + 1)
 
 
 def _nonfinite_text(number: int, host: Any, settings: Any) -> str:

@@ -94,7 +94,29 @@ def test_eight_devices_give_the_losses_of_one_and_one_can_continue(text, whole_r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(4, 2, 1), (1, 4, 2), (1, 2, 4)])
+@pytest.mark.parametrize("name", ["tiny", "tiny_transformer"])
+def test_fsdp_moves_parameters_and_never_a_whole_batch_of_activations(name):
+    """Rows 8, length 64: an f32 collective over [8, 64, ...] would be activations of all rows."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.train.collectives", name],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        },
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "all-gather f32[16,2,8]" in ended.stdout  # a layer's queries, as they are needed
+    assert "f32[8,64" not in ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(4, 1, 2), (1, 4, 2), (1, 2, 4)])
 def test_a_run_moves_from_one_mesh_to_another(sizes, text, whole_run, tmp_path):
     data, fsdp, model = map(str, sizes)
     first = ("--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.model", "2")

@@ -82,6 +82,12 @@ def test_samples_pictures_and_tensorboard_are_written(evaluated):
     assert list((evaluated / "tensorboard").iterdir())
 
 
+def test_the_steps_asked_for_are_profiled(text, tmp_path):
+    # The last step asked for is never made; what was traced is written all the same.
+    train(small.config(text, tmp_path, "--train.steps", "3", "--train.profile-steps", "3", "9"))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_speed_and_flops_are_positive_and_consistent(whole_run, text):
     config = small.config(text, whole_run[0])
     tokens = config.data.batch_size * config.data.sequence_length
