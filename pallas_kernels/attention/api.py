@@ -43,7 +43,7 @@ def causal_attention(
     backward; memory is linear in T.
     """
     _check(q, k, v, segment_ids, implementation)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     unsupported = _why_not_cudnn(q, k, segment_ids)
     if implementation == "cudnn" and unsupported:
         raise NotImplementedError(f"causal_attention with implementation 'cudnn': {unsupported}")

@@ -6,6 +6,7 @@ algorithms 2 and 4), so that memory is linear in T. Keys after the diagonal bloc
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def attention_chunked(
     q_blocks = query_blocks(q, groups, query_block)
     k, v = (pad_to(x.transpose(0, 2, 1, 3), 2, key_block) for x in (k, v))
     segments = segment_blocks(segment_ids, query_block, key_block)
-    out = _tiles(q_blocks, k, v, segments, query_block, key_block, scale, precision)
+    out: Any = _tiles(q_blocks, k, v, segments, query_block, key_block, scale, precision)
     return unblock_queries(out, query_block, length)
 
 

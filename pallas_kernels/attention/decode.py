@@ -56,7 +56,7 @@ def decode_attention(
     """
     batch, new, heads, dim = q.shape
     _, _, groups, capacity, _ = cache_k.shape
-    scale = dim**-0.5 if scale is None else scale
+    factor: float = float(dim**-0.5) if scale is None else scale
     dtype = accumulation_dtype(q, k, v)
     query_block = block_size(new, max(QUERY_ROWS * groups // heads, 16))
     new_block, cache_block = block_size(new, KEY_BLOCK), min(capacity, _CACHE_BLOCK)
@@ -83,7 +83,7 @@ def decode_attention(
                 _block(x, layer, at, cache_block).astype(v.dtype) for x in (cache_k, cache_v)
             )
             visible = reads & live[:, None, None, :]
-            return online_update(state, q_i, k_j, v_j, visible, scale, precision)
+            return online_update(state, q_i, k_j, v_j, visible, factor, precision)
 
         def fresh(j, state):
             k_j, v_j = (
@@ -91,7 +91,7 @@ def decode_attention(
                 for x in (k_new, v_new)
             )
             visible = visible_tile(i, j, q_i.shape[2], query_block, new_block, segments)
-            return online_update(state, q_i, k_j, v_j, visible, scale, precision)
+            return online_update(state, q_i, k_j, v_j, visible, factor, precision)
 
         state = online_start(batch, groups, q_i.shape[2], dim, dtype)
         state = jax.lax.fori_loop(first_block, end_block, old, state)
