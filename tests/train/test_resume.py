@@ -55,7 +55,8 @@ def test_killed_while_saving_and_between_checkpoints(text, whole_run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "step", "continues"), [("step", 2, None), ("saving", 4, None), ("sealing", 8, 4)]
+    ("how", "step", "continues"),
+    [("step", 2, None), ("saving", 4, None), ("sealing", 4, None), ("sealing", 8, 4)],
 )
 def test_killed_anywhere(how, step, continues, text, whole_run, tmp_path, capsys):
     output = tmp_path / "run"
