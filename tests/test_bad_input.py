@@ -145,9 +145,7 @@ CASES = [
 
 @pytest.mark.parametrize(("call", "part"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_one_clear_line(call, part, params, tmp_path):
-    with pytest.raises(
-        (ValueError, TypeError, FileNotFoundError, NotImplementedError)
-    ) as raised:
+    with pytest.raises((ValueError, TypeError, FileNotFoundError, NotImplementedError)) as raised:
         call(params, tmp_path)
     message = str(raised.value)
     assert part in message

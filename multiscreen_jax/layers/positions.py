@@ -71,9 +71,7 @@ def _turns_jvp(primals, tangents):
     return _turns(positions, frequency), positions.astype(frequency.dtype) * tangents[1]
 
 
-def mipe(
-    x: Float[Array, "B T H K"], turns: Float[Array, "B T H"]
-) -> Float[Array, "B T H K"]:
+def mipe(x: Float[Array, "B T H K"], turns: Float[Array, "B T H"]) -> Float[Array, "B T H K"]:
     """Turn the first two coordinates of x by 2 pi `turns`, as every published port does. (eq. 7)
 
     (a0, a1) -> (a0 cos - a1 sin, a0 sin + a1 cos). The paper writes the opposite sense, which is

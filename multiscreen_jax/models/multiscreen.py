@@ -12,7 +12,6 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -106,7 +105,9 @@ class MultiscreenConfig:
         check_implementation(self.implementation)
 
     @classmethod
-    def from_psi(cls, psi: int, *, vocab_size: int = 50257, **overrides: Any) -> "MultiscreenConfig":
+    def from_psi(
+        cls, psi: int, *, vocab_size: int = 50257, **overrides: Any
+    ) -> "MultiscreenConfig":
         """The paper's scaling rule: psi layers of psi tiles, model_dim psi^2."""
         if not isinstance(psi, int) or psi < 1:
             raise ValueError(f"psi must be an integer >= 1, got {psi!r}")

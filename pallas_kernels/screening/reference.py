@@ -7,9 +7,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.common.numerics import accumulation_dtype
 
 
-def trim(
-    similarity: Float[Array, "B H T S"], width: Float[Array, "H"]
-) -> Float[Array, "B H T S"]:
+def trim(similarity: Float[Array, "B H T S"], width: Float[Array, "H"]) -> Float[Array, "B H T S"]:
     """alpha = max(1 - (1 - s) / width, 0)^2: zero unless s > 1 - width, one at s = 1. (v3 eq. 9)"""
     return jnp.maximum(1 - (1 - similarity) / width[:, None, None], 0) ** 2
 

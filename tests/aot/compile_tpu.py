@@ -1,6 +1,6 @@
 """Compiles a training step of Multiscreen for a TPU with no TPU attached; prints what it needs.
 
-    python -m tests.aot.compile_tpu v5e:1x1
+python -m tests.aot.compile_tpu v5e:1x1
 """
 
 import os

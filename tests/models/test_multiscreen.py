@@ -72,7 +72,8 @@ def test_exact_parameter_counts(psi):
     config = mj.models.MultiscreenConfig.from_psi(psi)
     assert config.parameter_count() == total
     assert total - config.vocab_size * config.model_dim == rest
-    assert mj.models.MultiscreenConfig.from_psi(psi, vocab_size=256).parameter_count() == bytes_total
+    with_bytes = mj.models.MultiscreenConfig.from_psi(psi, vocab_size=256)
+    assert with_bytes.parameter_count() == bytes_total
     shapes = jax.eval_shape(
         mj.models.Multiscreen(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
     )
@@ -227,9 +228,7 @@ def test_packed_document_equals_the_document_alone():
 
     single, gradient = jax.jit(
         jax.value_and_grad(
-            lambda p: jnp.sum(
-                jax.nn.log_softmax(model.apply({"params": p}, alone).logits[0])[:, 5]
-            )
+            lambda p: jnp.sum(jax.nn.log_softmax(model.apply({"params": p}, alone).logits[0])[:, 5])
         )
     )(params)
     for start in (1, 37, 63, 64, 65):
@@ -291,9 +290,7 @@ def test_unrolled_layers_are_the_same_function():
     model, params = small_model()
     unrolled, _ = small_model(unroll_layers=True)
     tokens = random_tokens(30)
-    np.testing.assert_allclose(
-        run(model, params, tokens), run(unrolled, params, tokens), atol=1e-5
-    )
+    np.testing.assert_allclose(run(model, params, tokens), run(unrolled, params, tokens), atol=1e-5)
 
 
 def test_cache_bytes_do_not_grow_with_the_context():

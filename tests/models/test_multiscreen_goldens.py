@@ -1,4 +1,4 @@
-"""Multiscreen against recorded PyTorch outputs and gradients (tolerances of the goldens' README)."""
+"""Multiscreen against recorded PyTorch runs; tolerances are those of the goldens' README."""
 
 import jax
 import jax.numpy as jnp
