@@ -1,4 +1,4 @@
-"""Checks that model configs share; every message names the field, what was given, what is allowed."""
+"""Checks that configs share; each message names the field, what was given and what is allowed."""
 
 import difflib
 from collections.abc import Iterable
