@@ -84,12 +84,9 @@ def main(
         for row, args in rows.items():
             times[row].append(measure(function, args))
 
-    titles = zip(
-        (6, 12, 10, 8, 9, 7),
-        ["T", "windows", "median-ms", "min-ms", "us/token", "pairs"],
-        strict=True,
-    )
-    print("\n" + " ".join(f"{title:>{size}}" for size, title in titles))
+    sizes = (6, 12, 10, 8, 9, 7)
+    titles = ("T", "windows", "median ms", "min ms", "us/token", "pairs")
+    print("\n" + " ".join(f"{t:>{size}}" for t, size in zip(titles, sizes, strict=True)))
     for (length, name), seconds in times.items():
         counts = count_tiles(length, WINDOWS[name])
         ratio = sum(c.pairs for c in counts) / sum(c.inside for c in counts)

@@ -150,9 +150,10 @@ def _softmask(shape, band, window, keys_major=False):
     key = lax.broadcasted_iota(jnp.int32, shape, 1)
     d = query - key + (shape.keys - shape.queries) + band * shape.keys
     d = (d.T if keys_major else d).astype(window.dtype)
-    window = jnp.minimum(window, jnp.finfo(window.dtype).max)
     inside = (d >= 0) & (d < window)
-    edge = _quarter_sine(jnp.where(inside, (window - d) / window, 0))
+    # XLA may divide by multiplying with 1 / window, which is flushed to zero if window is huge.
+    fraction = jnp.where(window < 1e30, (window - d) / window, 1)
+    edge = _quarter_sine(jnp.where(inside, fraction, 0))
     slope = _quarter_sine(jnp.where(inside, d / window, 0)) * edge * (np.pi * (d / window) / window)
     return edge * edge, slope
 

@@ -112,6 +112,36 @@ def test_window_and_width_gradients_equal_finite_differences():
                 np.testing.assert_allclose(gradient @ head, slope, rtol=2e-5, atol=1e-7)
 
 
+def test_windows_on_every_edge_between_tiles():
+    """Windows around each change of tile shape and each further band, with every key accepted."""
+    length = 400
+    limits = list(chunked._plan(length)[0])
+    limits += [n * s.keys - s.queries + 1 for s in chunked.TILE_SHAPES for n in (1, 2, 3)]
+    reaches = sorted({r + step for r in limits for step in (-1, 0, 1) if 0 < r + step < length})
+    windows = np.array([r + 1.0 for r in reaches])  # its last key is `r` tokens back
+    with jax.enable_x64(True):
+        ones, heads = np.ones((1, length, len(windows), 2)), np.ones(len(windows))
+        v = np.random.default_rng(0).standard_normal((1, length, len(windows), 1))
+        args = (ones / np.sqrt(2), ones / np.sqrt(2), v, windows, heads)
+        h, expected = (jax.jit(op)(*args) for op in (screening_chunked, screening_reference))
+        np.testing.assert_allclose(h, expected, rtol=0, atol=1e-12)
+
+
+def test_windows_may_be_batched():
+    inputs = make_inputs(150, windows=(2.0, 30.0, np.inf), dtype=np.float32)
+    q, k, v, _, width, cotangent = map(jnp.asarray, inputs)
+    windows = np.array([[2.0, 30.0, np.inf], [70.0, 3e38, 9.0]], np.float32)
+
+    def results(op):
+        def loss(window):
+            return jnp.sum(op(q, k, v, window, width) * cotangent)
+
+        return jax.jit(jax.vmap(jax.value_and_grad(loss)))(windows)
+
+    for a, b in zip(results(screening_chunked), results(screening_reference), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_bfloat16_inputs_compute_in_float32():
     inputs = [jnp.asarray(x, jnp.bfloat16) for x in make_inputs(65)]
     inputs[3:5] = [x.astype(jnp.float32) for x in inputs[3:5]]
