@@ -33,12 +33,10 @@ INFERENCE_RULES = (
 )
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dict; the model's class is stored under `class`."""
-    if isinstance(config, ExperimentConfig):
-        plain = dataclasses.asdict(config)
-        return json.loads(json.dumps({**plain, "model": model_to_dict(config.model)}))
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+def to_dict(config: ExperimentConfig) -> dict[str, Any]:
+    """Nested plain dict of JSON's types; the model's class is stored under `class`."""
+    plain = {**dataclasses.asdict(config), "model": model_to_dict(config.model)}
+    return json.loads(json.dumps(plain))
 
 
 def model_to_dict(config: Any) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def train(config: ExperimentConfig) -> Result:
     folder = make_output_dir(config.train.output_dir)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_best)
-    reporter = Reporter(config.train.steps, 0)
+    reporter = Reporter(config.train.steps)
     try:
         with StopRequest() as stop, jax.set_mesh(mesh):
             run = prepare(config, mesh, checkpoints, reporter.say)

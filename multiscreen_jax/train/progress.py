@@ -13,7 +13,7 @@ _PLAIN_SECONDS = 10.0
 class Reporter:
     """`say` prints a line; `update` reports a step, as a moving bar or now and then a line."""
 
-    def __init__(self, total: int, done: int) -> None:
+    def __init__(self, total: int) -> None:
         self._total = total
         self._last = -float("inf")
         self._bar = None
@@ -26,7 +26,7 @@ class Reporter:
                 TextColumn("{task.fields[text]}"),
                 console=Console(),
             )
-            self._task = self._bar.add_task("train", total=total, completed=done, text="")
+            self._task = self._bar.add_task("train", total=total, text="")
             self._bar.start()
 
     def say(self, text: str) -> None:

@@ -3,8 +3,6 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
-import numpy as np
 
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline
@@ -39,8 +37,3 @@ class Validation:
             "validation_loss": found["loss"],
             "validation_bits_per_byte": found["bits_per_byte"],
         }
-
-
-def to_host(tree: Any) -> Any:
-    """Arrays on the devices as numpy arrays, fetched together."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))
