@@ -7,6 +7,7 @@ time are kept for every run: on a busy machine the second is the one to trust.
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -144,7 +145,7 @@ class Worker:
             "OMP_NUM_THREADS": str(timing.threads),
             **ALLOCATORS[contender.allocator],
         }
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "experiments.bench.worker", json.dumps(settings)],
             stdin=subprocess.PIPE,
@@ -281,13 +282,14 @@ def run_interleaved(
 
 def check_same_values(results: Sequence[Result], tolerance: float) -> None:
     """Raise ValueError unless the contenders' first numbers agree to this relative tolerance."""
-    values = {r.contender.label: r.first_value for r in results if r.first_value is not None}
-    middle = statistics.median(values.values()) if values else 0.0
-    wrong = {k: v for k, v in values.items() if not abs(v - middle) <= tolerance * abs(middle)}
+    values = [(r.contender.label, r.first_value) for r in results if r.first_value is not None]
+    finite = [value for _, value in values if math.isfinite(value)]
+    middle = statistics.median(finite) if finite else 0.0
+    wrong = [(k, v) for k, v in values if not abs(v - middle) <= tolerance * abs(middle)]
     if wrong:
         raise ValueError(
-            f"contenders compute different things: median {middle!r}, but {wrong!r} "
-            f"(tolerance {tolerance})"
+            f"contenders compute different things: the median is {middle!r}, but "
+            + ", ".join(f"{label} has {value!r}" for label, value in wrong)
         )
 
 

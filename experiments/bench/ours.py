@@ -29,7 +29,7 @@ def projections(weights: str) -> Work:
 
     The products of a layer are joined by the cheapest functions that leave none of them out.
     """
-    params, config, tokens = _load(weights)
+    params, _, tokens = _load(weights)
     tiles = params["layers"]["tiles"]
     rows = params["embedding"]["rows"]
     inputs, targets = tokens[:, :-1], tokens[:, 1:]

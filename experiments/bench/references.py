@@ -12,12 +12,14 @@ Three of them call their package `multiscreen`, so a process can hold only one. 
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.bench.harness import ALLOCATORS
 from experiments.bench.inputs import cache_entries, read_shape
 
 # Two of them wrap positions around from their maximal length on, against the paper.
@@ -41,6 +43,20 @@ class Reference:
     build: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
     logits: Callable[[Any, Any], Any]
     next_logits: Callable[[Any, Any, Any, int], Any] | None = None
+
+
+def check_allocators(names: Sequence[str]) -> None:
+    """ValueError unless all are known."""
+    for name in names:
+        if name not in ALLOCATORS:
+            raise ValueError(f"allocators must be among {list(ALLOCATORS)}, got {name!r}")
+
+
+def check_checkouts(**folders: Path | None) -> None:
+    """FileNotFoundError unless those that are given exist."""
+    for name, folder in folders.items():
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"{name} must be a checkout, but there is no folder {folder}")
 
 
 def training_step(

@@ -24,7 +24,7 @@ def machine_facts() -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} absent")
     return [
-        f"date: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC",
+        f"date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         f"machine: {_cpu_model()}, {os.cpu_count()} cores, {_total_memory_gb():.0f} GB, "
         f"{platform.machine()}, {' '.join(platform.libc_ver())}",
         f"load (1, 5, 15 minutes): {', '.join(f'{x:.1f}' for x in os.getloadavg())}",
