@@ -55,6 +55,25 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
+def divide_cpu(devices: int) -> None:
+    """Makes `devices` devices of the CPU; must come before JAX touches any device.
+
+    An op that runs on one core at a time keeps several busy this way, each with its own rows.
+
+    Raises:
+      ValueError: JAX is already running with another number.
+    """
+    if devices == 1 or jax.config.jax_num_cpu_devices == devices:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:
+        raise ValueError(
+            f"mesh.cpu_devices is {devices}, but JAX already runs with {jax.device_count()} "
+            "devices; set it before anything else uses JAX"
+        ) from None
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, seq: int = 1, model: int = 1) -> Mesh:
     """A mesh over all devices; -1 (once) takes what the other axes leave.
 

@@ -72,8 +72,12 @@ class MeshConfig:
     """Shares of a sequence."""
     model: int = 1
     """Shares of heads, feed-forward width and vocabulary."""
+    cpu_devices: int = 1
+    """Devices to make of this machine's cores where there is no accelerator: with mesh.data -1
+    each trains on its share of the batch, as on a pod."""
 
     def __post_init__(self) -> None:
+        checks.integer("mesh.cpu_devices", self.cpu_devices, 1)
         for name in ("data", "fsdp", "seq", "model"):
             checks.integer(f"mesh.{name}", getattr(self, name), 1, also=(-1,))
         if [self.data, self.fsdp, self.seq, self.model].count(-1) > 1:

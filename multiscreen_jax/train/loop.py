@@ -48,14 +48,19 @@ def train(config: ExperimentConfig) -> Result:
     config = resolved(config)
     metrics.check(config.train)
     folder = make_output_dir(config.train.output_dir)
-    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    sizes = dataclasses.asdict(config.mesh)
+    sharding.divide_cpu(sizes.pop("cpu_devices"))
+    mesh = sharding.make_mesh(**sizes)
     checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_best)
     reporter = Reporter(config.train.steps)
     try:
         with StopRequest() as stop, jax.set_mesh(mesh):
             run = prepare(config, mesh, checkpoints, reporter.say)
             config_json.save(config, folder / CONFIG_FILE)
-            return _run(run, stop, reporter)
+            result = _run(run, stop, reporter)
+        if result.stopped_by is None:
+            _report_end(run, result.record, reporter)  # on one device, outside the mesh
+        return result
     finally:
         checkpoints.close()
         reporter.close()
@@ -75,7 +80,6 @@ def _run(run: Run, stop: StopRequest, reporter: Reporter) -> Result:
             "run the same command again to continue"
         )
         return Result(number, stop.name, record, run.state.params)
-    _report_end(run, record, reporter)
     return Result(number, None, record, run.state.params)
 
 
