@@ -27,28 +27,32 @@ def training_step(weights: str, remat: str = "none") -> Work:
 def projections(weights: str) -> Work:
     """The matrix products of a training step by weights and embedding, and the loss.
 
-    The products of a layer are joined by the cheapest functions that leave none of them out.
+    The products of a layer are joined by additions, so that none of them can be left out.
     """
-    params, _, tokens = _load(weights)
+    params, config, tokens = _load(weights)
     tiles = params["layers"]["tiles"]
     rows = params["embedding"]["rows"]
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
 
+    heads = config.num_heads
+
     def layer(x, w):
-        q, k, v, gate = (
-            jnp.einsum("btd,dhk->bthk", x, w[name]) for name in ("query", "key", "value", "gate")
-        )
-        # One coordinate of each query and key joins them to the loss.
-        joined = v * gate + q[..., :1] * k[..., :1]
-        return x + jnp.einsum("bthv,hvd->btd", joined, w["output"]), None
+        q, k, v, gate = (x @ w[name] for name in ("query", "key", "value", "gate"))
+        rest = heads * (config.value_dim - config.key_dim)
+        return x + (v + gate + jnp.pad(q + k, ((0, 0), (0, rest)))) @ w["output"], None
 
-    def loss(tiles, rows):
-        x, _ = jax.lax.scan(layer, rows[inputs], tiles)
-        return losses.cross_entropy(x, rows, targets, jnp.ones(targets.shape)) / targets.size
+    def loss(weights, rows):
+        x, _ = jax.lax.scan(layer, rows[inputs[0]], weights)
+        weights = jnp.ones(targets.shape)
+        return losses.cross_entropy(x[None], rows, targets, weights) / targets.size
 
-    kernels = {name: tiles[name] for name in ("query", "key", "value", "gate", "output")}
+    matrices = {
+        name: tiles[name].reshape(config.num_layers, config.model_dim, -1)
+        for name in ("query", "key", "value", "gate")
+    }
+    matrices["output"] = tiles["output"].reshape(config.num_layers, -1, config.model_dim)
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-    return lambda: jax.block_until_ready(step(kernels, rows))[0], {}
+    return lambda: jax.block_until_ready(step(matrices, rows))[0], {}
 
 
 def screening_op(weights: str) -> Work:
