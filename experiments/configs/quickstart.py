@@ -9,6 +9,8 @@ from multiscreen_jax.data import DataConfig
 from multiscreen_jax.models import MultiscreenConfig
 from multiscreen_jax.train import ExperimentConfig, MeshConfig, OptimConfig, TrainConfig
 
+STEPS = 600
+
 
 def config() -> ExperimentConfig:
     return ExperimentConfig(
@@ -22,10 +24,13 @@ def config() -> ExperimentConfig:
             embedding_init_scale=1.0,
         ),
         data=DataConfig(source="sotu", tokenizer="bytes", sequence_length=256, batch_size=16),
-        optim=OptimConfig(learning_rate=2.0**-5, warmup_steps=50, schedule="linear"),
+        # The schedule has its own length, so that --train.steps only says where to stop.
+        optim=OptimConfig(
+            learning_rate=2.0**-5, warmup_steps=50, schedule="linear", decay_steps=STEPS
+        ),
         mesh=MeshConfig(cpu_devices=2),
         train=TrainConfig(
-            steps=700,
+            steps=STEPS,
             output_dir="runs/quickstart",
             checkpoint_every=100,
             keep_best=1,

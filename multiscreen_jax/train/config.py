@@ -178,7 +178,8 @@ def resolved(config: ExperimentConfig) -> ExperimentConfig:
     """
     sections: dict[str, dict[str, Any]] = {"model": {"trained_length": config.data.sequence_length}}
     if config.optim.schedule != "constant" and config.optim.decay_steps is None:
-        sections["optim"] = {"decay_steps": config.train.steps}
+        # A run shorter than its warm-up still is a run: it ends on the way up.
+        sections["optim"] = {"decay_steps": max(config.train.steps, config.optim.warmup_steps)}
     return override(config, **sections)
 
 

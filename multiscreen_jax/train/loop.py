@@ -19,6 +19,7 @@ from multiscreen_jax.train import checkpoint, config_json, metrics
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, resolved
 from multiscreen_jax.train.errors import NonFiniteLoss
+from multiscreen_jax.train.host_memory import keep_freed_memory
 from multiscreen_jax.train.progress import Reporter
 from multiscreen_jax.train.report import model_health, write_samples
 from multiscreen_jax.train.setup import Run, make_output_dir, prepare
@@ -48,6 +49,7 @@ def train(config: ExperimentConfig) -> Result:
     config = resolved(config)
     metrics.check(config.train)
     folder = make_output_dir(config.train.output_dir)
+    keep_freed_memory()
     sizes = dataclasses.asdict(config.mesh)
     sharding.divide_cpu(sizes.pop("cpu_devices"))
     mesh = sharding.make_mesh(**sizes)
