@@ -107,9 +107,7 @@ class ScreeningTiles(nn.Module):
         window, width = tile_window(c, self.log_window), tile_width(self.logit_width)
 
         def project(weight):
-            return jnp.einsum(
-                "btd,dhk->bthk", x.astype(dtype), weight.astype(dtype), precision=c.precision
-            )
+            return _matrix_product(x.astype(dtype), weight.astype(dtype), c.precision)
 
         turns = mipe_turns(
             positions,
@@ -131,11 +129,10 @@ class ScreeningTiles(nn.Module):
         u = tanh_norm(h)
         gate = jnp.tanh(jax.nn.silu(project(self.gate).astype(u.dtype)))
         scale = jnp.exp(self.log_output_scale.astype(u.dtype))[:, None, None]
-        y = jnp.einsum(
-            "bthv,hvd->btd",
-            (u * gate).astype(dtype),
-            (self.output * scale).astype(dtype),
-            precision=c.precision,
+        y = _matrix_product(
+            (u * gate).astype(dtype).reshape(*x.shape[:2], -1),
+            (self.output * scale).astype(dtype).reshape(-1, c.model_dim),
+            c.precision,
         )
         for name, value in {
             "query": q, "key": k, "window": window, "width": width, "pre_tanhnorm": h,
@@ -162,6 +159,18 @@ class ScreeningTiles(nn.Module):
             implementation=c.implementation, precision=c.precision,
         )  # fmt: skip
         return old + new
+
+
+def _matrix_product(x, weight, precision):
+    """x [B, T, D] times weight [D, ...], as one product of matrices.
+
+    XLA's CPU compiler transposes whole activations for the weight gradient of the einsum that says
+    the same.
+    """
+    product = jnp.dot(
+        x.reshape(-1, x.shape[-1]), weight.reshape(len(weight), -1), precision=precision
+    )
+    return product.reshape(*x.shape[:2], *weight.shape[1:])
 
 
 def _initial_log_window(key: Array, config: "MultiscreenConfig") -> Float[Array, "H"]:
