@@ -115,7 +115,9 @@ class TrainConfig:
     on_nonfinite: str = "stop"
     """A loss or gradient that is not finite: stop, skip the update, or continue regardless."""
     sample_prompts: tuple[str, ...] = ()
-    """Prompts continued, greedily, when the run ends."""
+    """Prompts continued when the run ends."""
+    sample_temperature: float = 0.8
+    """Of the continuations (drawn with train.seed); 0 takes the most likely tokens."""
     sample_tokens: int = 128
     """New tokens per prompt."""
     profile_steps: tuple[int, int] | None = None
@@ -134,6 +136,7 @@ class TrainConfig:
         checks.integer("train.keep_last", self.keep_last, 1)
         checks.integer("train.log_every", self.log_every, 1)
         checks.integer("train.evaluate_batches", self.evaluate_batches, 1)
+        checks.number("train.sample_temperature", self.sample_temperature, 0)
         checks.integer("train.sample_tokens", self.sample_tokens, 1)
         for name in ("checkpoint_every", "keep_best", "evaluate_every", "health_every"):
             checks.integer(f"train.{name}", getattr(self, name), 0)

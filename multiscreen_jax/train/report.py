@@ -39,7 +39,14 @@ def write_samples(run: Any, say: Callable[[str], None]) -> None:
     texts, sequences = [], []
     for prompt in settings.sample_prompts:
         tokens = np.asarray(tokenizer.encode(prompt), np.int32)
-        new = generate(run.model, params, tokens, max_new_tokens=settings.sample_tokens)
+        new = generate(
+            run.model,
+            params,
+            tokens,
+            max_new_tokens=settings.sample_tokens,
+            temperature=settings.sample_temperature,
+            key=jax.random.key(settings.seed),
+        )
         sequences.append(np.concatenate([tokens, new]))
         texts.append(tokenizer.decode(sequences[-1]))
     folder = Path(settings.output_dir)
