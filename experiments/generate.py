@@ -116,6 +116,7 @@ def run(config: GenerateConfig) -> str:
         top_k=config.top_k,
         top_p=config.top_p,
         stop_tokens=ends,
+        vocab_limit=tokenizer.vocab_size,
     )
     print(config.prompt, end="", flush=True)
     times: list[float] = []

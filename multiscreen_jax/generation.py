@@ -31,6 +31,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     stop_tokens: Sequence[int] = (),
+    vocab_limit: int | None = None,
     max_length: int | None = None,
     cache_dtype: Any = None,
 ) -> np.ndarray:
@@ -53,6 +54,7 @@ def generate(
             the temperature, in this order, and not at all when temperature is 0.
         stop_tokens: ids that end a row. The id itself is part of the result, and fills what other
             rows add after it.
+        vocab_limit: only ids below it are made; for a model with more tokens than its tokenizer.
         max_length: most tokens, prompt included, that a row may have; None allows what is needed.
         cache_dtype: of the cache; None is the model's dtype.
 
@@ -63,7 +65,7 @@ def generate(
     Raises:
         ValueError: bad prompt or settings, before anything runs. FloatingPointError: NaN logits.
     """
-    settings = _settings(temperature, key, top_k, top_p, stop_tokens, max_new_tokens)
+    settings = _settings(temperature, key, top_k, top_p, stop_tokens, vocab_limit, max_new_tokens)
     prompts, batched = _prompts(prompt_tokens, model.config.vocab_size)
     steps = _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_dtype)
     tokens = np.stack(list(steps), axis=1)
@@ -81,6 +83,7 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     stop_tokens: Sequence[int] = (),
+    vocab_limit: int | None = None,
     max_length: int | None = None,
     cache_dtype: Any = None,
 ) -> Iterator[np.ndarray]:
@@ -88,7 +91,7 @@ def stream(
 
     Arguments are checked at the call, not at the first step.
     """
-    settings = _settings(temperature, key, top_k, top_p, stop_tokens, max_new_tokens)
+    settings = _settings(temperature, key, top_k, top_p, stop_tokens, vocab_limit, max_new_tokens)
     prompts, _ = _prompts(prompt_tokens, model.config.vocab_size)
     return _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_dtype)
 
@@ -99,6 +102,7 @@ class _Settings(NamedTuple):
     top_k: int | None
     top_p: float | None
     stop_tokens: tuple[int, ...]
+    vocab_limit: int | None
 
 
 def _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_dtype):
@@ -145,13 +149,24 @@ def _choose(model, params, hidden, keys, step, previous, settings) -> _Chosen:
     greedy = settings.temperature == 0
     return _choose_jit(
         model, None if greedy else settings.top_k, greedy, params, hidden, keys, step, previous,
-        stop, settings.temperature, None if greedy else settings.top_p,
+        stop, settings.temperature, None if greedy else settings.top_p, settings.vocab_limit,
     )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _choose_jit(
-    model, top_k, greedy, params, hidden, keys, step, previous, stop, temperature, top_p
+    model,
+    top_k,
+    greedy,
+    params,
+    hidden,
+    keys,
+    step,
+    previous,
+    stop,
+    temperature,
+    top_p,
+    vocab_limit,
 ):
     table = model.apply({"params": params}, method="unembedding")
     logits = jnp.einsum(
@@ -161,6 +176,9 @@ def _choose_jit(
         precision=model.config.precision,
         preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
     )
+    bad = jnp.any(jnp.isnan(logits), axis=-1)
+    if vocab_limit is not None:
+        logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_limit, logits, -jnp.inf)
     if greedy:
         tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
@@ -168,7 +186,7 @@ def _choose_jit(
         tokens = sample(logits, step_keys, temperature, top_k, top_p)
     tokens = jnp.where(previous.done, previous.tokens, tokens)
     done = previous.done | jnp.any(tokens[:, None] == stop[None, :], axis=1)
-    return _Chosen(tokens, done, jnp.any(jnp.isnan(logits), axis=-1))
+    return _Chosen(tokens, done, bad)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="cache")
@@ -223,7 +241,9 @@ def _row_keys(key: Array | None, batch: int) -> Key[Array, "B"]:
     return key
 
 
-def _settings(temperature, key, top_k, top_p, stop_tokens, max_new_tokens) -> _Settings:
+def _settings(
+    temperature, key, top_k, top_p, stop_tokens, vocab_limit, max_new_tokens
+) -> _Settings:
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be an integer >= 1, got {max_new_tokens!r}")
     if not 0 <= temperature < math.inf:
@@ -237,7 +257,14 @@ def _settings(temperature, key, top_k, top_p, stop_tokens, max_new_tokens) -> _S
         raise ValueError(f"top_k must be None or an integer >= 1, got {top_k!r}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be None or in (0, 1], got {top_p!r}")
-    return _Settings(temperature, key, top_k, top_p, tuple(int(t) for t in stop_tokens))
+    stops = np.asarray(stop_tokens)
+    if stops.ndim != 1 or not (stops.size == 0 or np.issubdtype(stops.dtype, np.integer)):
+        raise ValueError(f"stop_tokens must be a sequence of integer ids, got {stop_tokens!r}")
+    if vocab_limit is not None and (
+        not isinstance(vocab_limit, int | np.integer) or vocab_limit < 1
+    ):
+        raise ValueError(f"vocab_limit must be None or an integer >= 1, got {vocab_limit!r}")
+    return _Settings(temperature, key, top_k, top_p, tuple(stops.tolist()), vocab_limit)
 
 
 def _prompts(prompt_tokens: Any, vocab_size: int) -> tuple[list[np.ndarray], bool]:

@@ -37,8 +37,7 @@ def write_samples(run: Any, say: Callable[[str], None]) -> None:
     settings, tokenizer = run.config.train, run.pipeline.tokenizer
     params = jax.device_put(jax.device_get(run.state.params), jax.local_devices()[0])
     texts, sequences = [], []
-    for prompt in settings.sample_prompts:
-        tokens = np.asarray(tokenizer.encode(prompt), np.int32)
+    for tokens in run.prompts:
         new = generate(
             run.model,
             params,
@@ -46,6 +45,7 @@ def write_samples(run: Any, say: Callable[[str], None]) -> None:
             max_new_tokens=settings.sample_tokens,
             temperature=settings.sample_temperature,
             key=jax.random.key(settings.seed),
+            vocab_limit=tokenizer.vocab_size,
         )
         sequences.append(np.concatenate([tokens, new]))
         texts.append(tokenizer.decode(sequences[-1]))

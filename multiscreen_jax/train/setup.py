@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from multiscreen_jax import sharding
-from multiscreen_jax.data import Pipeline, open_pipeline
+from multiscreen_jax.data import Pipeline, Tokenizer, open_pipeline
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.train import checkpoint, checks, config_json
 from multiscreen_jax.train.checkpoint import Checkpoints
@@ -34,6 +34,7 @@ class Run:
     model: nn.Module
     mesh: Mesh
     pipeline: Pipeline
+    prompts: list[np.ndarray]  # of train.sample_prompts
     validation: Validation | None
     checkpoints: Checkpoints
     state: TrainState
@@ -57,6 +58,7 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
             config.model.vocab_size,
             f"at least {pipeline.vocab_size}, the tokens of data.tokenizer {config.data.tokenizer}",
         )
+    prompts = [_prompt_tokens(pipeline.tokenizer, text) for text in config.train.sample_prompts]
     model = build(config.model)
     optimizer = make_optimizer(config.optim, config.train.steps)
     state, start, skipped = _restore_or_create(
@@ -81,6 +83,7 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
         model=model,
         mesh=mesh,
         pipeline=pipeline,
+        prompts=prompts,
         validation=validation,
         checkpoints=checkpoints,
         state=state,
@@ -109,6 +112,17 @@ def make_output_dir(path: str) -> Path:
 
 def _open(config: ExperimentConfig, split: str) -> Pipeline:
     return open_pipeline(config.data, split, jax.process_index(), jax.process_count())
+
+
+def _prompt_tokens(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
+    """Tokens of a sample's prompt; ValueError now rather than after the last step."""
+    try:
+        tokens = np.asarray(tokenizer.encode(prompt), np.int32)
+    except ValueError as error:
+        raise ValueError(f"train.sample-prompts has {prompt!r}: {error}") from None
+    if not tokens.size:
+        raise ValueError(f"train.sample-prompts has {prompt!r}; allowed: at least one token")
+    return tokens
 
 
 def _restore_or_create(

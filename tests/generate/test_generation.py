@@ -142,6 +142,19 @@ def test_same_shapes_compile_once():
     assert [program._cache_size() for program in programs] == before
 
 
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+def test_ids_from_the_vocabulary_limit_on_are_never_made(temperature):
+    model, params = _model("transformer")
+    run = functools.partial(
+        mj.generate, model, params, PROMPTS, 9, temperature, jax.random.key(0), top_k=30
+    )
+    assert run().max() >= 7
+    limited = run(vocab_limit=7)
+    assert limited.max() < 7
+    assert len(set(limited.ravel())) > 1
+    np.testing.assert_array_equal(run(vocab_limit=VOCABULARY), run())
+
+
 def test_nan_parameters_are_loud():
     model, params = _model("transformer")
     broken = jax.tree.map(lambda x: x * jnp.nan, params)
@@ -167,6 +180,10 @@ def test_nan_parameters_are_loud():
         ({"top_p": 0.0}, r"top_p must be None or in \(0, 1\], got 0.0"),
         ({"top_p": 1.5}, r"top_p must be None or in \(0, 1\], got 1.5"),
         ({"top_k": 0}, "top_k must be None or an integer >= 1, got 0"),
+        ({"stop_tokens": 3}, "stop_tokens must be a sequence of integer ids, got 3"),
+        ({"stop_tokens": "ab"}, "stop_tokens must be a sequence of integer ids, got 'ab'"),
+        ({"stop_tokens": [[1]]}, r"stop_tokens must be a sequence of integer ids, got \[\[1\]\]"),
+        ({"vocab_limit": 0}, "vocab_limit must be None or an integer >= 1, got 0"),
         ({"max_length": 10}, "3 tokens and max_new_tokens is 8: together more than max_length"),
         ({"temperature": 1.0, "key": jax.random.split(jax.random.key(0), 2)}, "one for each of 1"),
     ],

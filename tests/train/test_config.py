@@ -77,6 +77,8 @@ def test_a_bad_value_is_one_line_that_names_the_field(options):
         ({"mesh": {"model": 2}}, "the product must be the number of devices, 1"),
         ({"train": {"output_dir": "/proc/nowhere"}}, "a folder that can be written"),
         ({"train": {"wandb_project": "p"}}, "the package wandb is not installed"),
+        ({"train": {"sample_prompts": ("the", "")}}, "train.sample-prompts has ''; allowed:"),
+        ({"train": {"sample_prompts": ("\ud800",)}}, "train.sample-prompts has '\\ud800': 'utf-8'"),
         ({"train": {"init_from": "/nowhere"}}, "no checkpoint in /nowhere"),
         ({"data": {"source": "/nowhere.txt"}}, "nowhere"),
     ],

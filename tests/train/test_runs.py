@@ -82,6 +82,12 @@ def test_samples_pictures_and_tensorboard_are_written(evaluated):
     assert list((evaluated / "tensorboard").iterdir())
 
 
+def test_a_model_with_more_tokens_than_the_tokenizer_ends_with_its_sample(text, tmp_path):
+    options = ["--data.tokenizer", "characters", "--train.sample-prompts", "the key"]
+    train(small.config(text, tmp_path, *options, "--train.steps", "1"))
+    assert (tmp_path / "samples.txt").read_text().startswith("the key")
+
+
 def test_the_steps_asked_for_are_profiled(text, tmp_path):
     # The last step asked for is never made; what was traced is written all the same.
     train(small.config(text, tmp_path, "--train.steps", "3", "--train.profile-steps", "3", "9"))
