@@ -63,6 +63,13 @@ def new_cursor(batch: int, max_length: int) -> Cursor:
     )
 
 
+def check_rows(cursor: Cursor, batch: int) -> None:
+    """ValueError unless the cache was made for `batch` rows."""
+    rows = cursor.length.shape[0]
+    if rows != batch:
+        raise ValueError(f"tokens must have the cache's {rows} rows, got {batch}")
+
+
 def place(
     cursor: Cursor, segment_ids: Int[Array, "B T"] | None, length: int
 ) -> tuple[Chunk, Cursor]:

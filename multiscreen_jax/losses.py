@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from multiscreen_jax.layers.embedding import check_tokens
 from multiscreen_jax.sharding import shard_batch
 
 # Logits held at a time: 64 MB in float32. Small enough to vanish beside the parameters of a model
@@ -164,6 +165,7 @@ def token_losses(
 
 def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array, Array, Array]:
     segments = batch.get("segment_ids")
+    check_tokens(batch["tokens"], model.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
     variables = {"params": params}
     hidden, _ = model.apply(  # pyright: ignore[reportGeneralTypeIssues]
         variables,
@@ -174,6 +176,9 @@ def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array,
     hidden = shard_batch(hidden)
     table = model.apply(variables, method="unembedding")
     targets, weights = targets_and_weights(batch, jnp.promote_types(hidden.dtype, jnp.float32))
+    # Inside jit a bad id cannot raise: its loss is NaN instead of that of no token at all.
+    known = (targets >= 0) & (targets < table.shape[0])
+    weights = jnp.where(known | (weights == 0), weights, jnp.nan)
     return hidden, table, targets, weights  # pyright: ignore[reportReturnType]
 
 

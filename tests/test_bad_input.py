@@ -105,8 +105,21 @@ CASES = [
     ),
     ("op shapes", lambda p, d: op(k=jnp.ones((1, 4, 2, 4))), "q and k must share one shape"),
     ("op window", lambda p, d: op(window=jnp.ones(3)), "window must be [H] = (2,), got (3,)"),
+    ("op length", lambda p, d: op(**{x: jnp.ones((1, 0, 2, 4)) for x in "qkv"}), "one position"),
     ("op kernel", lambda p, d: op(implementation="pallas_gpu"), "no usable implementation"),
     ("op segments", lambda p, d: op(segment_ids=jnp.ones((1, 3))), "must be integers"),
+    (
+        "cache rows",
+        lambda p, d: MODEL.apply(
+            {"params": p}, jnp.ones((3, 1), int), cache=MODEL.init_cache(p, 2, 8)
+        ),
+        "the cache's 2 rows, got 3",
+    ),
+    (
+        "target id",
+        lambda p, d: mj.losses.next_token(MODEL, p, {"tokens": jnp.array([[1, 99]])}),
+        "got 99 at [0, 1]",
+    ),
     ("empty prompt", lambda p, d: mj.generate(MODEL, p, []), "prompt"),
     ("prompt id", lambda p, d: mj.generate(MODEL, p, [3, 99]), "99"),
     ("temperature", lambda p, d: mj.generate(MODEL, p, [3], temperature=-1.0), "temperature"),
@@ -165,6 +178,29 @@ def test_ids_that_jit_hides_turn_to_nan(params):
     assert np.isnan(logits[0, 1]).all()
     assert np.isnan(logits[1, 2]).all()
     assert not np.isnan(logits[2]).any()
+
+
+def test_targets_that_jit_hides_turn_to_nan(params):
+    loss = jax.jit(lambda p, b: mj.losses.next_token(MODEL, p, b))
+    tokens = jnp.array([[1, 2, 99]])
+    assert np.isnan(loss(params, {"tokens": tokens}))
+    assert np.isfinite(loss(params, {"tokens": tokens, "loss_mask": jnp.array([[1.0, 0.0]])}))
+
+
+def test_the_op_takes_numpy_arrays():
+    arrays = {x: np.full((1, 3, 2, 4), 0.5, np.float32) for x in "qkv"}
+    h = op(**arrays, window=np.float32([2, np.inf]), width=np.float32([0.5, 0.5]))
+    np.testing.assert_allclose(h[0, :, 1, 0], [0.5, 1.0, 1.5], rtol=1e-6)
+
+
+def test_nan_parameters_are_named(params):
+    broken = jax.tree.map(lambda x: x * jnp.nan, params)
+    with pytest.raises(FloatingPointError, match="finite"):
+        mj.generate(MODEL, broken, [3], 4)
+
+
+def test_a_config_with_a_list_of_implementations_is_hashable():
+    assert hash(multiscreen(implementation=["chunked", "reference"]))
 
 
 def test_config_of_a_run_round_trips_as_json():

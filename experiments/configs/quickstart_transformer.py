@@ -12,10 +12,11 @@ from multiscreen_jax.train import ExperimentConfig, override, transformer_recipe
 
 def config() -> ExperimentConfig:
     base = quickstart.config()
-    model = config_for("transformer-8m", vocab_size=256, num_layers=3, num_heads=4, model_dim=64)
+    model = config_for("transformer-8m", vocab_size=256, num_layers=6, num_heads=4, model_dim=80)
     return ExperimentConfig(
         model=model,
         data=base.data,
+        mesh=base.mesh,
         optim=transformer_recipe(1e-3, warmup_steps=base.optim.warmup_steps),
         train=override(
             base, train={"output_dir": "runs/quickstart_transformer", "health_every": 0}

@@ -57,35 +57,18 @@ class ScreeningTiles(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        dims = {
-            "query": c.key_dim,
-            "key": c.key_dim,
-            "value": c.value_dim,
-            "gate": c.value_dim,
-        }
-        deviation = {
-            "query": 0.1 / c.key_dim**0.5,
-            "key": 0.1 / c.key_dim**0.5,
-            "value": 0.1 / c.value_dim**0.5,
-            "gate": 0.1,
-        }
-        for name, dim in dims.items():
-            setattr(
-                self,
-                name,
-                self.param(
-                    name,
-                    nn.initializers.normal(deviation[name]),
-                    (c.model_dim, c.num_heads, dim),
-                    jnp.dtype(c.param_dtype),
-                ),
-            )
-        self.output = self.param(
-            "output",
-            nn.initializers.normal(0.1 / c.model_dim**0.5),
-            (c.num_heads, c.value_dim, c.model_dim),
-            jnp.dtype(c.param_dtype),
-        )
+
+        def matrix(name, deviation, *shape):
+            init = nn.initializers.normal(deviation)
+            return self.param(name, init, shape, jnp.dtype(c.param_dtype))
+
+        inward = (c.model_dim, c.num_heads)
+        self.query = matrix("query", 0.1 / c.key_dim**0.5, *inward, c.key_dim)
+        self.key = matrix("key", 0.1 / c.key_dim**0.5, *inward, c.key_dim)
+        self.value = matrix("value", 0.1 / c.value_dim**0.5, *inward, c.value_dim)
+        self.gate = matrix("gate", 0.1, *inward, c.value_dim)
+        outward = (c.num_heads, c.value_dim, c.model_dim)
+        self.output = matrix("output", 0.1 / c.model_dim**0.5, *outward)
         self.log_window = self.param("log_window", _initial_log_window, c)
         self.logit_width = self.param("logit_width", _constant_per_tile, c, 0.0)
         self.log_output_scale = self.param(
@@ -234,6 +217,8 @@ def init_screening_cache(
             "call it outside jit"
         )
     needed = np.ceil(np.asarray(window, np.float64))
+    if np.isnan(needed).any():
+        raise FloatingPointError("a tile's window is NaN: are the parameters finite?")
     size = np.minimum(needed, max_length).astype(np.int32)
     offset = (np.cumsum(size.ravel()) - size.ravel()).reshape(size.shape).astype(np.int32)
     lossless = bool((needed <= max_length).all())

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.cache import place
+from multiscreen_jax.cache import check_rows, place
 from multiscreen_jax.layers.embedding import check_tokens, lookup
 from multiscreen_jax.layers.positions import POSITION_RULES, document_positions
 from multiscreen_jax.layers.stack import LayerStack, check_remat, mark_mixer_output
@@ -77,7 +77,7 @@ class MultiscreenConfig:
     precision: str | None = None
     remat: str = "none"
     unroll_layers: bool = False
-    implementation: str | None = None
+    implementation: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         fields.positive_integers(
@@ -103,6 +103,8 @@ class MultiscreenConfig:
         fields.precision(self.precision)
         check_remat(self.remat)
         check_implementation(self.implementation)
+        if isinstance(self.implementation, list):  # configs are hashable
+            object.__setattr__(self, "implementation", tuple(self.implementation))
 
     @classmethod
     def from_psi(
@@ -230,6 +232,7 @@ class Multiscreen(nn.Module):
             positions = document_positions(segment_ids, *tokens.shape)
             x, _ = self.layers(x, None, (segment_ids, positions, None, None))
             return x, None
+        check_rows(cache.cursor, tokens.shape[0])
         chunk, cursor = place(cache.cursor, segment_ids, tokens.shape[1])
         x, (keys, values) = self.layers(
             x, (cache.offset, cache.size), (segment_ids, chunk.position, cache, chunk)

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.cache import place
+from multiscreen_jax.cache import check_rows, place
 from multiscreen_jax.layers.embedding import check_tokens, lookup
 from multiscreen_jax.layers.feed_forward import SwiGLU
 from multiscreen_jax.layers.norms import RMSNorm
@@ -272,6 +272,7 @@ class Transformer(nn.Module):
             angles = rotation(document_positions(segment_ids, rows, tokens.shape[1]))
             x, _ = self.layers(x, None, (segment_ids, angles, None, None))
             return self.final_norm(x), None
+        check_rows(cache.cursor, tokens.shape[0])
         chunk, cursor = place(cache.cursor, segment_ids, tokens.shape[1])
         # Layers read the one cache in place, by number, and hand back what is to be written.
         shared = (segment_ids, rotation(chunk.position), cache, chunk)

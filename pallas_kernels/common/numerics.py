@@ -29,7 +29,7 @@ def tanh_norm(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 # The derivatives are written by hand, and their sums as products of vectors: automatic ones take
-# more passes over the data, and XLA's CPU compiler makes sum(x * y) ten times slower than a product.
+# more passes over the data, and XLA makes sum(x * y) ten times slower than a product on CPUs.
 
 
 def _dot(x, y):
@@ -42,7 +42,7 @@ def _scale(x, factor):
 
 def _reciprocal_norm(x):
     square = jnp.sum(x * x, axis=-1, keepdims=True)
-    alive = square > jnp.finfo(x.dtype).tiny
+    alive = ~(square <= jnp.finfo(x.dtype).tiny)  # this way round, NaN stays NaN
     # The inner `where` keeps the reciprocal finite at zero.
     return jnp.where(alive, 1 / jnp.sqrt(jnp.where(alive, square, 1)), 0)
 

@@ -53,6 +53,9 @@ def screening(
     sum_h min(window_h, T / 2) * T pairs at 2 (K + V) FLOPs, memory linear in T. "reference" visits
     and holds all H T^2.
     """
+    q, k, v, window, width = (jnp.asarray(x) for x in (q, k, v, window, width))
+    if segment_ids is not None:
+        segment_ids = jnp.asarray(segment_ids)
     _check(q, k, v, window, width, segment_ids)
     kwargs = {} if implementation == "reference" or precision is None else {"precision": precision}
     return dispatch.run(
@@ -63,6 +66,8 @@ def screening(
 def _check(q, k, v, window, width, segment_ids) -> None:
     if q.ndim != 4 or q.shape != k.shape:
         raise ValueError(f"q and k must share one shape [B,T,H,K], got {q.shape} and {k.shape}")
+    if q.shape[1] == 0:
+        raise ValueError(f"q must hold at least one position, got {q.shape}")
     if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
         raise ValueError(f"v must be [B,T,H,V] with B,T,H = {q.shape[:3]}, got {v.shape}")
     for name, x in (("window", window), ("width", width)):

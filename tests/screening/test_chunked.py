@@ -94,12 +94,13 @@ def test_float64_stays_float64(with_segments):
     assert_close(got, expected, 1e-12)
 
 
-def test_window_and_width_gradients_equal_finite_differences():
+@pytest.mark.parametrize("op", [screening_chunked, screening_reference])
+def test_window_and_width_gradients_equal_finite_differences(op):
     windows = (1.7, 16.9, 33.2, 70.4, 150.3, 400.1)
     *inputs, cotangent = make_inputs(200, windows)
     heads = np.eye(len(windows))
     with jax.enable_x64(True):
-        loss = jax.jit(lambda *x: jnp.sum(screening_chunked(*x) * cotangent))
+        loss = jax.jit(lambda *x: jnp.sum(op(*x) * cotangent))
         gradients = jax.jit(jax.grad(loss, argnums=(3, 4)))(*inputs)
         for argument, gradient in zip((3, 4), gradients, strict=True):
             for head in heads:
