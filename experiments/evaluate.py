@@ -26,8 +26,8 @@ from multiscreen_jax.evaluation import figures
 from multiscreen_jax.evaluation.retrieval import DEPTHS
 from multiscreen_jax.inspect.tables import text_table, tile_rows
 from multiscreen_jax.models import Multiscreen, build
-from multiscreen_jax.train import load_params, one_line_errors
-from multiscreen_jax.train.checkpoint import find_checkpoint
+from multiscreen_jax.train import one_line_errors
+from multiscreen_jax.train.checkpoint import find_checkpoint, read_model
 
 PROGRAM = "python -m experiments.evaluate"
 
@@ -155,7 +155,8 @@ def load(config: EvaluateConfig) -> Loaded:
     if not Path(config.run).is_dir():
         raise FileNotFoundError(f"no run at {config.run}: there is no such folder")
     folder, facts = find_checkpoint(config.run, config.step)
-    params, model, experiment = load_params(folder)
+    print(f"checkpoint of step {facts['step']}")
+    params, model, experiment = read_model(folder, facts)
     if config.infinite_windows:
         if not isinstance(model, Multiscreen):
             raise ValueError(

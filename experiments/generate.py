@@ -23,7 +23,8 @@ from experiments.run_tokenizer import run_tokenizer
 from multiscreen_jax.data import Tokenizer
 from multiscreen_jax.generation import stream
 from multiscreen_jax.models import Multiscreen, build
-from multiscreen_jax.train import load_params, one_line_errors
+from multiscreen_jax.train import checks, one_line_errors
+from multiscreen_jax.train.checkpoint import find_checkpoint, read_model
 
 PROGRAM = "python -m experiments.generate"
 # UTF-8 spreads a character over at most four bytes, hence over at most four tokens.
@@ -96,7 +97,9 @@ def run(config: GenerateConfig) -> str:
     """Prints prompt and continuation to standard output, and returns the continuation."""
     if not Path(config.run).is_dir():
         raise FileNotFoundError(f"no run at {config.run}: there is no such folder")
-    params, model, experiment = load_params(config.run, config.step)
+    checks.integer("--seed", config.seed, 0, checks.LARGEST_SEED)
+    folder, facts = find_checkpoint(config.run, config.step)
+    params, model, experiment = read_model(folder, facts)
     if config.infinite_windows:
         if not isinstance(model, Multiscreen):
             raise ValueError(
@@ -118,6 +121,7 @@ def run(config: GenerateConfig) -> str:
         stop_tokens=ends,
         vocab_limit=tokenizer.vocab_size,
     )
+    print(f"[checkpoint of step {facts['step']}]", file=sys.stderr)
     print(config.prompt, end="", flush=True)
     times: list[float] = []
 

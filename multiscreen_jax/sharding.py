@@ -4,9 +4,9 @@
     LogicalAxes      logical axis -> mesh axes
 
 Mesh axes: `data` (copies of the model), `fsdp` (shares of parameters and optimizer state, the
-batch is divided over these too), `seq` (shares of a sequence), `model` (shares of heads,
-feed-forward width and vocabulary). A mesh axis that does not divide an array's axis leaves that
-axis whole. Nothing here touches a device before `make_mesh`.
+batch is divided over these too), `seq` (shares of a sequence, of size 1 in training), `model`
+(shares of heads, feed-forward width and vocabulary). A mesh axis that does not divide an array's
+axis leaves that axis whole. Nothing here touches a device before `make_mesh`.
 """
 
 import dataclasses

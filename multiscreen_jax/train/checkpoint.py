@@ -11,7 +11,9 @@ The folder's number is the number of steps taken, which is also the number of th
 import json
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, Preservat
 
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.train import config_json, manifest
+from multiscreen_jax.train.errors import CheckpointNotSaved
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.state import TrainState, abstract_params
 
@@ -49,17 +52,19 @@ class Checkpoints:
         step = run["step"]
         # Made before the folder exists and removed after the manifest does: it tells a folder that
         # was being written when the run was killed from one that has lost its manifest.
-        self._pending(step).touch()
-        manager = self._open_manager()
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(_optimizer_item(state)),
-                run=ocp.args.JsonSave(run),
-            ),
-            force=True,
-        )
+        with _saving(step):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _marker(self.folder / str(step)).touch()
+            manager = self._open_manager()
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+                    run=ocp.args.JsonSave(run),
+                ),
+                force=True,
+            )
         facts = {"step": step, "validation_loss": validation_loss}
         self._thread = threading.Thread(target=self._seal, args=(manager, step, facts))
         self._thread.start()
@@ -102,10 +107,10 @@ class Checkpoints:
             try:
                 run = verified_run(folder)
             except DamagedCheckpoint as error:
-                if not manifest.exists(folder) and self._pending(step).exists():
+                if _unfinished(folder):
                     say(f"checkpoint {step} was still being written when the run ended; removed")
                     shutil.rmtree(folder)
-                    self._pending(step).unlink()
+                    _marker(folder).unlink()
                 else:
                     say(f"checkpoint {step} is damaged and not used: {error}")
                     refused.append(str(error))
@@ -130,16 +135,13 @@ class Checkpoints:
 
     def _seal(self, manager: ocp.CheckpointManager, step: int, facts: dict[str, Any]) -> None:
         try:
-            manager.wait_until_finished()
-            if jax.process_index() == 0:
-                manifest.write(self.folder / str(step), facts)
-                self._pending(step).unlink(missing_ok=True)
+            with _saving(step):
+                manager.wait_until_finished()
+                if jax.process_index() == 0:
+                    manifest.write(self.folder / str(step), facts)
+                    _marker(self.folder / str(step)).unlink(missing_ok=True)
         except BaseException as error:  # raised again by `finish`, in the caller's thread
             self._error = error
-
-    def _pending(self, step: int) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f".pending-{step}"
 
     def _set_aside(self, step: int) -> None:
         target = self.folder / _REFUSED
@@ -177,6 +179,26 @@ class KeepSealed:
         evaluated = [step for step, loss in losses.items() if loss is not None]
         best = sorted(evaluated, key=lambda step: (losses[step], -step))[: self._best]
         return set(losses) - set(list(losses)[-self._last :]) - set(best)
+
+
+@contextmanager
+def _saving(step: int) -> Iterator[None]:
+    """Whatever goes wrong in here is a CheckpointNotSaved that names the step."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointNotSaved(f"could not save checkpoint {step}: {reason}") from error
+
+
+def _marker(folder: Path) -> Path:
+    """The file that exists while a checkpoint's folder is being written."""
+    return folder.with_name(f".pending-{folder.name}")
+
+
+def _unfinished(folder: Path) -> bool:
+    """Whether a checkpoint is being written, or was when its run was killed."""
+    return not manifest.exists(folder) and _marker(folder).exists()
 
 
 def run_facts(config: Any, step: int, fingerprint: str, skipped: int = 0) -> dict[str, Any]:
@@ -221,6 +243,8 @@ def find_checkpoint(path: str | Path, step: int | None = None) -> tuple[Path, di
       path: a run's output folder, its `checkpoints` folder, or one checkpoint's folder.
       step: which checkpoint; None takes the newest that is whole.
 
+    A newer one that is damaged is named in a warning; one that is being written is passed over.
+
     Raises:
       FileNotFoundError: there is no checkpoint.
       DamagedCheckpoint: the one asked for, or all of them, are damaged.
@@ -236,13 +260,22 @@ def find_checkpoint(path: str | Path, step: int | None = None) -> tuple[Path, di
         steps = [step]
     if not steps:
         raise FileNotFoundError(f"no checkpoint in {path}")
-    reasons = []
+    damaged: dict[int, str] = {}
     for number in reversed(steps):
+        found = folder / str(number)
         try:
-            return folder / str(number), verified_run(folder / str(number))
+            run = verified_run(found)
         except DamagedCheckpoint as error:
-            reasons.append(str(error))
-    raise DamagedCheckpoint(f"no usable checkpoint in {folder}: {'; '.join(reasons)}")
+            damaged[number] = str(error)
+            continue
+        for newer, reason in damaged.items():
+            if not _unfinished(folder / str(newer)):
+                warnings.warn(
+                    f"checkpoint {newer} is damaged, {number} is used instead: {reason}",
+                    stacklevel=2,
+                )
+        return found, run
+    raise DamagedCheckpoint(f"no usable checkpoint in {folder}: {'; '.join(damaged.values())}")
 
 
 def load_params(path: str | Path, step: int | None = None) -> tuple[Any, Any, Any]:
@@ -254,7 +287,11 @@ def load_params(path: str | Path, step: int | None = None) -> tuple[Any, Any, An
       The parameters on the default device, the Linen module, and the run's ExperimentConfig
       (its `model` carries the trained length).
     """
-    folder, run = find_checkpoint(path, step)
+    return read_model(*find_checkpoint(path, step))
+
+
+def read_model(folder: Path, run: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """`load_params` of a checkpoint that `find_checkpoint` returned."""
     config = config_json.from_dict(run["config"])
     model = build(config.model)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

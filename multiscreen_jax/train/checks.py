@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+LARGEST_SEED = 2**32 - 1  # of JAX's random keys, without 64-bit integers
+
 
 def flag_name(path: str) -> str:
     """'optim.learning_rate' -> 'optim.learning-rate', the spelling of the command line."""
@@ -15,13 +17,16 @@ def refuse(path: str, given: Any, allowed: str) -> None:
     raise ValueError(f"{flag_name(path)} is {given!r}; allowed: {allowed}")
 
 
-def integer(path: str, given: Any, lowest: int, also: Sequence[int] = ()) -> None:
-    """An int (not a bool) that is >= lowest or one of `also`."""
+def integer(
+    path: str, given: Any, lowest: int, highest: float = math.inf, also: Sequence[int] = ()
+) -> None:
+    """An int (not a bool) that is in [lowest, highest] or one of `also`."""
     is_integer = isinstance(given, int) and not isinstance(given, bool)
-    if is_integer and (given >= lowest or given in also):
+    if is_integer and (lowest <= given <= highest or given in also):
         return
+    upper = "" if highest == math.inf else f" and <= {highest}"
     extra = "".join(f" or {value}" for value in also)
-    refuse(path, given, f"an integer >= {lowest}{extra}")
+    refuse(path, given, f"an integer >= {lowest}{upper}{extra}")
 
 
 def number(

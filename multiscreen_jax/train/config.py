@@ -69,7 +69,7 @@ class MeshConfig:
     fsdp: int = 1
     """Shares of parameters and optimizer state; the batch is divided over these as well."""
     seq: int = 1
-    """Shares of a sequence."""
+    """Shares of a sequence: 1, since sequences cannot be divided yet."""
     model: int = 1
     """Shares of heads, feed-forward width and vocabulary."""
     cpu_devices: int = 1
@@ -78,9 +78,11 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         checks.integer("mesh.cpu_devices", self.cpu_devices, 1)
-        for name in ("data", "fsdp", "seq", "model"):
+        if self.seq != 1:
+            checks.refuse("mesh.seq", self.seq, "1, since sequences cannot be divided yet")
+        for name in ("data", "fsdp", "model"):
             checks.integer(f"mesh.{name}", getattr(self, name), 1, also=(-1,))
-        if [self.data, self.fsdp, self.seq, self.model].count(-1) > 1:
+        if [self.data, self.fsdp, self.model].count(-1) > 1:
             checks.refuse("mesh", dataclasses.astuple(self), "at most one axis of size -1")
 
 
@@ -131,7 +133,7 @@ class TrainConfig:
         checks.integer("train.steps", self.steps, 1)
         if not isinstance(self.output_dir, str) or not self.output_dir:
             checks.refuse("train.output_dir", self.output_dir, "a path")
-        checks.integer("train.seed", self.seed, 0)
+        checks.integer("train.seed", self.seed, 0, checks.LARGEST_SEED)
         checks.integer("train.accumulate", self.accumulate, 1)
         checks.integer("train.keep_last", self.keep_last, 1)
         checks.integer("train.log_every", self.log_every, 1)

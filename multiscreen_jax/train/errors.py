@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _OURS = ("multiscreen_jax", "pallas_kernels", "experiments")
-_USER_ERRORS = (ValueError, TypeError, FileNotFoundError, NotImplementedError, IndexError)
+_USER_ERRORS = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    NotImplementedError,
+    IndexError,
+    FloatingPointError,
+    ImportError,
+)
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -15,12 +23,18 @@ class NonFiniteLoss(ArithmeticError):
     exit_code = 3
 
 
+class CheckpointNotSaved(RuntimeError):
+    """A checkpoint could not be written (a full disk, ...); the cause is chained."""
+
+
 def is_ours(error: BaseException) -> bool:
     """Whether this library raised the error itself, to tell the user something."""
-    if isinstance(error, NonFiniteLoss):
+    if isinstance(error, NonFiniteLoss | CheckpointNotSaved):
         return True
     if not isinstance(error, _USER_ERRORS):
         return False
+    if isinstance(error, ImportError) and error.name is not None:
+        return False  # raised by an import statement
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = frames[-1].f_globals.get("__name__", "") if frames else ""
     in_main = module == "__main__" and (frames[-1].f_globals.get("__package__") or "") in _OURS

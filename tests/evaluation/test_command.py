@@ -35,7 +35,9 @@ def test_perplexity(finished, capsys):
     assert saved["step"] == 2
     assert saved["tokens"] == 3 * 4 * 32
     assert 4 < saved["bits_per_byte"] < 10
-    assert "bits_per_byte" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "bits_per_byte" in printed
+    assert "checkpoint of step 2" in printed
 
 
 def test_another_text_is_read_whole(finished, tmp_path):

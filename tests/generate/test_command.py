@@ -48,13 +48,16 @@ def _trained():
 
 @pytest.fixture
 def trained(monkeypatch):
-    monkeypatch.setattr(command, "load_params", lambda run, step: _trained())
+    monkeypatch.setattr(command, "find_checkpoint", lambda run, step: (run, {"step": 7}))
+    monkeypatch.setattr(command, "read_model", lambda folder, facts: _trained())
 
 
 def test_prints_the_prompt_and_what_generate_gives(trained, tmp_path, capsys):
     settings = command.GenerateConfig(run=str(tmp_path), prompt="We", max_new_tokens=12, seed=3)
     text = command.run(settings)
-    assert capsys.readouterr().out == f"We{text}\n"
+    printed = capsys.readouterr()
+    assert printed.out == f"We{text}\n"
+    assert "[checkpoint of step 7]" in printed.err
     params, model, config = _trained()
     tokenizer = open_tokenizer(config.data.tokenizer)
     want = generate(
@@ -74,6 +77,8 @@ def test_empty_prompt_starts_a_document(trained, tmp_path):
 def test_errors(trained, tmp_path):
     with pytest.raises(FileNotFoundError, match="no run at nowhere"):
         command.run(command.GenerateConfig(run="nowhere"))
+    with pytest.raises(ValueError, match="--seed is -1; allowed: an integer >= 0 and <= 429496"):
+        command.run(command.GenerateConfig(run=str(tmp_path), prompt="We", seed=-1))
     with pytest.raises(ValueError, match="top_p must be None or in"):
         command.run(command.GenerateConfig(run=str(tmp_path), prompt="We", top_p=2.0))
     with pytest.raises(ValueError, match="trained_length"):

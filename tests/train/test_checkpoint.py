@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from multiscreen_jax.sharding import make_mesh
 from multiscreen_jax.train import checkpoint, load_params, manifest, override, train
+from multiscreen_jax.train.errors import CheckpointNotSaved, is_ours
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.state import TrainState
 from tests.train import small
@@ -77,9 +78,18 @@ def test_damage_is_named_and_the_checkpoint_before_is_found(damage, copied_run):
         checkpoint.find_checkpoint(newest)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert checkpoint.find_checkpoint(copied_run)[0].name == "8"
+    with pytest.warns(UserWarning, match="checkpoint 12 is damaged, 8 is used instead") as warned:
+        assert checkpoint.find_checkpoint(copied_run)[0].name == "8"
+    assert reason in str(warned[0].message)
     with pytest.raises(DamagedCheckpoint, match=reason):
         load_params(copied_run, step=12)
+
+
+def test_a_checkpoint_that_is_being_written_is_passed_over_in_silence(copied_run, recwarn):
+    lose_manifest(copied_run / "checkpoints" / "12")
+    (copied_run / "checkpoints" / ".pending-12").touch()
+    assert checkpoint.find_checkpoint(copied_run)[0].name == "8"
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("damage", [truncate, lose_manifest])
@@ -183,8 +193,11 @@ def test_an_error_while_saving_is_raised(tmp_path, monkeypatch):
     state = TrainState(step=jax.device_put(0, whole), params={"w": jnp.ones(3)}, optimizer_state={})
     checkpoints = checkpoint.Checkpoints(tmp_path, keep_last=1, keep_best=0)
     checkpoints.save(state, {"step": 1}, None)
-    with pytest.raises(OSError, match="No space left"):
+    text = "^could not save checkpoint 1: No space left on device$"
+    with pytest.raises(CheckpointNotSaved, match=text) as raised:
         checkpoints.close()
+    assert isinstance(raised.value.__cause__, OSError)
+    assert is_ours(raised.value)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from multiscreen_jax.data import DataConfig
+from multiscreen_jax.data.config import import_package
 from multiscreen_jax.models import MultiscreenConfig
 from multiscreen_jax.models.registry import config_for
 from multiscreen_jax.train import (
@@ -45,9 +46,11 @@ BAD = {
     "--optim.weight-decay -0.1": "optim.weight-decay is -0.1; allowed: a number >= 0",
     "--optim.clip-norm 0": "optim.clip-norm is 0.0; allowed: a number > 0",
     "--mesh.model 0": "mesh.model is 0; allowed: an integer >= 1 or -1",
+    "--mesh.seq 2": "mesh.seq is 2; allowed: 1, since sequences cannot be divided yet",
     "--mesh.fsdp -1": "at most one axis of size -1",
     "--train.steps 0": "train.steps is 0; allowed: an integer >= 1",
     "--train.output-dir ": "train.output-dir is ''; allowed: a path",
+    "--train.seed 4294967296": "train.seed is 4294967296; allowed: an integer >= 0 and <= 429496",
     "--train.checkpoint-every -1": "train.checkpoint-every is -1; allowed: an integer >= 0",
     "--train.keep-last 0": "train.keep-last is 0; allowed: an integer >= 1",
     "--train.on-nonfinite ignore": "train.on-nonfinite is 'ignore'; allowed: stop, skip, continue",
@@ -188,6 +191,10 @@ def test_our_errors_are_one_line_and_others_keep_their_traceback(capsys):
         tiny("--train.steps", "0")
     assert ended.value.code == 2
     assert capsys.readouterr().err == ("error: train.steps is 0; allowed: an integer >= 1\n")
+    with pytest.raises(SystemExit), one_line_errors():
+        import_package("not_there", "this test")
+    wanted = "error: this test needs the package not_there; run: pip install not_there\n"
+    assert capsys.readouterr().err == wanted
     with pytest.raises(TypeError), one_line_errors():
         int([])
     with pytest.raises(ValueError, match="axis"), one_line_errors():
