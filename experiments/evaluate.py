@@ -267,7 +267,8 @@ def _data_config(config: EvaluateConfig, data: DataConfig, tokenizer: Tokenizer)
             # A file given for validation is read whole; these two have a split of their own.
             "valid_source": None if source in ("sotu", "abcdigits") else source,
             "tokenizer": tokenizer.name,
-            "alphabet": None if synthetic else getattr(tokenizer, "alphabet", None),
+            "alphabet": None if synthetic else tokenizer.settings.get("alphabet"),
+            "eos_token": tokenizer.settings.get("eos_token"),
             "packing": "stream" if synthetic else data.packing,
         }
     return dataclasses.replace(data, **changes)

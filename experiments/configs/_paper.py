@@ -15,7 +15,7 @@ from multiscreen_jax.train import ExperimentConfig, OptimConfig, TrainConfig, tr
 
 def multiscreen(size: str) -> ExperimentConfig:
     """Multiscreen of a size: learning rate 2^-4, no decay, no clipping."""
-    return _experiment(f"multiscreen-{size}", OptimConfig())
+    return _experiment(f"multiscreen-{size}", OptimConfig(), health_every=1000)
 
 
 def transformer(size: str, learning_rate: float) -> ExperimentConfig:

@@ -91,7 +91,8 @@ class TrainConfig:
     """Length, output, checkpoints and reports of a run."""
 
     steps: int = 1000
-    """Optimizer steps. A finished run continues when the same command asks for more."""
+    """Optimizer steps. A finished run continues when the same command asks for more; a cosine or
+    linear schedule then needs optim.decay-steps, as it had ended with the run."""
     output_dir: str = "runs/default"
     """Folder of metrics.jsonl, config.json, checkpoints and TensorBoard files."""
     seed: int = 0
@@ -143,10 +144,14 @@ class TrainConfig:
         for name in ("checkpoint_every", "keep_best", "evaluate_every", "health_every"):
             checks.integer(f"train.{name}", getattr(self, name), 0)
         checks.choice("train.on_nonfinite", self.on_nonfinite, ("stop", "skip", "continue"))
-        if self.profile_steps is not None:
-            first, last = self.profile_steps
-            if not 1 <= first <= last:
-                checks.refuse("train.profile_steps", self.profile_steps, "1 <= first <= last")
+        if self.keep_best and not self.evaluate_every:
+            checks.refuse("train.keep_best", self.keep_best, "0 where train.evaluate-every is 0")
+        prompts, traced = self.sample_prompts, self.profile_steps
+        if not isinstance(prompts, tuple) or not all(isinstance(text, str) for text in prompts):
+            checks.refuse("train.sample_prompts", prompts, "a tuple of strings")
+        pair = isinstance(traced, tuple) and [type(step) for step in traced] == [int, int]
+        if traced is not None and not (pair and 1 <= traced[0] <= traced[1]):
+            checks.refuse("train.profile_steps", traced, "two integers, 1 <= first <= last")
 
 
 @dataclass(frozen=True, kw_only=True)

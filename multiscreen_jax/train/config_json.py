@@ -111,10 +111,25 @@ def refuse_changes(
     }
     if changed:
         listed = "; ".join(
-            f"{checks.flag_name(name)} was {before!r}, now {after!r}"
+            f"{checks.flag_name(name)} was {before!r}, now {after!r}{_remedy(name, old, new)}"
             for name, (before, after) in changed.items()
         )
         raise ValueError(f"{where} was made with other settings: {listed}")
+
+
+def _remedy(name: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What to do when a schedule that ends with the run got another end by train.steps."""
+    if name != "optim.decay_steps" or not (_ends_with_run(old) and _ends_with_run(new)):
+        return ""
+    return (
+        f" (train.steps was {old['train']['steps']}, now {new['train']['steps']}, and a decaying "
+        f"schedule ends there; --optim.decay-steps {old['optim']['decay_steps']} keeps its end)"
+    )
+
+
+def _ends_with_run(values: dict[str, Any]) -> bool:
+    optim = values["optim"]
+    return optim["decay_steps"] == max(values["train"]["steps"], optim["warmup_steps"])
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

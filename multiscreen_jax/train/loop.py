@@ -19,7 +19,7 @@ from multiscreen_jax.train import checkpoint, config_json, metrics
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, resolved
 from multiscreen_jax.train.errors import NonFiniteLoss
-from multiscreen_jax.train.host_memory import keep_freed_memory
+from multiscreen_jax.train.host_memory import keep_freed_memory, runs_on_cpu
 from multiscreen_jax.train.progress import Reporter
 from multiscreen_jax.train.report import model_health, write_samples
 from multiscreen_jax.train.setup import Run, make_output_dir, prepare
@@ -49,7 +49,8 @@ def train(config: ExperimentConfig) -> Result:
     config = resolved(config)
     metrics.check(config.train)
     folder = make_output_dir(config.train.output_dir)
-    keep_freed_memory()
+    if runs_on_cpu():
+        keep_freed_memory()
     sizes = dataclasses.asdict(config.mesh)
     sharding.divide_cpu(sizes.pop("cpu_devices"))
     mesh = sharding.make_mesh(**sizes)
@@ -58,7 +59,7 @@ def train(config: ExperimentConfig) -> Result:
     try:
         with StopRequest() as stop, jax.set_mesh(mesh):
             run = prepare(config, mesh, checkpoints, reporter.say)
-            config_json.save(config, folder / CONFIG_FILE)
+            config_json.save(run.config, folder / CONFIG_FILE)
             result = _run(run, stop, reporter)
         if result.stopped_by is None:
             _report_end(run, result.record, reporter)  # on one device, outside the mesh
@@ -134,7 +135,7 @@ class _Collector:
     def __init__(self, run: Run, sinks: metrics.Sinks, reporter: Reporter) -> None:
         data, model = run.config.data, run.config.model
         self.record: dict[str, Any] = {}
-        self._settings = run.config.train
+        self._settings, self._checkpoints = run.config.train, run.checkpoints
         self._sinks, self._reporter = sinks, reporter
         self._tokens = data.batch_size * data.sequence_length
         # One forward and a backward of twice its cost.
@@ -166,7 +167,9 @@ class _Collector:
             return
         if self._settings.on_nonfinite == "stop":
             self._write(number, host, {})
-            raise NonFiniteLoss(_nonfinite_text(number, host, self._settings))
+            self._checkpoints.finish()
+            saved = checkpoint.steps_in(self._checkpoints.folder)
+            raise NonFiniteLoss(_nonfinite_text(number, host, saved))
         if self._settings.on_nonfinite == "skip":
             self.skipped += 1
             self._reporter.say(f"step {number} is not finite: its update is skipped")
@@ -214,11 +217,13 @@ def _traced_steps(settings: Any, start: int) -> range:
     return range(max(first, start + 1), min(last, settings.steps) + 1)
 
 
-def _nonfinite_text(number: int, host: Any, settings: Any) -> str:
-    values = ", ".join(f"{name} {float(host[name]):g}" for name in ("loss", "gradient_norm"))
+def _nonfinite_text(number: int, host: Any, saved: list[int]) -> str:
+    names = ("loss", "gradient_norm", "update_norm")
+    values = ", ".join(f"{name} {float(host[name]):g}" for name in names)
+    before = f"; the newest checkpoint is of step {saved[-1]}" if saved else ""
     return (
-        f"step {number} is not finite ({values}); the checkpoints in {settings.output_dir} are "
-        "from before it. Set train.on-nonfinite to skip or continue, or lower optim.learning-rate"
+        f"step {number} is not finite ({values}){before}. Set train.on-nonfinite to skip or "
+        "continue, or lower optim.learning-rate"
     )
 
 

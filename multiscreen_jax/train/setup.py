@@ -17,8 +17,8 @@ from multiscreen_jax.data import Pipeline, Tokenizer, open_pipeline
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.train import checkpoint, checks, config_json
 from multiscreen_jax.train.checkpoint import Checkpoints
-from multiscreen_jax.train.config import ExperimentConfig
-from multiscreen_jax.train.optimizer import make_optimizer, make_schedule
+from multiscreen_jax.train.config import ExperimentConfig, override
+from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
 from multiscreen_jax.train.state import TrainState, abstract_state, create_state
 from multiscreen_jax.train.step import make_train_step
 from multiscreen_jax.train.validation import Validation
@@ -58,12 +58,17 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
             config.model.vocab_size,
             f"at least {pipeline.vocab_size}, the tokens of data.tokenizer {config.data.tokenizer}",
         )
+    for name in ("dtype", "param_dtype"):
+        dtype = getattr(config.model, name)
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            checks.refuse(f"model.{name}", dtype, f"{dtype} with JAX_ENABLE_X64=1, else float32")
     prompts = [_prompt_tokens(pipeline.tokenizer, text) for text in config.train.sample_prompts]
-    model = build(config.model)
     optimizer = make_optimizer(config.optim, config.train.steps)
-    state, start, skipped = _restore_or_create(
-        config, model, optimizer, mesh, checkpoints, pipeline.fingerprint, say
+    state, start, skipped, trained_length = _restore_or_create(
+        config, optimizer, mesh, checkpoints, pipeline.fingerprint, say
     )
+    config = override(config, model={"trained_length": trained_length})
+    model = build(config.model)
     step = make_train_step(
         model,
         optimizer,
@@ -127,19 +132,26 @@ def _prompt_tokens(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
 
 def _restore_or_create(
     config: ExperimentConfig,
-    model: nn.Module,
     optimizer: Any,
     mesh: Mesh,
     checkpoints: Checkpoints,
     fingerprint: str,
     say: Say,
-) -> tuple[TrainState, int, int]:
-    """(state, steps taken, updates skipped) of the newest checkpoint or of a new run."""
+) -> tuple[TrainState, int, int, int]:
+    """Of the newest checkpoint or of a new run.
+
+    Returns:
+      The state, steps taken, updates skipped, and the longest length that its parameters were
+      trained at, by this run or the one it started from.
+    """
     now = config_json.to_dict(config)
+    model = build(config.model)
+    # Of a continued run the checkpoint knows the length that was inherited.
+    allowed = () if config.train.init_from is None else ("model.trained_length",)
 
     def check(run: dict[str, Any]) -> None:
         where = f"{checkpoints.folder / str(run['step'])}"
-        config_json.refuse_changes(run["config"], now, where)
+        config_json.refuse_changes(run["config"], now, where, allowed)
         if run["data_fingerprint"] != fingerprint:
             raise ValueError(f"{where} was made with other data: what data.source reads changed")
 
@@ -148,14 +160,22 @@ def _restore_or_create(
     if restored is not None:
         state, run = restored
         say(f"continues {checkpoints.folder.parent} after step {run['step']}")
-        return state, run["step"], run["skipped_updates"]
+        trained_length = run["config"]["model"]["trained_length"]
+        return state, run["step"], run["skipped_updates"], trained_length
+    length = config.data.sequence_length
     if config.train.init_from is not None:
-        return _inherit(config.train.init_from, now, abstract, say), 0, 0
-    return create_state(model, optimizer, mesh, config.train.seed), 0, 0
+        state, inherited = _inherit(config.train.init_from, now, abstract, say)
+        updates = int(update_count(state.optimizer_state))
+        rate = float(make_schedule(config.optim, config.train.steps)(updates))
+        say(f"the learning rate starts at {rate:g}, after {updates} inherited updates")
+        return state, 0, 0, max(length, inherited or 0)
+    return create_state(model, optimizer, mesh, config.train.seed), 0, 0, length
 
 
-def _inherit(path: str, now: dict[str, Any], abstract: TrainState, say: Say) -> TrainState:
-    """Parameters and optimizer state of another run; steps and data start from 0.
+def _inherit(
+    path: str, now: dict[str, Any], abstract: TrainState, say: Say
+) -> tuple[TrainState, int | None]:
+    """(parameters and optimizer state, trained length) of another run; steps and data start from 0.
 
     The optimizer's own count of updates comes along and is the schedule's position: there is no
     second warm-up.
@@ -171,12 +191,12 @@ def _inherit(path: str, now: dict[str, Any], abstract: TrainState, say: Say) -> 
     listed = ", ".join(
         f"{checks.flag_name(name)} {before} -> {after}"
         for name, (before, after) in changes.items()
-        if not name.startswith("train.")
+        if not name.startswith("train.") and name != "model.trained_length"
     )
     say(f"starts from {folder}" + (f" with {listed}" if listed else ""))
     state = checkpoint.read_state(folder, abstract)
     zero = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
-    return state.replace(step=zero)
+    return state.replace(step=zero), run["config"]["model"]["trained_length"]
 
 
 def _abstract_batch(pipeline: Pipeline, config: ExperimentConfig, where: NamedSharding) -> Any:

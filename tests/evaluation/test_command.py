@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import tokenizers
 
 from experiments.configs import tiny
 from experiments.evaluate import (
@@ -14,8 +16,11 @@ from experiments.evaluate import (
     PositionsConfig,
     RelevanceConfig,
     TextConfig,
+    _data_config,
     run,
 )
+from experiments.run_tokenizer import run_tokenizer
+from multiscreen_jax.data import DataConfig, open_pipeline
 from multiscreen_jax.train import override, train
 
 
@@ -48,6 +53,22 @@ def test_another_text_is_read_whole(finished, tmp_path):
     )
     assert record["tokens"] == 360  # 360 characters and the end, less the first
     assert record["source"] == str(text)
+
+
+def test_another_text_ends_its_documents_as_the_token_file_of_the_run(tmp_path):
+    words = {"<stop>": 0, "<other>": 1, "we": 2}
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<other>"))
+    library.save(str(tmp_path / "words.json"))
+    settings = {"dtype": "uint16", "vocab_size": 3, "tokenizer": "words.json"}
+    (tmp_path / "tokens.json").write_text(json.dumps({**settings, "eos_token": "<stop>"}))
+    np.full(100, 2, np.uint16).tofile(tmp_path / "tokens.bin")
+    (tmp_path / "book.txt").write_text("we")
+    data = DataConfig(source=str(tmp_path / "tokens.bin"), sequence_length=1, batch_size=1)
+    tokenizer = run_tokenizer(data)
+    config = EvaluateConfig(run="", data=TextConfig(str(tmp_path / "book.txt")))
+    other = open_pipeline(_data_config(config, data, tokenizer), "valid")
+    assert other.tokenizer.fingerprint == tokenizer.fingerprint
+    assert other.tokenizer.eos_id == 0
 
 
 def test_positions(finished, tmp_path):

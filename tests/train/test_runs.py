@@ -8,7 +8,7 @@ import pytest
 
 from multiscreen_jax import losses
 from multiscreen_jax.data import open_pipeline
-from multiscreen_jax.train import load_params, override, train
+from multiscreen_jax.train import config_json, load_params, train
 from multiscreen_jax.train import setup as run_setup
 from multiscreen_jax.train.checkpoint import steps_in
 from multiscreen_jax.train.optimizer import update_count
@@ -57,16 +57,12 @@ def test_the_best_and_the_last_checkpoint_are_kept(text, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Validation, "__call__", evaluate)
     options = ["--train.evaluate-every", "4", "--train.keep-best", "1", "--train.keep-last", "1"]
-    config = small.config(text, tmp_path, *options)
-    train(config)
+    train(small.config(text, tmp_path, *options))
     assert steps_in(tmp_path / "checkpoints") == [8, 12]
     logged = {
         r["step"]: r["validation_loss"] for r in small.records(tmp_path) if r["step"] % 4 == 0
     }
     assert logged == scripted
-    # A checkpoint that was not evaluated is never the best.
-    train(override(config, train={"steps": 13, "evaluate_every": 0}))
-    assert steps_in(tmp_path / "checkpoints") == [8, 13]
 
 
 def test_health_is_logged_with_its_step(evaluated):
@@ -111,9 +107,9 @@ def test_continued_pretraining_inherits_state_and_updates_the_trained_length(
     started = []
 
     def inherit(*arguments):
-        state = inherited(*arguments)
+        state, length = inherited(*arguments)
         started.append(jax.device_get(state))
-        return state
+        return state, length
 
     inherited = run_setup._inherit
     monkeypatch.setattr(run_setup, "_inherit", inherit)
@@ -127,7 +123,9 @@ def test_continued_pretraining_inherits_state_and_updates_the_trained_length(
         np.testing.assert_array_equal(got, wanted)
     # No second warm-up: the first step already runs at the peak.
     assert small.records(tmp_path)[0]["learning_rate"] == 2.0**-6
-    assert "data.sequence-length 16 -> 48" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "data.sequence-length 16 -> 48" in printed
+    assert "the learning rate starts at 0.015625, after 12 inherited updates" in printed
     _, model, config = load_params(tmp_path)
     assert model.config.trained_length == config.data.sequence_length == 48
     # The same command again continues the new run and does not start over.
@@ -136,3 +134,13 @@ def test_continued_pretraining_inherits_state_and_updates_the_trained_length(
     assert f"continues {tmp_path} after step 2" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"model\.num-layers was 2, now 3"):
         train(small.config(text, tmp_path / "other", *options, "--model.num-layers", "3"))
+
+
+def test_the_longest_trained_length_is_inherited(whole_run, text, tmp_path, capsys):
+    options = ["--train.init-from", str(whole_run[0]), "--data.sequence-length", "8"]
+    for steps in ("1", "2"):  # a new run, and its continuation
+        train(small.config(text, tmp_path, *options, "--train.steps", steps))
+        _, model, config = load_params(tmp_path)
+        assert (model.config.trained_length, config.data.sequence_length) == (16, 8)
+    assert config_json.load(tmp_path / "config.json") == config
+    assert "trained-length" not in capsys.readouterr().out

@@ -101,10 +101,16 @@ def poisoned(monkeypatch):
 def test_stop_names_the_step_and_keeps_the_last_good_checkpoint(poisoned, text, tmp_path):
     with pytest.raises(NonFiniteLoss, match="step 7 is not finite") as raised:
         train(small.config(text, tmp_path))
+    assert "update_norm nan); the newest checkpoint is of step 4. Set" in str(raised.value)
     assert raised.value.exit_code == 3
     assert steps_in(tmp_path / "checkpoints") == [4]
     assert small.records(tmp_path)[-1]["step"] == 7
     assert small.records(tmp_path)[-1]["loss"] == "nan"
+
+
+def test_stop_speaks_of_no_checkpoint_where_there_is_none(poisoned, text, tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"update_norm nan\)\. Set train.on-nonfinite"):
+        train(small.config(text, tmp_path, "--train.checkpoint-every", "0"))
 
 
 def test_skip_goes_on_and_counts(poisoned, text, tmp_path, capsys):
