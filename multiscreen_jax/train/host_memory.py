@@ -20,7 +20,7 @@ def runs_on_cpu() -> bool:
     That is when JAX_PLATFORMS is cpu, and otherwise when no accelerator's package is installed. A
     machine that has such a package and no accelerator counts as having one.
     """
-    if platforms := jax.config.jax_platforms:
+    if platforms := jax.config.values["jax_platforms"]:
         return platforms == "cpu"
     return not any(importlib.util.find_spec(name) for name in _ACCELERATORS)
 

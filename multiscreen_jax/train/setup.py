@@ -166,7 +166,7 @@ def _restore_or_create(
     if config.train.init_from is not None:
         state, inherited = _inherit(config.train.init_from, now, abstract, say)
         updates = int(update_count(state.optimizer_state))
-        rate = float(make_schedule(config.optim, config.train.steps)(updates))
+        rate = np.asarray(make_schedule(config.optim, config.train.steps)(updates)).item()
         say(f"the learning rate starts at {rate:g}, after {updates} inherited updates")
         return state, 0, 0, max(length, inherited or 0)
     return create_state(model, optimizer, mesh, config.train.seed), 0, 0, length
