@@ -1,8 +1,9 @@
-"""A small Multiscreen learns to write speeches, byte by byte, on two CPU cores in five minutes.
+"""A small Multiscreen learns to write speeches, byte by byte, on two CPU cores in minutes.
 
     python -m experiments.train quickstart --train.output-dir runs/quickstart
 
-Expected: QUICKSTART_EXPECTED
+Expected: 1.82 bits per byte on the validation split after 600 steps, where byte frequencies alone
+give 4.36; 186 s on two cores of a 2-core AMD EPYC virtual machine.
 """
 
 from multiscreen_jax.data import DataConfig
