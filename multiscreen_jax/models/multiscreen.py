@@ -29,7 +29,7 @@ from multiscreen_jax.mixers.screening import (
     write_screening_cache,
 )
 from multiscreen_jax.models import fields
-from multiscreen_jax.models.output import ModelOutput
+from multiscreen_jax.models.language_model import LanguageModel
 from pallas_kernels.common.dispatch import check_implementation
 from pallas_kernels.common.numerics import unit_norm
 
@@ -187,7 +187,7 @@ class ScreeningLayer(nn.Module):
         return x + mark_mixer_output(y).astype(x.dtype), written
 
 
-class Multiscreen(nn.Module):
+class Multiscreen(LanguageModel):
     """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
 
     config: MultiscreenConfig
@@ -198,26 +198,6 @@ class Multiscreen(nn.Module):
         self.layers = LayerStack(
             ScreeningLayer, {"config": c}, c.num_layers, c.remat, c.unroll_layers
         )
-
-    def __call__(
-        self,
-        tokens: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: ScreeningCache | None = None,
-    ) -> ModelOutput:
-        """Logits of every next token.
-
-        Args:
-            tokens: ids in [0, O).
-            segment_ids: documents of a packed row, from 1; 0 is padding.
-            cache: continue after what this cache holds (`init_cache`, or a former output's).
-
-        Returns:
-            logits [B, T, O] in `promote_types(dtype, float32)`, and the cache to continue with.
-        """
-        x, cache = self.trunk(tokens, segment_ids, cache)
-        logits = jnp.einsum("btd,od->bto", x, self.unembedding(), precision=self.config.precision)
-        return ModelOutput(logits=logits, cache=cache)
 
     def trunk(
         self,

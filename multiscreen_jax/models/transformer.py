@@ -29,7 +29,7 @@ from multiscreen_jax.mixers.attention import (
     write_attention_cache,
 )
 from multiscreen_jax.models import fields
-from multiscreen_jax.models.output import ModelOutput
+from multiscreen_jax.models.language_model import LanguageModel
 
 PRESETS: dict[str, dict[str, int]] = {
     "8m": {"num_layers": 6, "num_heads": 4, "model_dim": 128},
@@ -209,7 +209,7 @@ class TransformerLayer(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x)).astype(x.dtype), written
 
 
-class Transformer(nn.Module):
+class Transformer(LanguageModel):
     """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
 
     config: TransformerConfig
@@ -225,32 +225,6 @@ class Transformer(nn.Module):
         self.final_norm = RMSNorm(
             c.norm_eps, jnp.dtype(c.dtype), jnp.dtype(c.param_dtype), gain=c.final_norm_gain
         )
-
-    def __call__(
-        self,
-        tokens: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: AttentionCache | None = None,
-    ) -> ModelOutput:
-        """Logits of every next token.
-
-        Args:
-            tokens: ids in [0, O).
-            segment_ids: documents of a packed row, from 1; 0 is padding.
-            cache: continue after what this cache holds (`init_cache`, or a former output's).
-
-        Returns:
-            logits [B, T, O] in `promote_types(dtype, float32)`, and the cache to continue with.
-        """
-        x, cache = self.trunk(tokens, segment_ids, cache)
-        logits = jnp.einsum(
-            "btd,od->bto",
-            x,
-            self.unembedding(),
-            precision=self.config.precision,
-            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-        )
-        return ModelOutput(logits=logits, cache=cache)
 
     def trunk(
         self,

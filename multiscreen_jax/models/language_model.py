@@ -1,0 +1,53 @@
+"""What every architecture shares: tokens in, logits out."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from multiscreen_jax.models.output import ModelOutput
+
+
+class LanguageModel(nn.Module):
+    """A decoder whose logits are `trunk` times `unembedding`, transposed.
+
+    An architecture adds `config`, `trunk`, `unembedding` and `init_cache`. The loss and generation
+    use those two halves apart, so that logits are made only where they are needed.
+    """
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: Any = None,
+    ) -> ModelOutput:
+        """Logits of every next token.
+
+        Args:
+            tokens: ids in [0, O).
+            segment_ids: documents of a packed row, from 1; 0 is padding.
+            cache: continue after what this cache holds (`init_cache`, or a former output's).
+
+        Returns:
+            logits [B, T, O] in `promote_types(dtype, float32)`, and the cache to continue with.
+        """
+        x, cache = self.trunk(tokens, segment_ids, cache)
+        logits = jnp.einsum(
+            "btd,od->bto",
+            x,
+            self.unembedding(),
+            precision=self.config.precision,
+            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+        )
+        return ModelOutput(logits=logits, cache=cache)
+
+    def trunk(
+        self, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None, cache: Any
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Everything before the output projection, and the new cache."""
+        raise NotImplementedError(f"{type(self).__name__} does not define trunk")
+
+    def unembedding(self) -> Float[Array, "O D"]:
+        """The rows whose products with the trunk's output are the logits."""
+        raise NotImplementedError(f"{type(self).__name__} does not define unembedding")
