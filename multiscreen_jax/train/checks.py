@@ -57,9 +57,3 @@ def choice(path: str, given: Any, allowed: Sequence[str]) -> None:
     """One of a few words."""
     if given not in allowed:
         refuse(path, given, ", ".join(allowed))
-
-
-def boolean(path: str, given: Any) -> None:
-    """True or False."""
-    if not isinstance(given, bool):
-        refuse(path, given, "True or False")

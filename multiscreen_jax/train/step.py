@@ -1,4 +1,4 @@
-"""One training step and one evaluation step, as pure functions to be jitted."""
+"""One training step, as a pure function to be jitted."""
 
 from collections.abc import Callable
 from typing import Any
@@ -79,14 +79,5 @@ def make_train_step(
             old = state.replace(step=new.step)
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         return new, {**metrics, "finite": finite}
-
-    return step
-
-
-def make_evaluation_step(model: nn.Module) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
-    """step(params, batch) -> (sum of the losses in nats, sum of the weights)."""
-
-    def step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return losses.loss_sum(model, params, batch)
 
     return step
