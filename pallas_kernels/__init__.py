@@ -5,6 +5,7 @@ form, the oracle), `chunked` (matmuls inside blocks, linear memory, fast everywh
 they exist, Pallas kernels for TPU and GPU. This package imports jax and numpy only.
 """
 
+from pallas_kernels.common.dispatch import interpret_kernels
 from pallas_kernels.screening import screening
 
-__all__ = ["screening"]
+__all__ = ["interpret_kernels", "screening"]

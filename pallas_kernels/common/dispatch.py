@@ -1,13 +1,47 @@
-"""Which implementation of an op runs.
+"""Which implementation of an op runs, and whether kernels are compiled or interpreted.
 
 `implementation` is a name, a sequence of names tried in order, or None for the default. A name
 never falls back: if it cannot run here it raises `NotImplementedError` with the reason.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import jax
+
 IMPLEMENTATIONS = ("reference", "chunked", "pallas_tpu", "pallas_gpu")
+# The kernels first; what they do not support (an odd key dimension, say) the XLA form does.
+_DEFAULTS = {"tpu": ("pallas_tpu", "chunked"), "gpu": ("pallas_gpu", "chunked")}
+_KERNEL_PLATFORMS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
+
+# Part of jit's cache key: a function traced outside the context is traced anew inside it.
+_interpretation = jax.make_user_context(default_value=False)
+
+
+def interpret_kernels(params: Any = True) -> AbstractContextManager[None]:
+    """Run "pallas_tpu" and "pallas_gpu" by interpretation, for tests and debugging on a CPU.
+
+    Args:
+        params: True, or `pltpu.InterpretParams(...)`, which simulates a TPU's memories and finds
+            races (TPU kernels only).
+    """
+    return _interpretation(params)
+
+
+def interpretation() -> Any:
+    """What to pass to `pallas_call(interpret=...)`."""
+    return _interpretation.value
+
+
+def platform() -> str:
+    """Where an op called now will run, "cpu", "gpu" or "tpu": the mesh's devices if a mesh is set,
+    else the default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        device = jax.config.jax_default_device
+    name = jax.default_backend() if device is None else getattr(device, "platform", device)
+    return "gpu" if name in ("cuda", "rocm") else name
 
 
 def check_implementation(implementation: str | Sequence[str] | None) -> None:
@@ -18,6 +52,14 @@ def check_implementation(implementation: str | Sequence[str] | None) -> None:
             raise ValueError(
                 f"implementation must be None or among {IMPLEMENTATIONS}, got {name!r}"
             )
+
+
+def candidates(implementation: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names to try, in order; None becomes the kernel of this platform and "chunked"."""
+    check_implementation(implementation)
+    if implementation is None:
+        return _DEFAULTS.get(platform(), ("chunked",))
+    return (implementation,) if isinstance(implementation, str) else tuple(implementation)
 
 
 def run(
@@ -33,18 +75,25 @@ def run(
         op: the op's name, for messages.
         available: name -> function. A function says that it does not support its arguments by
             raising NotImplementedError; only that moves on to the next name of a sequence.
-        implementation: as above; None means "chunked", which runs everywhere.
+        implementation: as above; None is the kernel on a TPU or GPU, and "chunked" where there is
+            none or it does not support the arguments.
     """
-    check_implementation(implementation)
-    if implementation is None:
-        implementation = "chunked"
-    names = [implementation] if isinstance(implementation, str) else list(implementation)
     reasons = []
-    for name in names:
+    for name in candidates(implementation):
         try:
             if name not in available:
                 raise NotImplementedError(f"only {', '.join(available)} exist")
+            _check_platform(name)
             return available[name](*args, **kwargs)
         except NotImplementedError as error:
             reasons.append(f"{name}: {error}")
     raise NotImplementedError(f"{op} has no usable implementation; {'; '.join(reasons)}")
+
+
+def _check_platform(name: str) -> None:
+    needed = _KERNEL_PLATFORMS.get(name)
+    if needed not in (None, platform()) and not interpretation():
+        raise NotImplementedError(
+            f"compiled for a {needed.upper()}, and this is a {platform().upper()}; "
+            "pallas_kernels.interpret_kernels() runs it anywhere, slowly"
+        )
