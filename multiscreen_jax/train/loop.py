@@ -21,7 +21,7 @@ from multiscreen_jax.train.config import ExperimentConfig, resolved
 from multiscreen_jax.train.errors import NonFiniteLoss
 from multiscreen_jax.train.host_memory import keep_freed_memory, runs_on_cpu
 from multiscreen_jax.train.progress import Reporter
-from multiscreen_jax.train.report import model_health, write_samples
+from multiscreen_jax.train.report import model_health, write_environment, write_samples
 from multiscreen_jax.train.setup import Run, make_output_dir, prepare
 from multiscreen_jax.train.signals import StopRequest
 
@@ -60,6 +60,7 @@ def train(config: ExperimentConfig) -> Result:
         with StopRequest() as stop, jax.set_mesh(mesh):
             run = prepare(config, mesh, checkpoints, reporter.say)
             config_json.save(run.config, folder / CONFIG_FILE)
+            write_environment(run)
             result = _run(run, stop, reporter)
         if result.stopped_by is None:
             _report_end(run, result.record, reporter)  # on one device, outside the mesh

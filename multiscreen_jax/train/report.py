@@ -1,5 +1,6 @@
-"""What a run says about its model besides the loss: screening health, samples and pictures."""
+"""What a run says besides the loss: its environment, screening health, samples and pictures."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,21 @@ from multiscreen_jax.models import Multiscreen
 
 # Relevance maps of a longer text have more points than a screen has pixels for.
 _PICTURE_TOKENS = 96
+
+
+def write_environment(run: Any) -> None:
+    """Appends a line to OUTPUT/environment.jsonl: where and how the run goes on from this step."""
+    device = jax.devices()[0]
+    record = {
+        "start": run.start,
+        "jax": jax.__version__,
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "platform": device.platform,
+        "mesh": dict(run.mesh.shape),
+        "implementations": {op: sorted(names) for op, names in run.implementations.items()},
+    }
+    with (Path(run.config.train.output_dir) / "environment.jsonl").open("a") as stream:
+        stream.write(json.dumps(record) + "\n")
 
 
 def model_health(model: Any, params: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, updat
 from multiscreen_jax.train.state import TrainState, abstract_state, create_state
 from multiscreen_jax.train.step import make_train_step
 from multiscreen_jax.train.validation import Validation
+from pallas_kernels.common.dispatch import record_choices
 
 Say = Callable[[str], None]
 
@@ -41,6 +42,7 @@ class Run:
     start: int
     skipped: int
     step: Callable | None
+    implementations: dict[str, set[str]]  # of every op in the step
     batch_sharding: NamedSharding
 
 
@@ -80,9 +82,10 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     validation = None
     if config.train.evaluate_every:
         validation = Validation(model, _open(config, "valid"), config.train.evaluate_batches, where)
-    compiled = None  # a finished run has no step to make
+    compiled, implementations = None, {}  # a finished run has no step to make
     if start < config.train.steps:
-        compiled = _compile(step, state, _abstract_batch(pipeline, config, where), mesh, say)
+        with record_choices() as implementations:
+            compiled = _compile(step, state, _abstract_batch(pipeline, config, where), mesh, say)
     return Run(
         config=config,
         model=model,
@@ -95,6 +98,7 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
         start=start,
         skipped=skipped,
         step=compiled,
+        implementations=implementations,
         batch_sharding=where,
     )
 

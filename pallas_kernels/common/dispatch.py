@@ -4,8 +4,9 @@
 never falls back: if it cannot run here it raises `NotImplementedError` with the reason.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ _KERNEL_PLATFORMS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
 
 # Part of jit's cache key: a function traced outside the context is traced anew inside it.
 _interpretation = jax.make_user_context(default_value=False)
+_choices: ContextVar[dict[str, set[str]] | None] = ContextVar("choices", default=None)
 
 
 def interpret_kernels(params: Any = True) -> AbstractContextManager[None]:
@@ -42,6 +44,17 @@ def platform() -> str:
         device = jax.config.jax_default_device
     name = jax.default_backend() if device is None else getattr(device, "platform", device)
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+@contextmanager
+def record_choices() -> Iterator[dict[str, set[str]]]:
+    """The implementations that ran, op by op, in functions called or traced in this context."""
+    choices: dict[str, set[str]] = {}
+    token = _choices.set(choices)
+    try:
+        yield choices
+    finally:
+        _choices.reset(token)
 
 
 def check_implementation(implementation: str | Sequence[str] | None) -> None:
@@ -84,9 +97,13 @@ def run(
             if name not in available:
                 raise NotImplementedError(f"only {', '.join(available)} exist")
             _check_platform(name)
-            return available[name](*args, **kwargs)
+            result = available[name](*args, **kwargs)
         except NotImplementedError as error:
             reasons.append(f"{name}: {error}")
+        else:
+            if (choices := _choices.get()) is not None:
+                choices.setdefault(op, set()).add(name)
+            return result
     raise NotImplementedError(f"{op} has no usable implementation; {'; '.join(reasons)}")
 
 

@@ -1,12 +1,14 @@
 """The public screening op."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
+from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.screening.chunked import screening_chunked
 from pallas_kernels.screening.reference import screening_reference
 
@@ -49,6 +51,8 @@ def screening(
         [B, T, H, V] in the dtype of v. Similarities, trim, mask and sums are in
         `promote_types(dtype, float32)`. Differentiable (reverse mode) in q, k, v, window, width.
 
+    Under a mesh (`jax.set_mesh`) every device computes its own rows and heads.
+
     Cost: "chunked" visits only blocks of keys inside each head's window: about
     sum_h min(window_h, T / 2) * T pairs at 2 (K + V) FLOPs, memory linear in T. "reference" visits
     and holds all H T^2.
@@ -58,9 +62,9 @@ def screening(
         segment_ids = jnp.asarray(segment_ids)
     _check(q, k, v, window, width, segment_ids)
     kwargs = {} if implementation == "reference" or precision is None else {"precision": precision}
-    return dispatch.run(
-        "screening", _AVAILABLE, implementation, q, k, v, window, width, segment_ids, **kwargs
-    )
+    op = partial(dispatch.run, "screening", _AVAILABLE, implementation, **kwargs)
+    in_axes = ("b.h.", "b.h.", "b.h.", "h", "h", "b.")
+    return shard_op(op, in_axes, "b.h.", q, k, v, window, width, segment_ids)
 
 
 def _check(q, k, v, window, width, segment_ids) -> None:

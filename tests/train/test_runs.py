@@ -1,5 +1,6 @@
 """What a run writes: validation, best checkpoints, health, samples; and continued pretraining."""
 
+import json
 import math
 
 import jax
@@ -63,6 +64,18 @@ def test_the_best_and_the_last_checkpoint_are_kept(text, tmp_path, monkeypatch):
         r["step"]: r["validation_loss"] for r in small.records(tmp_path) if r["step"] % 4 == 0
     }
     assert logged == scripted
+
+
+def test_what_the_run_ran_on_is_recorded_at_every_start(evaluated, text, tmp_path):
+    (line,) = (evaluated / "environment.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["implementations"] == {"screening": ["chunked"]}
+    assert record["platform"] == "cpu"
+    assert record["devices"].startswith("1 x ")
+    for steps in ("2", "4"):
+        train(small.config(text, tmp_path, "--train.steps", steps))
+    lines = (tmp_path / "environment.jsonl").read_text().splitlines()
+    assert [json.loads(line)["start"] for line in lines] == [0, 2]
 
 
 def test_health_is_logged_with_its_step(evaluated):

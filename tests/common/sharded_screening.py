@@ -1,0 +1,50 @@
+"""`python -m tests.common.sharded_screening IMPLEMENTATION`: the op on eight devices and on one.
+
+Ends with an error unless values and all gradients agree under every mesh, and prints what the
+compiled program exchanges between devices.
+"""
+
+import re
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from multiscreen_jax.sharding import make_mesh
+from pallas_kernels import interpret_kernels, screening
+from tests.screening.test_chunked import make_inputs, make_segments
+
+# data, fsdp, seq, model. Heads are 4 and rows 4: eight do not divide either of them.
+MESHES = [(2, 2, 1, 2), (1, 4, 1, 2), (1, 2, 1, 4), (4, 1, 2, 1), (1, 1, 1, 8), (8, 1, 1, 1)]
+_COLLECTIVE = r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\("
+
+
+def main(implementation: str) -> None:
+    inputs = make_inputs(
+        70, windows=(1.5, 17, 30, np.inf), batch=4, key_dim=16, value_dim=32, dtype=np.float32
+    )
+    *inputs, cotangent = (jnp.asarray(x) for x in inputs)
+    segments = jnp.asarray(make_segments(200, 4)[:, :70])
+    op = partial(screening, implementation=implementation)
+
+    def loss(*x):
+        return jnp.sum(op(*x, segments) * cotangent)
+
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)))
+    expected = jax.device_get(step(*inputs))
+    for sizes in MESHES:
+        with jax.set_mesh(make_mesh(*sizes)):
+            text = step.lower(*inputs).compile().as_text()
+            print(sizes, *sorted(set(re.findall(_COLLECTIVE, text))))
+            got = jax.device_get(step(*inputs))
+            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+            eager = op(*inputs, segments)
+            np.testing.assert_allclose(eager, jax.jit(op)(*inputs, segments), rtol=0, atol=1e-6)
+
+
+if __name__ == "__main__":
+    with interpret_kernels():
+        main(sys.argv[1])

@@ -1,0 +1,39 @@
+"""Ops under meshes of eight devices against one device."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.common.sharding import shard_op
+
+
+@pytest.mark.parametrize("implementation", ["chunked"])
+def test_screening_and_its_gradients_are_divided_over_rows_and_heads(implementation):
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.common.sharded_screening", implementation],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert len(ended.stdout.splitlines()) == 6
+    # Sums of the loss and of the gradients of windows and widths; no activation is gathered.
+    assert "all-reduce" in ended.stdout
+    assert "gather" not in ended.stdout
+    assert "all-to-all" not in ended.stdout
+
+
+def test_without_a_mesh_the_op_itself_is_called():
+    x = jnp.arange(6.0).reshape(2, 3)
+    text = str(jax.make_jaxpr(lambda x: shard_op(jnp.negative, ("bh",), "bh", x))(x))
+    assert "shard_map" not in text
+    np.testing.assert_array_equal(shard_op(jnp.negative, ("bh",), "bh", x), -x)
