@@ -7,7 +7,7 @@ its best figure counts; ours runs as it is. Examples:
     python -m experiments.bench.training_step
     python -m experiments.bench.training_step --lengths 1024 --threads 2 --name two_threads
     python -m experiments.bench.training_step --dieod ~/multiscreen-pytorch --compiled
-    python -m experiments.bench.training_step --lengths --ours-lengths 16384 --remat full
+    python -m experiments.bench.training_step --lengths --ours-lengths 16384 --remat none
 """
 
 import dataclasses
@@ -48,8 +48,9 @@ class TrainingStepBench:
         ours_lengths: further lengths, for ours alone.
         psi: size of the model: psi layers of psi tiles, model dimension psi^2.
         vocab_size: tokens in the vocabulary.
-        remat: what our backward pass keeps. On CPUs keeping nothing is fastest: activations that
-            are kept do not fit in the caches, and their pages are new in every step.
+        remat: what our backward pass keeps. On CPUs keeping each layer's input and what its
+            screening returned is fastest: more activations would not fit in the caches, and their
+            pages are new in every step.
         dieod: checkout of dieOD/multiscreen-pytorch to compare with.
         hf: checkout of kuroganegames/Multiscreen-HF to compare with.
         exveria: checkout of exveria1015/screening-is-enough-pytorch to compare with.
@@ -66,7 +67,7 @@ class TrainingStepBench:
     ours_lengths: tuple[int, ...] = ()
     psi: int = 8
     vocab_size: int = 256
-    remat: str = "full"
+    remat: str = "mixer"
     dieod: Path | None = None
     hf: Path | None = None
     exveria: Path | None = None

@@ -29,7 +29,11 @@ def check_remat(remat: str) -> None:
 
 
 def mark_mixer_output(x: Array) -> Array:
-    """Name a mixer's output, so that the remat policy "mixer" keeps it and recomputes the rest."""
+    """Name what mixes tokens, so that the remat policy "mixer" keeps it and recomputes the rest.
+
+    A mixer may name what its op returns instead of its last projection: the backward pass needs
+    the first and can do without the second.
+    """
     return checkpoint_name(x, "mixer_output")
 
 
@@ -50,7 +54,7 @@ class LayerStack(nn.Module):
       none    keep every activation
       full    keep each block's input, recompute the block
       dots    keep the results of the weight matmuls, recompute the rest
-      mixer   keep each block's input and the mixer's output (see `mark_mixer_output`)
+      mixer   keep each block's input and what its mixer named (see `mark_mixer_output`)
 
     Attributes:
         block_class: the module class of one block.

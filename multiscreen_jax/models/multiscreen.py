@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from multiscreen_jax.cache import check_rows, place
 from multiscreen_jax.layers.embedding import check_tokens, lookup
 from multiscreen_jax.layers.positions import POSITION_RULES, document_positions
-from multiscreen_jax.layers.stack import LayerStack, check_remat, mark_mixer_output
+from multiscreen_jax.layers.stack import LayerStack, check_remat
 from multiscreen_jax.mixers.screening import (
     CachedTiles,
     ScreeningCache,
@@ -55,7 +55,8 @@ class MultiscreenConfig:
             one optimiser step turns a row: 0.1 is the paper's, small batches learn faster with 1.
         dtype, param_dtype: of the projections, and of the parameters.
         precision: of all products: None (the backend's default), "default", "high", "highest".
-        remat: what the backward pass keeps, see `layers.stack.LayerStack`.
+        remat: what the backward pass keeps, see `layers.stack.LayerStack`. On CPUs "mixer" is the
+            fastest: it keeps what screening returns, which is then not computed a second time.
         unroll_layers: run layers in a Python loop, for debugging.
         implementation: of the screening op, see `pallas_kernels.screening`.
     """
@@ -184,7 +185,7 @@ class ScreeningLayer(nn.Module):
         cached = None if cache is None else CachedTiles(cache, chunk, segment_ids, *rings)
         self.sow("intermediates", "residual", x, reduce_fn=lambda _, new: new)
         y, written = self.tiles(x, segment_ids, positions, cached)
-        return x + mark_mixer_output(y).astype(x.dtype), written
+        return x + y.astype(x.dtype), written
 
 
 class Multiscreen(LanguageModel):

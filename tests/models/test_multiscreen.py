@@ -286,6 +286,23 @@ def test_remat_changes_nothing(remat):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_remat_mixer_keeps_what_screening_returns():
+    """So the backward pass does not screen again; it keeps nothing else beyond "full"."""
+    tokens = random_tokens(65)
+
+    def kept(remat):
+        model, params = small_model(remat=remat)
+
+        def residuals(params):
+            return jax.vjp(lambda p: mj.losses.next_token(model, p, {"tokens": tokens}), params)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(residuals, params))
+        return sum(leaf.size for leaf in leaves), model.config
+
+    (mixer, config), (full, _) = kept("mixer"), kept("full")
+    assert mixer - full == 64 * config.num_layers * config.num_heads * config.value_dim
+
+
 def test_unrolled_layers_are_the_same_function():
     model, params = small_model()
     unrolled, _ = small_model(unroll_layers=True)
