@@ -1,0 +1,2 @@
+def screening_decode_tpu(*args, **kwargs):
+    raise NotImplementedError("soon")

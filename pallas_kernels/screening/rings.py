@@ -1,0 +1,52 @@
+"""What the decode forms share: where a ring's slots lie in a row, and the mask at a distance.
+
+Elementwise code without division, so that it runs inside kernels for TPU and GPU alike.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+MAX_QUERIES = 8  # per call of a kernel: longer chunks are matrix products, which XLA does well
+
+
+def ring_head(length: Int[Array, ""], size: Int[Array, ""]) -> Int[Array, ""]:
+    """Slot of the newest position; an empty row's is slot 0."""
+    return jax.lax.rem(jnp.maximum(length - 1, 0), size)
+
+
+def slot_positions(
+    slot: Int[Array, "..."], length: Int[Array, ""], size: Int[Array, ""], head: Int[Array, ""]
+) -> Int[Array, "..."]:
+    """Newest position written to each slot of [0, size), negative if there is none."""
+    age = jnp.where(slot <= head, head - slot, head - slot + size)
+    return length - 1 - age
+
+
+def readable(
+    slot: Int[Array, "..."],
+    position: Int[Array, "..."],
+    query: Int[Array, "..."],
+    live: Int[Array, ""],
+    start: Int[Array, ""],
+    window: Float[Array, ""],
+) -> tuple[Bool[Array, "..."], Float[Array, "..."]]:
+    """(whether the query may read the slot, the distance) for a ring's first `live` slots."""
+    distance = (query - position).astype(jnp.float32)
+    own = (slot >= 0) & (slot < live) & (position >= start)
+    return own & (distance < window) & (query >= 0), distance
+
+
+def half_cosine(distance: Float[Array, "..."], window: Float[Array, "..."]) -> Float[Array, "..."]:
+    """(1 + cos(pi d / w)) / 2 for 0 <= d < w, to 1e-7.
+
+    As (1 - sin y) / 2 with |y| <= pi / 2, where a short series does: the cosine of a GPU's library
+    has a slow path for large angles that takes stack memory.
+    """
+    y = jnp.pi * (distance / window - 0.5)
+    y2 = y * y
+    series = 1 + y2 * (
+        -1 / 6
+        + y2 * (1 / 120 + y2 * (-1 / 5040 + y2 * (1 / 362880 + y2 * (-1 / 39916800 + y2 / 6.2270208e9))))
+    )
+    return 0.5 - 0.5 * y * series
