@@ -4,7 +4,7 @@ Each tile's part of the flat buffer is dealt out in runs of 128 slots to many pr
 are added afterwards in a fixed order. Loads are masked row by row, and a lane that is switched off
 moves no bytes: a key's row is read only if its block's summary may hold an accepted key, and a
 value's row only if its own key is accepted. Products are in float32 on the ordinary units: with
-one to eight queries a tensor core would mostly multiply padding, and rounds.
+one to four queries a tensor core would mostly multiply padding, and rounds.
 """
 
 import functools
@@ -53,7 +53,7 @@ def screening_decode_gpu(
 ) -> Float[Array, "B T H V"]:
     """`screening_decode` in a Triton kernel; products are in float32 whatever `precision` says.
 
-    NotImplementedError for float64, more than eight queries, and K or V that are no power of two.
+    NotImplementedError for float64, more than four queries, and K or V that are no power of two.
     """
     del precision
     h, _ = decode_and_count(

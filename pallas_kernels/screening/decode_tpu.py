@@ -1,2 +1,350 @@
-def screening_decode_tpu(*args, **kwargs):
-    raise NotImplementedError("soon")
+"""Decoding of screening tiles on a TPU: reads keys first, then accepted blocks of values.
+
+One program per row walks through all tiles, in spans of 4096 slots. The keys of a span, and the
+summaries of the span after it, are on their way from HBM while the span before is being computed.
+Every copy is made only if it is needed: 256 slots of keys if their summaries may hold an accepted
+key, 128 slots of values if some key among them is accepted.
+
+The buffers are read slots-minor, as [B, K, S] and [B, V, S]: that is how XLA keeps arrays with so
+few columns, so the transposes below move nothing. With slots along the lanes both products are
+elementwise float32 code plus one sum per tile; for a few queries that keeps up with the memory.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.common import dispatch
+from pallas_kernels.common.numerics import accumulation_dtype
+from pallas_kernels.screening.rings import (
+    MAX_QUERIES,
+    half_cosine,
+    readable,
+    ring_head,
+    slot_positions,
+)
+from pallas_kernels.screening.summaries import (
+    BLOCK_SLOTS,
+    BlockSummaries,
+    may_accept,
+    similarity_bound,
+)
+
+KEY_SLOTS = 256  # slots of one copy of keys
+VALUE_SLOTS = 128  # slots of one copy of values: one vector register wide
+_CHUNK = 1024  # slots whose similarities are computed at once
+_SPAN = 4096  # slots of one step: 128 summaries
+_LANES = 128
+_READS, _CHUNKS = _SPAN // KEY_SLOTS, _SPAN // _CHUNK
+_READS_PER_CHUNK = _CHUNK // KEY_SLOTS
+
+
+def screening_decode_tpu(
+    q: Float[Array, "B T H K"],
+    keys: Float[Array, "B S K"],
+    values: Float[Array, "B S V"],
+    positions: Int[Array, "B T"],
+    length: Int[Array, "B"],
+    start: Int[Array, "B"],
+    offset: Int[Array, "H"],
+    size: Int[Array, "H"],
+    window: Float[Array, "H"],
+    width: Float[Array, "H"],
+    *,
+    summaries: BlockSummaries | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> Float[Array, "B T H V"]:
+    """`screening_decode` in a Mosaic kernel; products are in float32 whatever `precision` says.
+
+    NotImplementedError for float64, more than four queries, K or V that are no multiple of 16, and
+    S that is no multiple of `KEY_SLOTS`: padding here would copy the whole cache.
+    """
+    del precision
+    h, _ = decode_and_count(
+        q, keys, values, positions, length, start, offset, size, window, width, summaries
+    )
+    return h
+
+
+def decode_and_count(
+    q, keys, values, positions, length, start, offset, size, window, width, summaries=None
+) -> tuple[Float[Array, "B T H V"], Int[Array, "B H 2"]]:
+    """(h, slots of keys and slots of values that were copied for each tile)."""
+    _check(q, keys, values)
+    batch, queries, heads, key_dim = q.shape
+    value_dim = values.shape[-1]
+    in_hbm = pl.BlockSpec(memory_space=pl.ANY)
+    buffers = [
+        pltpu.VMEM((2, key_dim, _SPAN), keys.dtype),
+        pltpu.VMEM((_CHUNK // VALUE_SLOTS, value_dim, VALUE_SLOTS), values.dtype),
+        pltpu.VMEM((queries, _CHUNK), jnp.float32),
+        pltpu.VMEM((queries, value_dim, VALUE_SLOTS), jnp.float32),
+        pltpu.SMEM((2, _READS), jnp.int32),
+        pltpu.SMEM((_CHUNK // VALUE_SLOTS,), jnp.int32),
+        pltpu.SemaphoreType.DMA((2,)),
+        pltpu.SemaphoreType.DMA((_CHUNK // VALUE_SLOTS,)),
+    ]
+    if summaries is not None:
+        buffers += [
+            pltpu.VMEM((2, key_dim, _LANES), keys.dtype),
+            pltpu.VMEM((2, key_dim, _LANES), keys.dtype),
+            pltpu.VMEM((2, 1, _LANES), jnp.float32),
+            pltpu.SemaphoreType.DMA((2,)),
+        ]
+    scalars = (
+        *(x.astype(jnp.int32) for x in (positions, length, start, offset, size)),
+        *(x.astype(jnp.float32) for x in (window, width)),
+    )
+    # Transposes of views: see the module's text.
+    arrays = [x.swapaxes(1, 2) for x in (keys, values, *(summaries or ()))]
+    h_bhvt, read_bh2 = pl.pallas_call(
+        functools.partial(_kernel, queries=queries, heads=heads, summarized=summaries is not None),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(batch,),
+            in_specs=[
+                pl.BlockSpec((1, heads, key_dim, queries), lambda b, *_: (b, 0, 0, 0)),
+                *(in_hbm for _ in arrays),
+            ],
+            out_specs=[
+                pl.BlockSpec((1, heads, value_dim, queries), lambda b, *_: (b, 0, 0, 0)),
+                pl.BlockSpec((1, heads, 2), lambda b, *_: (b, 0, 0), memory_space=pltpu.SMEM),
+            ],
+            scratch_shapes=buffers,
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((batch, heads, value_dim, queries), jnp.float32),
+            jax.ShapeDtypeStruct((batch, heads, 2), jnp.int32),
+        ],
+        interpret=dispatch.interpretation(),
+        name="screening_decode",
+    )(*scalars, q.astype(jnp.float32).transpose(0, 2, 3, 1), *arrays)
+    return h_bhvt.transpose(0, 3, 1, 2), read_bh2
+
+
+class _Step(NamedTuple):
+    """One span of one tile; `tile` is one past the last when there are no more."""
+
+    tile: Array
+    span: Array
+
+
+def _kernel(
+    positions_ref, length_ref, start_ref, offset_ref, size_ref, window_ref, width_ref,
+    q_ref, keys_ref, values_ref, *refs, queries, heads, summarized,
+):  # fmt: skip
+    if summarized:
+        summary_refs, refs = refs[:3], refs[3:]
+        *refs, lower_buffer, upper_buffer, radius_buffer, summary_done = refs
+        summary_buffers = (lower_buffer, upper_buffer, radius_buffer)
+    (
+        h_ref, read_ref, key_buffer, value_buffer, relevance_ref, sum_ref,
+        wanted_ref, accepted_ref, key_done, value_done,
+    ) = refs  # fmt: skip
+    row = pl.program_id(0)
+    length, start = length_ref[row], start_ref[row]
+
+    def live(tile):
+        return jnp.minimum(size_ref[tile], length)
+
+    def base(step):
+        return pl.multiple_of(
+            (jax.lax.div(offset_ref[step.tile], _SPAN) + step.span) * _SPAN, _SPAN
+        )
+
+    def spans(tile):
+        """At least one, so that every tile's result is written."""
+        end = offset_ref[tile] + jnp.maximum(live(tile), 1)
+        return jax.lax.div(end - 1, _SPAN) - jax.lax.div(offset_ref[tile], _SPAN) + 1
+
+    def following(step):
+        more = step.span + 1 < spans(jnp.minimum(step.tile, heads - 1))
+        return _Step(
+            jnp.where(more, step.tile, step.tile + 1), jnp.where(more, step.span + 1, 0)
+        )
+
+    def summary_copies(step, side):
+        first = pl.multiple_of(jax.lax.div(base(step), BLOCK_SLOTS), _LANES)
+        return [
+            pltpu.make_async_copy(
+                ref.at[row, :, pl.ds(first, _LANES)], buffer.at[side], summary_done.at[side]
+            )
+            for ref, buffer in zip(summary_refs, summary_buffers, strict=True)
+        ]
+
+    def key_copy(step, side, read):
+        first = pl.multiple_of(base(step) + read * KEY_SLOTS, KEY_SLOTS)
+        return pltpu.make_async_copy(
+            keys_ref.at[row, :, pl.ds(first, KEY_SLOTS)],
+            key_buffer.at[side, :, pl.ds(read * KEY_SLOTS, KEY_SLOTS)],
+            key_done.at[side],
+        )
+
+    def request_summaries(step, side):
+        if summarized:
+
+            @pl.when(step.tile < heads)
+            def _():
+                for copy in summary_copies(step, side):
+                    copy.start()
+
+    def request_keys(step, side):
+        """Start copying the step's keys, as far as the ring and the summaries want them."""
+        tile = step.tile
+
+        @pl.when(step.span == 0)
+        def _():
+            read_ref[0, tile, 0] = 0
+            read_ref[0, tile, 1] = 0
+
+        if summarized:
+            for copy in summary_copies(step, side):
+                copy.wait()
+            lower, upper, radius = (ref[side] for ref in summary_buffers)
+            may = jnp.zeros((1, _LANES), bool)
+            for t in range(queries):
+                q = q_ref[0, tile, :, t : t + 1]
+                bound = similarity_bound(q, lower, upper, radius, axis=0)
+                may |= may_accept(bound, width_ref[tile])
+            may = may.astype(jnp.float32)
+            lane = jax.lax.broadcasted_iota(jnp.int32, (1, _LANES), 1)
+        begin, end = offset_ref[tile], offset_ref[tile] + live(tile)
+        for read in range(_READS):
+            first = base(step) + read * KEY_SLOTS
+            wanted = (first < end) & (first + KEY_SLOTS > begin)
+            if summarized:
+                per_read = KEY_SLOTS // BLOCK_SLOTS
+                own = (lane >= read * per_read) & (lane < (read + 1) * per_read)
+                wanted &= jnp.max(jnp.where(own, may, 0)) > 0
+            wanted_ref[side, read] = wanted.astype(jnp.int32)
+
+            @pl.when(wanted)
+            def _(read=read):
+                key_copy(step, side, read).start()
+                read_ref[0, tile, 0] += KEY_SLOTS
+
+    def compute(step, side):
+        tile = step.tile
+
+        @pl.when(step.span == 0)
+        def _():
+            sum_ref[...] = jnp.zeros_like(sum_ref)
+
+        for read in range(_READS):
+
+            @pl.when(wanted_ref[side, read] != 0)
+            def _(read=read):
+                key_copy(step, side, read).wait()
+
+        for chunk in range(_CHUNKS):
+            wanted = [
+                wanted_ref[side, chunk * _READS_PER_CHUNK + i] for i in range(_READS_PER_CHUNK)
+            ]
+
+            @pl.when(functools.reduce(jnp.add, wanted) > 0)
+            def _(chunk=chunk, wanted=wanted):
+                screen_chunk(step, side, chunk, wanted)
+
+        @pl.when(step.span == spans(tile) - 1)
+        def _():
+            for t in range(queries):
+                h_ref[0, tile, :, t : t + 1] = jnp.sum(sum_ref[t], axis=1, keepdims=True)
+
+    def screen_chunk(step, side, chunk, wanted):
+        tile = step.tile
+        size, window, width = size_ref[tile], window_ref[tile], width_ref[tile]
+        lane = jax.lax.broadcasted_iota(jnp.int32, (1, _CHUNK), 1)
+        first = base(step) + chunk * _CHUNK
+        slot = first + lane - offset_ref[tile]
+        position = slot_positions(slot, length, size, ring_head(length, size))
+        k = key_buffer[side, :, pl.ds(chunk * _CHUNK, _CHUNK)].astype(jnp.float32)
+        # Parts of the buffer that no copy has filled hold anything.
+        here = functools.reduce(
+            lambda rest, i: jnp.where(lane < (i + 1) * KEY_SLOTS, wanted[i], rest),
+            reversed(range(_READS_PER_CHUNK - 1)),
+            jnp.full_like(lane, wanted[-1]),
+        )
+        accepted = jnp.zeros((1, _CHUNK), jnp.float32)
+        alphas, distances = [], []
+        for t in range(queries):
+            may_read, distance = readable(
+                slot, position, positions_ref[row, t], live(tile), start, window
+            )
+            s = jnp.sum(q_ref[0, tile, :, t : t + 1] * k, axis=0, keepdims=True)
+            trimmed = jnp.maximum(1 - (1 - s) / width, 0)
+            alphas.append(jnp.where(may_read & (here != 0), trimmed, 0))
+            distances.append(distance)
+            accepted = jnp.maximum(accepted, alphas[-1])
+
+        @pl.when(jnp.max(accepted) > 0)
+        def _():
+            for t, (alpha, distance) in enumerate(zip(alphas, distances, strict=True)):
+                weight = alpha * alpha * half_cosine(distance, window)
+                relevance_ref[t : t + 1, :] = jnp.where(alpha > 0, weight, 0)
+            copies = []
+            for i in range(_CHUNK // VALUE_SLOTS):
+                part = slice(i * VALUE_SLOTS, (i + 1) * VALUE_SLOTS)
+                at = pl.multiple_of(first + i * VALUE_SLOTS, VALUE_SLOTS)
+                copies.append(
+                    pltpu.make_async_copy(
+                        values_ref.at[row, :, pl.ds(at, VALUE_SLOTS)],
+                        value_buffer.at[i],
+                        value_done.at[i],
+                    )
+                )
+                some = jnp.max(accepted[:, part]) > 0
+                accepted_ref[i] = some.astype(jnp.int32)
+
+                @pl.when(some)
+                def _(i=i):
+                    copies[i].start()
+                    read_ref[0, tile, 1] += VALUE_SLOTS
+
+            for i in range(_CHUNK // VALUE_SLOTS):
+
+                @pl.when(accepted_ref[i] != 0)
+                def _(i=i):
+                    copies[i].wait()
+                    v = value_buffer[i].astype(jnp.float32)
+                    for t in range(queries):
+                        part = pl.ds(i * VALUE_SLOTS, VALUE_SLOTS)
+                        sum_ref[t] += relevance_ref[t : t + 1, part] * v
+
+    first = _Step(jnp.int32(0), jnp.int32(0))
+    request_summaries(first, 0)
+    request_keys(first, 0)
+    request_summaries(following(first), 1)
+
+    def advance(carry):
+        step, side = carry
+        upcoming = following(step)
+
+        @pl.when(upcoming.tile < heads)
+        def _():
+            request_keys(upcoming, 1 - side)
+            request_summaries(following(upcoming), side)
+
+        compute(step, side)
+        return upcoming, 1 - side
+
+    jax.lax.while_loop(lambda carry: carry[0].tile < heads, advance, (first, jnp.int32(0)))
+
+
+def _check(q, keys, values) -> None:
+    dtype = accumulation_dtype(q, keys, values)
+    if dtype != jnp.float32:
+        raise NotImplementedError(f"sums are in float32, these inputs need {dtype}")
+    if q.shape[1] > MAX_QUERIES:
+        raise NotImplementedError(f"at most {MAX_QUERIES} queries, got {q.shape[1]}")
+    for name, size in (("K", q.shape[-1]), ("V", values.shape[-1])):
+        if size % 16:
+            raise NotImplementedError(f"{name} must be a multiple of 16, got {size}")
+    if keys.shape[1] % KEY_SLOTS:
+        raise NotImplementedError(
+            f"S must be a multiple of {KEY_SLOTS}, got {keys.shape[1]}: make the buffer longer"
+        )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-MAX_QUERIES = 8  # per call of a kernel: longer chunks are matrix products, which XLA does well
+MAX_QUERIES = 4  # per call of a kernel: longer chunks are matrix products, which XLA does well
 
 
 def ring_head(length: Int[Array, ""], size: Int[Array, ""]) -> Int[Array, ""]:

@@ -33,7 +33,7 @@ CASES = (
     (1, jnp.bfloat16, 64, True),
     (1, jnp.float32, 64, True),
     (3, jnp.float32, 32, True),
-    (8, jnp.bfloat16, 64, True),
+    (4, jnp.bfloat16, 64, True),
 )
 _GPUS = {
     "sm_80": (
@@ -108,17 +108,16 @@ def registers(dump):
     """(registers, bytes of stack, bytes spilt) of the kernel, by the assembler's own report."""
     import triton
 
-    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    # The wheel's other assembler is too old for the PTX that XLA writes.
+    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas-blackwell"
     (ptx,) = [p for p in Path(dump).glob("*.ptx") if ".entry screening_decode" in p.read_text()]
-    target = re.search(r"\.target\s+(sm_\w+)", ptx.read_text()).group(1)
+    architecture = re.search(r"\.target\s+(sm_\w+)", ptx.read_text()).group(1)
     log = subprocess.run(
-        [assembler, "-v", f"-arch={target}", ptx, "-o", f"{dump}/kernel.cubin"],
+        [assembler, "-v", f"-arch={architecture}", ptx, "-o", f"{dump}/kernel.cubin"],
         capture_output=True, text=True, check=True,
     ).stderr  # fmt: skip
-    (entry,) = re.findall(r"'(screening_decode\w*)'.*?\n(.*?\n.*?\n.*?)Compile time", log, re.S)[:1]
-    text = entry[1]
-    spilt = sum(int(n) for n in re.findall(r"(\d+) bytes spill", text))
-    used, stack = (re.search(p, text) for p in (r"Used (\d+) registers", r"(\d+) bytes stack"))
+    spilt = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
+    used, stack = (re.search(p, log) for p in (r"Used (\d+) registers", r"(\d+) bytes stack"))
     return int(used.group(1)), int(stack.group(1)), spilt
 
 
