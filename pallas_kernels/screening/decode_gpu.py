@@ -67,7 +67,7 @@ def decode_and_count(
 ) -> tuple[Float[Array, "B T H V"], Int[Array, "B H 2"]]:
     """(h, rows of keys and rows of values that each tile's programs read)."""
     _check(q, keys, values)
-    batch, queries, heads, key_dim = q.shape
+    batch, queries, heads, _ = q.shape
     slots, value_dim = values.shape[1:]
     splits = min(_MOST_SPLITS, pl.cdiv(slots, RUN_SLOTS))
     partial = jax.ShapeDtypeStruct((batch, heads, splits, queries, value_dim), jnp.float32)

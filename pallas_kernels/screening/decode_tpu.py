@@ -40,7 +40,7 @@ VALUE_SLOTS = 128  # slots of one copy of values: one vector register wide
 _CHUNK = 1024  # slots whose similarities are computed at once
 _SPAN = 4096  # slots of one step: 128 summaries
 _LANES = 128
-_READS, _CHUNKS = _SPAN // KEY_SLOTS, _SPAN // _CHUNK
+_READS = _SPAN // KEY_SLOTS
 _READS_PER_CHUNK = _CHUNK // KEY_SLOTS
 
 
@@ -164,9 +164,7 @@ def _kernel(
 
     def following(step):
         more = step.span + 1 < spans(jnp.minimum(step.tile, heads - 1))
-        return _Step(
-            jnp.where(more, step.tile, step.tile + 1), jnp.where(more, step.span + 1, 0)
-        )
+        return _Step(jnp.where(more, step.tile, step.tile + 1), jnp.where(more, step.span + 1, 0))
 
     def summary_copies(step, side):
         first = pl.multiple_of(jax.lax.div(base(step), BLOCK_SLOTS), _LANES)
@@ -181,8 +179,28 @@ def _kernel(
         first = pl.multiple_of(base(step) + read * KEY_SLOTS, KEY_SLOTS)
         return pltpu.make_async_copy(
             keys_ref.at[row, :, pl.ds(first, KEY_SLOTS)],
-            key_buffer.at[side, :, pl.ds(read * KEY_SLOTS, KEY_SLOTS)],
+            key_buffer.at[side, :, pl.ds(pl.multiple_of(read * KEY_SLOTS, KEY_SLOTS), KEY_SLOTS)],
             key_done.at[side],
+        )
+
+    def in_chunk(part):
+        return pl.ds(pl.multiple_of(part * VALUE_SLOTS, VALUE_SLOTS), VALUE_SLOTS)
+
+    def value_copy(first, part):
+        at = pl.multiple_of(first + part * VALUE_SLOTS, VALUE_SLOTS)
+        return pltpu.make_async_copy(
+            values_ref.at[row, :, pl.ds(at, VALUE_SLOTS)],
+            value_buffer.at[part],
+            value_done.at[part],
+        )
+
+    def chunks_of(step):
+        """First and end of the chunks of the span that the ring's live part lies in."""
+        begin = offset_ref[step.tile] - base(step)
+        end = begin + live(step.tile)
+        return (
+            jax.lax.div(jnp.maximum(begin, 0), _CHUNK),
+            jax.lax.div(jnp.minimum(end, _SPAN) + _CHUNK - 1, _CHUNK),
         )
 
     def request_summaries(step, side):
@@ -214,7 +232,9 @@ def _kernel(
             may = may.astype(jnp.float32)
             lane = jax.lax.broadcasted_iota(jnp.int32, (1, _LANES), 1)
         begin, end = offset_ref[tile], offset_ref[tile] + live(tile)
-        for read in range(_READS):
+
+        @_each(chunks_of(step), _READS_PER_CHUNK)
+        def _(read):
             first = base(step) + read * KEY_SLOTS
             wanted = (first < end) & (first + KEY_SLOTS > begin)
             if summarized:
@@ -224,7 +244,7 @@ def _kernel(
             wanted_ref[side, read] = wanted.astype(jnp.int32)
 
             @pl.when(wanted)
-            def _(read=read):
+            def _():
                 key_copy(step, side, read).start()
                 read_ref[0, tile, 0] += KEY_SLOTS
 
@@ -235,19 +255,20 @@ def _kernel(
         def _():
             sum_ref[...] = jnp.zeros_like(sum_ref)
 
-        for read in range(_READS):
-
+        @_each(chunks_of(step), _READS_PER_CHUNK)
+        def _(read):
             @pl.when(wanted_ref[side, read] != 0)
-            def _(read=read):
+            def _():
                 key_copy(step, side, read).wait()
 
-        for chunk in range(_CHUNKS):
+        @_each(chunks_of(step))
+        def _(chunk):
             wanted = [
                 wanted_ref[side, chunk * _READS_PER_CHUNK + i] for i in range(_READS_PER_CHUNK)
             ]
 
             @pl.when(functools.reduce(jnp.add, wanted) > 0)
-            def _(chunk=chunk, wanted=wanted):
+            def _():
                 screen_chunk(step, side, chunk, wanted)
 
         @pl.when(step.span == spans(tile) - 1)
@@ -262,7 +283,8 @@ def _kernel(
         first = base(step) + chunk * _CHUNK
         slot = first + lane - offset_ref[tile]
         position = slot_positions(slot, length, size, ring_head(length, size))
-        k = key_buffer[side, :, pl.ds(chunk * _CHUNK, _CHUNK)].astype(jnp.float32)
+        in_buffer = pl.ds(pl.multiple_of(chunk * _CHUNK, _CHUNK), _CHUNK)
+        k = key_buffer[side, :, in_buffer].astype(jnp.float32)
         # Parts of the buffer that no copy has filled hold anything.
         here = functools.reduce(
             lambda rest, i: jnp.where(lane < (i + 1) * KEY_SLOTS, wanted[i], rest),
@@ -286,34 +308,25 @@ def _kernel(
             for t, (alpha, distance) in enumerate(zip(alphas, distances, strict=True)):
                 weight = alpha * alpha * half_cosine(distance, window)
                 relevance_ref[t : t + 1, :] = jnp.where(alpha > 0, weight, 0)
-            copies = []
-            for i in range(_CHUNK // VALUE_SLOTS):
-                part = slice(i * VALUE_SLOTS, (i + 1) * VALUE_SLOTS)
-                at = pl.multiple_of(first + i * VALUE_SLOTS, VALUE_SLOTS)
-                copies.append(
-                    pltpu.make_async_copy(
-                        values_ref.at[row, :, pl.ds(at, VALUE_SLOTS)],
-                        value_buffer.at[i],
-                        value_done.at[i],
-                    )
-                )
-                some = jnp.max(accepted[:, part]) > 0
-                accepted_ref[i] = some.astype(jnp.int32)
+
+            @_each((0, _CHUNK // VALUE_SLOTS))
+            def _(part):
+                some = jnp.max(relevance_ref[:, in_chunk(part)]) > 0
+                accepted_ref[part] = some.astype(jnp.int32)
 
                 @pl.when(some)
-                def _(i=i):
-                    copies[i].start()
+                def _():
+                    value_copy(first, part).start()
                     read_ref[0, tile, 1] += VALUE_SLOTS
 
-            for i in range(_CHUNK // VALUE_SLOTS):
-
-                @pl.when(accepted_ref[i] != 0)
-                def _(i=i):
-                    copies[i].wait()
-                    v = value_buffer[i].astype(jnp.float32)
+            @_each((0, _CHUNK // VALUE_SLOTS))
+            def _(part):
+                @pl.when(accepted_ref[part] != 0)
+                def _():
+                    value_copy(first, part).wait()
+                    v = value_buffer[part].astype(jnp.float32)
                     for t in range(queries):
-                        part = pl.ds(i * VALUE_SLOTS, VALUE_SLOTS)
-                        sum_ref[t] += relevance_ref[t : t + 1, part] * v
+                        sum_ref[t] += relevance_ref[t : t + 1, in_chunk(part)] * v
 
     first = _Step(jnp.int32(0), jnp.int32(0))
     request_summaries(first, 0)
@@ -333,6 +346,16 @@ def _kernel(
         return upcoming, 1 - side
 
     jax.lax.while_loop(lambda carry: carry[0].tile < heads, advance, (first, jnp.int32(0)))
+
+
+def _each(bounds, scale=1):
+    """Decorator that runs its function for every index in scale * [first, end)."""
+    first, end = bounds
+
+    def run(body):
+        jax.lax.fori_loop(first * scale, end * scale, lambda i, _: body(i), None)
+
+    return run
 
 
 def _check(q, keys, values) -> None:

@@ -30,7 +30,6 @@ they matter to no key, because 1 - s rounds to one for |s| < u / 2 and one is ne
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 

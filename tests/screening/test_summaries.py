@@ -1,0 +1,135 @@
+"""Summaries of key blocks: bounds that hold in floating point, whatever was written and when."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels.screening.decode import ring_slots
+from pallas_kernels.screening.reference import trim
+from pallas_kernels.screening.summaries import (
+    BLOCK_SLOTS,
+    may_accept,
+    similarity_bound,
+    summarize,
+    update_summaries,
+)
+from tests.screening.decode_cases import unit
+
+_BLOCKS = 4
+
+
+def _similarities(q, keys):
+    """[orders, S] in float32: sums in both directions, pairwise, and by XLA."""
+    products = q[None] * keys
+    forward = backward = np.zeros(len(keys), np.float32)
+    for c in range(len(q)):
+        forward = forward + products[:, c]
+        backward = backward + products[:, -1 - c]
+    fused = (q[None].astype(np.float64) * keys).sum(1).astype(np.float32)
+    xla = jnp.einsum("k,sk->s", q, keys, precision="highest")
+    return np.stack([forward, backward, products.sum(1), fused, np.asarray(xla)])
+
+
+def _bounds(q, keys):
+    """[S]: the bound of each slot's block."""
+    summaries = summarize(jnp.asarray(keys)[None])
+    bound = np.asarray(similarity_bound(q.astype(jnp.float32), *summaries)[0, :, 0])
+    return np.repeat(bound, BLOCK_SLOTS)[: len(keys)]
+
+
+def _keys(kind, rng, dim):
+    slots = _BLOCKS * BLOCK_SLOTS
+    if kind == "random":
+        return unit(rng.normal(size=(slots, dim)))
+    if kind == "clustered":
+        spread = 10.0 ** -rng.uniform(0.3, 6)
+        return unit(unit(rng.normal(size=dim)) + spread * rng.normal(size=(slots, dim)))
+    if kind == "equal":
+        return np.tile(unit(rng.normal(size=dim)), (slots, 1))
+    # Half written: the rest of the buffer holds zeros.
+    keys = unit(rng.normal(size=(slots, dim)))
+    keys[int(rng.integers(slots)) :] = 0
+    return keys
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    kind=st.sampled_from(["random", "clustered", "equal", "half"]),
+    toward=st.sampled_from(["nothing", "a key", "away"]),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    dim=st.sampled_from([2, 16, 64]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_no_similarity_exceeds_its_bound(kind, toward, dtype, dim, seed):
+    rng = np.random.default_rng(seed)
+    keys = np.asarray(jnp.asarray(_keys(kind, rng, dim), dtype))
+    chosen = keys[rng.integers(len(keys))].astype(np.float32)
+    q = {"nothing": unit(rng.normal(size=dim)), "a key": chosen, "away": -chosen}[toward]
+    q = np.asarray(jnp.asarray(q, dtype)).astype(np.float32)
+    similarities = _similarities(q, keys.astype(np.float32))
+    assert (similarities <= _bounds(q, keys)).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(dtype=st.sampled_from(["float32", "bfloat16"]), seed=st.integers(0, 2**32 - 1))
+def test_a_block_of_equal_keys_is_decided_at_the_threshold(dtype, seed):
+    """Similarities on the threshold and next to it: the case that rounding could get wrong."""
+    rng = np.random.default_rng(seed)
+    key, q = (
+        np.asarray(jnp.asarray(unit(rng.normal(size=16)), dtype)).astype(np.float32)
+        for _ in range(2)
+    )
+    keys = np.tile(np.asarray(jnp.asarray(key, dtype)), (BLOCK_SLOTS, 1))
+    similarities = _similarities(q, keys.astype(np.float32))[:, 0]
+    on_threshold = 1 - similarities  # a width that puts each order's similarity exactly there
+    steps = np.float32([-4, -1, 0, 1, 4])
+    widths = (on_threshold[:, None] * (1 + steps * np.float32(2**-23))).ravel()
+    widths = widths[(widths > 0) & (widths < 1)]
+    bound = _bounds(q, keys)[0]
+    for width in widths:
+        alpha = trim(jnp.asarray(similarities)[:, None, None, None], jnp.asarray([width]))
+        if np.max(alpha) > 0:
+            assert may_accept(bound, width)
+        assert not may_accept(bound, width * np.float32(0.9999) - np.float32(2e-5))
+
+
+def test_tight_clusters_elsewhere_are_rejected():
+    rng = np.random.default_rng(0)
+    centre = unit(rng.normal(size=16))
+    keys = unit(centre + 0.01 * rng.normal(size=(BLOCK_SLOTS, 16))).astype(np.float32)
+    away = unit(rng.normal(size=16) - centre).astype(np.float32)
+    assert not may_accept(_bounds(away, keys)[0], 0.5)
+    assert may_accept(_bounds(keys[0], keys)[0], 0.5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_updates_follow_rings_that_overwrite(dtype):
+    """Rings of two tiles, written by steps and chunks: always what the buffer itself gives."""
+    rng = np.random.default_rng(1)
+    size, offset, slots = np.asarray([37, 90]), np.asarray([11, 48]), 5000
+    keys = jnp.zeros((2, slots, 8), dtype)
+    summaries = summarize(keys)
+    length = jnp.zeros(2, jnp.int32)
+    update = jax.jit(update_summaries)
+    for tokens in (1, 50, 1, 1, 120, 7, 200, 1):
+        real = jnp.asarray([tokens, max(1, tokens - 3)])
+        position = length[:, None] + jnp.arange(tokens)
+        written = jnp.where(jnp.arange(tokens) < real[:, None], position, -1)
+        length = length + real
+        slot = ring_slots(written[:, :, None], length[:, None, None], size)
+        entries = jnp.where(slot < 0, slots, slot + offset).reshape(2, -1)
+        new = jnp.asarray(unit(rng.normal(size=(2, tokens * 2, 8))), dtype)
+        keys = keys.at[jnp.arange(2)[:, None], entries].set(new, mode="drop")
+        summaries = update(summaries, keys, entries)
+        for got, want in zip(summaries, summarize(keys), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_sizes():
+    """One summary per 32 slots, at 1/16 of the keys' bytes and a radius, padded to 128."""
+    summaries = summarize(jnp.zeros((3, 4097, 16), jnp.bfloat16))
+    assert [x.shape for x in summaries] == [(3, 256, 16), (3, 256, 16), (3, 256, 1)]
+    assert [x.dtype for x in summaries] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
