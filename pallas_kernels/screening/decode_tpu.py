@@ -2,7 +2,7 @@
 
 One program per row walks through all tiles, in spans of 4096 slots. The keys of a span, and the
 summaries of the span after it, are on their way from HBM while the span before is being computed.
-Every copy is made only if it is needed: 256 slots of keys if their summaries may hold an accepted
+Every copy is made only if it is needed: 128 slots of keys if their summaries may hold an accepted
 key, 128 slots of values if some key among them is accepted.
 
 The buffers are read slots-minor, as [B, K, S] and [B, V, S]: that is how XLA keeps arrays with so
@@ -35,10 +35,12 @@ from pallas_kernels.screening.summaries import (
     similarity_bound,
 )
 
-KEY_SLOTS = 256  # slots of one copy of keys
-VALUE_SLOTS = 128  # slots of one copy of values: one vector register wide
+KEY_SLOTS = 128  # slots of one copy of keys: one vector register wide
+VALUE_SLOTS = 128  # the same for values
+SUMMARY_SLOTS = 4096  # slots that one copy of summaries is about: 128 of them
+SUMMARIES_FROM = 1024  # live slots of a ring from which on reading summaries can pay
 _CHUNK = 1024  # slots whose similarities are computed at once
-_SPAN = 4096  # slots of one step: 128 summaries
+_SPAN = SUMMARY_SLOTS  # slots of one step
 _LANES = 128
 _READS = _SPAN // KEY_SLOTS
 _READS_PER_CHUNK = _CHUNK // KEY_SLOTS
@@ -203,10 +205,14 @@ def _kernel(
             jax.lax.div(jnp.minimum(end, _SPAN) + _CHUNK - 1, _CHUNK),
         )
 
+    def reads_summaries(tile):
+        return live(tile) >= SUMMARIES_FROM
+
     def request_summaries(step, side):
         if summarized:
+            there = step.tile < heads
 
-            @pl.when(step.tile < heads)
+            @pl.when(there & reads_summaries(jnp.where(there, step.tile, 0)))
             def _():
                 for copy in summary_copies(step, side):
                     copy.start()
@@ -221,10 +227,14 @@ def _kernel(
             read_ref[0, tile, 1] = 0
 
         if summarized:
-            for copy in summary_copies(step, side):
-                copy.wait()
+
+            @pl.when(reads_summaries(tile))
+            def _():
+                for copy in summary_copies(step, side):
+                    copy.wait()
+
             lower, upper, radius = (ref[side] for ref in summary_buffers)
-            may = jnp.zeros((1, _LANES), bool)
+            may = jnp.full((1, _LANES), ~reads_summaries(tile))
             for t in range(queries):
                 q = q_ref[0, tile, :, t : t + 1]
                 bound = similarity_bound(q, lower, upper, radius, axis=0)
