@@ -44,6 +44,7 @@ _SPAN = SUMMARY_SLOTS  # slots of one step
 _LANES = 128
 _READS = _SPAN // KEY_SLOTS
 _READS_PER_CHUNK = _CHUNK // KEY_SLOTS
+_BITS, _PACKED = 3, 8  # counts up to KEY_SLOTS / BLOCK_SLOTS = 4; a float32 holds 24 bits exactly
 
 
 def screening_decode_tpu(
@@ -84,6 +85,8 @@ def decode_and_count(
     buffers = [
         pltpu.VMEM((2, key_dim, _SPAN), keys.dtype),
         pltpu.VMEM((_CHUNK // VALUE_SLOTS, value_dim, VALUE_SLOTS), values.dtype),
+        pltpu.VMEM((queries, _SPAN), jnp.float32),
+        pltpu.VMEM((1, _CHUNK), jnp.float32),
         pltpu.VMEM((queries, _CHUNK), jnp.float32),
         pltpu.VMEM((queries, value_dim, VALUE_SLOTS), jnp.float32),
         pltpu.SMEM((2, _READS), jnp.int32),
@@ -96,6 +99,7 @@ def decode_and_count(
             pltpu.VMEM((2, key_dim, _LANES), keys.dtype),
             pltpu.VMEM((2, key_dim, _LANES), keys.dtype),
             pltpu.VMEM((2, 1, _LANES), jnp.float32),
+            pltpu.SMEM((_READS // _PACKED,), jnp.int32),
             pltpu.SemaphoreType.DMA((2,)),
         ]
     scalars = (
@@ -142,10 +146,10 @@ def _kernel(
 ):  # fmt: skip
     if summarized:
         summary_refs, refs = refs[:3], refs[3:]
-        *refs, lower_buffer, upper_buffer, radius_buffer, summary_done = refs
+        *refs, lower_buffer, upper_buffer, radius_buffer, may_ref, summary_done = refs
         summary_buffers = (lower_buffer, upper_buffer, radius_buffer)
     (
-        h_ref, read_ref, key_buffer, value_buffer, relevance_ref, sum_ref,
+        h_ref, read_ref, key_buffer, value_buffer, alpha_ref, best_ref, relevance_ref, sum_ref,
         wanted_ref, accepted_ref, key_done, value_done,
     ) = refs  # fmt: skip
     row = pl.program_id(0)
@@ -185,6 +189,9 @@ def _kernel(
             key_done.at[side],
         )
 
+    def in_span(chunk):
+        return pl.ds(pl.multiple_of(chunk * _CHUNK, _CHUNK), _CHUNK)
+
     def in_chunk(part):
         return pl.ds(pl.multiple_of(part * VALUE_SLOTS, VALUE_SLOTS), VALUE_SLOTS)
 
@@ -217,6 +224,22 @@ def _kernel(
                 for copy in summary_copies(step, side):
                     copy.start()
 
+    def count_reads_that_may(may):
+        """Into scalar memory: how many summaries of each read may accept, several to a number.
+
+        A sum over lanes that ends in a scalar takes some 200 cycles, so there must be few.
+        """
+        lane = jax.lax.broadcasted_iota(jnp.int32, (1, _LANES), 1)
+        read = jax.lax.div(lane, KEY_SLOTS // BLOCK_SLOTS)
+        unit = jax.lax.shift_left(jnp.ones_like(read), jax.lax.rem(read, _PACKED) * _BITS)
+        weighted = may * unit.astype(jnp.float32)
+        sums = [
+            jnp.sum(jnp.where(jax.lax.div(read, _PACKED) == i, weighted, 0))
+            for i in range(_READS // _PACKED)
+        ]
+        for i, packed in enumerate(sums):
+            may_ref[i] = packed.astype(jnp.int32)
+
     def request_keys(step, side):
         """Start copying the step's keys, as far as the ring and the summaries want them."""
         tile = step.tile
@@ -239,8 +262,7 @@ def _kernel(
                 q = q_ref[0, tile, :, t : t + 1]
                 bound = similarity_bound(q, lower, upper, radius, axis=0)
                 may |= may_accept(bound, width_ref[tile])
-            may = may.astype(jnp.float32)
-            lane = jax.lax.broadcasted_iota(jnp.int32, (1, _LANES), 1)
+            count_reads_that_may(may.astype(jnp.float32))
         begin, end = offset_ref[tile], offset_ref[tile] + live(tile)
 
         @_each(chunks_of(step), _READS_PER_CHUNK)
@@ -248,9 +270,9 @@ def _kernel(
             first = base(step) + read * KEY_SLOTS
             wanted = (first < end) & (first + KEY_SLOTS > begin)
             if summarized:
-                per_read = KEY_SLOTS // BLOCK_SLOTS
-                own = (lane >= read * per_read) & (lane < (read + 1) * per_read)
-                wanted &= jnp.max(jnp.where(own, may, 0)) > 0
+                packed = may_ref[jax.lax.div(read, _PACKED)]
+                count = jax.lax.shift_right_logical(packed, jax.lax.rem(read, _PACKED) * _BITS)
+                wanted &= (count & (2**_BITS - 1)) > 0
             wanted_ref[side, read] = wanted.astype(jnp.int32)
 
             @pl.when(wanted)
@@ -271,72 +293,95 @@ def _kernel(
             def _():
                 key_copy(step, side, read).wait()
 
-        @_each(chunks_of(step))
-        def _(chunk):
-            wanted = [
-                wanted_ref[side, chunk * _READS_PER_CHUNK + i] for i in range(_READS_PER_CHUNK)
-            ]
+        best_ref[...] = jnp.zeros_like(best_ref)
 
-            @pl.when(functools.reduce(jnp.add, wanted) > 0)
-            def _():
-                screen_chunk(step, side, chunk, wanted)
+        @each_wanted_chunk(step, side)
+        def _(chunk, wanted):
+            screen(step, side, chunk, wanted)
+
+        @pl.when(jnp.max(best_ref[...]) > 0)
+        def _():
+            @each_wanted_chunk(step, side)
+            def _(chunk, wanted):
+                del wanted
+                collect(step, chunk)
 
         @pl.when(step.span == spans(tile) - 1)
         def _():
             for t in range(queries):
                 h_ref[0, tile, :, t : t + 1] = jnp.sum(sum_ref[t], axis=1, keepdims=True)
 
-    def screen_chunk(step, side, chunk, wanted):
+    def each_wanted_chunk(step, side):
+        def run(body):
+            @_each(chunks_of(step))
+            def _(chunk):
+                first = chunk * _READS_PER_CHUNK
+                wanted = [wanted_ref[side, first + i] for i in range(_READS_PER_CHUNK)]
+                pl.when(functools.reduce(jnp.add, wanted) > 0)(lambda: body(chunk, wanted))
+
+        return run
+
+    def reads_of(step, chunk):
+        """For each query, which slots of the chunk it may read, and their distances."""
         tile = step.tile
-        size, window, width = size_ref[tile], window_ref[tile], width_ref[tile]
+        size = size_ref[tile]
         lane = jax.lax.broadcasted_iota(jnp.int32, (1, _CHUNK), 1)
-        first = base(step) + chunk * _CHUNK
-        slot = first + lane - offset_ref[tile]
+        slot = base(step) + chunk * _CHUNK - offset_ref[tile] + lane
         position = slot_positions(slot, length, size, ring_head(length, size))
-        in_buffer = pl.ds(pl.multiple_of(chunk * _CHUNK, _CHUNK), _CHUNK)
-        k = key_buffer[side, :, in_buffer].astype(jnp.float32)
+        window = window_ref[tile]
+        return [
+            readable(slot, position, positions_ref[row, t], live(tile), start, window)
+            for t in range(queries)
+        ]
+
+    def screen(step, side, chunk, wanted):
+        """The chunk's trimmed similarities, and their maximum over the chunks so far."""
+        tile = step.tile
+        lane = jax.lax.broadcasted_iota(jnp.int32, (1, _CHUNK), 1)
+        k = key_buffer[side, :, in_span(chunk)].astype(jnp.float32)
         # Parts of the buffer that no copy has filled hold anything.
         here = functools.reduce(
             lambda rest, i: jnp.where(lane < (i + 1) * KEY_SLOTS, wanted[i], rest),
             reversed(range(_READS_PER_CHUNK - 1)),
             jnp.full_like(lane, wanted[-1]),
         )
-        accepted = jnp.zeros((1, _CHUNK), jnp.float32)
-        alphas, distances = [], []
-        for t in range(queries):
-            may_read, distance = readable(
-                slot, position, positions_ref[row, t], live(tile), start, window
-            )
+        for t, (may_read, _) in enumerate(reads_of(step, chunk)):
             s = jnp.sum(q_ref[0, tile, :, t : t + 1] * k, axis=0, keepdims=True)
-            trimmed = jnp.maximum(1 - (1 - s) / width, 0)
-            alphas.append(jnp.where(may_read & (here != 0), trimmed, 0))
-            distances.append(distance)
-            accepted = jnp.maximum(accepted, alphas[-1])
+            trimmed = jnp.maximum(1 - (1 - s) / width_ref[tile], 0)
+            alpha = jnp.where(may_read & (here != 0), trimmed, 0)
+            alpha_ref[t : t + 1, in_span(chunk)] = alpha
+            best_ref[...] = jnp.maximum(best_ref[...], alpha)
 
-        @pl.when(jnp.max(accepted) > 0)
-        def _():
-            for t, (alpha, distance) in enumerate(zip(alphas, distances, strict=True)):
-                weight = alpha * alpha * half_cosine(distance, window)
-                relevance_ref[t : t + 1, :] = jnp.where(alpha > 0, weight, 0)
+    def collect(step, chunk):
+        """Add the chunk's accepted values."""
+        tile = step.tile
+        first = base(step) + chunk * _CHUNK
+        alpha = alpha_ref[:, in_span(chunk)]
+        # All sums over lanes before the first branch, so that they overlap.
+        some = [jnp.max(alpha[:, i : i + VALUE_SLOTS]) > 0 for i in range(0, _CHUNK, VALUE_SLOTS)]
+        for part, accepted in enumerate(some):
+            accepted_ref[part] = accepted.astype(jnp.int32)
 
-            @_each((0, _CHUNK // VALUE_SLOTS))
-            def _(part):
-                some = jnp.max(relevance_ref[:, in_chunk(part)]) > 0
-                accepted_ref[part] = some.astype(jnp.int32)
+        @_each((0, len(some)))
+        def _(part):
+            @pl.when(accepted_ref[part] != 0)
+            def _():
+                value_copy(first, part).start()
+                read_ref[0, tile, 1] += VALUE_SLOTS
 
-                @pl.when(some)
-                def _():
-                    value_copy(first, part).start()
-                    read_ref[0, tile, 1] += VALUE_SLOTS
+        for t, (_, distance) in enumerate(reads_of(step, chunk)):
+            trimmed = alpha[t : t + 1]
+            weight = trimmed * trimmed * half_cosine(distance, window_ref[tile])
+            relevance_ref[t : t + 1, :] = jnp.where(trimmed > 0, weight, 0)
 
-            @_each((0, _CHUNK // VALUE_SLOTS))
-            def _(part):
-                @pl.when(accepted_ref[part] != 0)
-                def _():
-                    value_copy(first, part).wait()
-                    v = value_buffer[part].astype(jnp.float32)
-                    for t in range(queries):
-                        sum_ref[t] += relevance_ref[t : t + 1, in_chunk(part)] * v
+        @_each((0, len(some)))
+        def _(part):
+            @pl.when(accepted_ref[part] != 0)
+            def _():
+                value_copy(first, part).wait()
+                v = value_buffer[part].astype(jnp.float32)
+                for t in range(queries):
+                    sum_ref[t] += relevance_ref[t : t + 1, in_chunk(part)] * v
 
     first = _Step(jnp.int32(0), jnp.int32(0))
     request_summaries(first, 0)
