@@ -2,8 +2,8 @@
 
 One program per row walks through all tiles, in spans of 4096 slots. The keys of a span, and the
 summaries of the span after it, are on their way from HBM while the span before is being computed.
-Every copy is made only if it is needed: 128 slots of keys if their summaries may hold an accepted
-key, 128 slots of values if some key among them is accepted.
+Every copy is made only if it is needed: 128 slots of keys (or the span at once, if all of it is) if
+their summaries may hold an accepted key, 128 slots of values if some key among them is accepted.
 
 The buffers are read slots-minor, as [B, K, S] and [B, V, S]: that is how XLA keeps arrays with so
 few columns, so the transposes below move nothing. With slots along the lanes both products are
@@ -44,7 +44,9 @@ _SPAN = SUMMARY_SLOTS  # slots of one step
 _LANES = 128
 _READS = _SPAN // KEY_SLOTS
 _READS_PER_CHUNK = _CHUNK // KEY_SLOTS
+_NOTHING, _WHOLE, _PARTS = 0, 1, 2  # which of a span's keys are copied
 _BITS, _PACKED = 3, 8  # counts up to KEY_SLOTS / BLOCK_SLOTS = 4; a float32 holds 24 bits exactly
+_ALL_MAY = sum(KEY_SLOTS // BLOCK_SLOTS << _BITS * i for i in range(_PACKED))
 
 
 def screening_decode_tpu(
@@ -89,6 +91,7 @@ def decode_and_count(
         pltpu.VMEM((1, _CHUNK), jnp.float32),
         pltpu.VMEM((queries, _CHUNK), jnp.float32),
         pltpu.VMEM((queries, value_dim, VALUE_SLOTS), jnp.float32),
+        pltpu.SMEM((2,), jnp.int32),
         pltpu.SMEM((2, _READS), jnp.int32),
         pltpu.SMEM((_CHUNK // VALUE_SLOTS,), jnp.int32),
         pltpu.SemaphoreType.DMA((2,)),
@@ -150,10 +153,11 @@ def _kernel(
         summary_buffers = (lower_buffer, upper_buffer, radius_buffer)
     (
         h_ref, read_ref, key_buffer, value_buffer, alpha_ref, best_ref, relevance_ref, sum_ref,
-        wanted_ref, accepted_ref, key_done, value_done,
+        copied_ref, wanted_ref, accepted_ref, key_done, value_done,
     ) = refs  # fmt: skip
     row = pl.program_id(0)
     length, start = length_ref[row], start_ref[row]
+    fits_a_span = keys_ref.shape[-1] >= _SPAN  # else such a copy could not even be written down
 
     def live(tile):
         return jnp.minimum(size_ref[tile], length)
@@ -215,6 +219,11 @@ def _kernel(
     def reads_summaries(tile):
         return live(tile) >= SUMMARIES_FROM
 
+    def whole_key_copy(step, side):
+        return pltpu.make_async_copy(
+            keys_ref.at[row, :, pl.ds(base(step), _SPAN)], key_buffer.at[side], key_done.at[side]
+        )
+
     def request_summaries(step, side):
         if summarized:
             there = step.tile < heads
@@ -264,6 +273,30 @@ def _kernel(
                 may |= may_accept(bound, width_ref[tile])
             count_reads_that_may(may.astype(jnp.float32))
         begin, end = offset_ref[tile], offset_ref[tile] + live(tile)
+        whole = fits_a_span & (base(step) >= begin) & (base(step) + _SPAN <= end)
+        some = begin < end
+        if summarized:
+            counted = [may_ref[i] for i in range(_READS // _PACKED)]
+            whole &= functools.reduce(jnp.logical_and, [x == _ALL_MAY for x in counted])
+            some &= functools.reduce(jnp.add, counted) > 0
+        copied_ref[side] = jnp.where(whole, _WHOLE, jnp.where(some, _PARTS, _NOTHING))
+
+        if fits_a_span:
+
+            @pl.when(whole)
+            def _():
+                whole_key_copy(step, side).start()
+                read_ref[0, tile, 0] += _SPAN
+                for read in range(_READS):
+                    wanted_ref[side, read] = 1
+
+        @pl.when(some & ~whole)
+        def _():
+            request_parts(step, side)
+
+    def request_parts(step, side):
+        tile = step.tile
+        begin, end = offset_ref[tile], offset_ref[tile] + live(tile)
 
         @_each(chunks_of(step), _READS_PER_CHUNK)
         def _(read):
@@ -287,11 +320,29 @@ def _kernel(
         def _():
             sum_ref[...] = jnp.zeros_like(sum_ref)
 
-        @_each(chunks_of(step), _READS_PER_CHUNK)
-        def _(read):
-            @pl.when(wanted_ref[side, read] != 0)
+        @pl.when(copied_ref[side] != _NOTHING)
+        def _():
+            compute_span(step, side)
+
+        @pl.when(step.span == spans(tile) - 1)
+        def _():
+            for t in range(queries):
+                h_ref[0, tile, :, t : t + 1] = jnp.sum(sum_ref[t], axis=1, keepdims=True)
+
+    def compute_span(step, side):
+        if fits_a_span:
+
+            @pl.when(copied_ref[side] == _WHOLE)
             def _():
-                key_copy(step, side, read).wait()
+                whole_key_copy(step, side).wait()
+
+        @pl.when(copied_ref[side] == _PARTS)
+        def _():
+            @_each(chunks_of(step), _READS_PER_CHUNK)
+            def _(read):
+                @pl.when(wanted_ref[side, read] != 0)
+                def _():
+                    key_copy(step, side, read).wait()
 
         best_ref[...] = jnp.zeros_like(best_ref)
 
@@ -305,11 +356,6 @@ def _kernel(
             def _(chunk, wanted):
                 del wanted
                 collect(step, chunk)
-
-        @pl.when(step.span == spans(tile) - 1)
-        def _():
-            for t in range(queries):
-                h_ref[0, tile, :, t : t + 1] = jnp.sum(sum_ref[t], axis=1, keepdims=True)
 
     def each_wanted_chunk(step, side):
         def run(body):

@@ -49,10 +49,11 @@ def test_every_window_and_width(implementation, queries, dtype, summarized):
     _check(late, implementation, summarized)
 
 
+@pytest.mark.parametrize("summarized", [False, True])
 @pytest.mark.parametrize("implementation", ["chunked", *_KERNELS])
-def test_a_ring_of_several_spans(implementation):
+def test_a_ring_of_several_spans(implementation, summarized):
     case = make_case((9000,), (300.0, np.inf), (0.3, 0.5), dims=(16, 16), make_keys=clustered_keys)
-    _check(case, implementation, summarized=True)
+    _check(case, implementation, summarized)
 
 
 def _may_accept(case):
@@ -99,13 +100,14 @@ def test_rejected_keys_and_values_are_not_read(implementation):
     np.testing.assert_allclose(got, case.want, atol=_TOLERANCE)
 
 
-def test_tpu_copies_do_not_race():
-    case = make_case((4500, 0), (17.0, np.inf), (0.5, 0.3), dims=(16, 16), make_keys=clustered_keys)
+@pytest.mark.parametrize("summarized", [False, True])
+def test_tpu_copies_do_not_race(summarized):
+    """Rings within a span and over several, whole copies and parts, an empty row."""
+    case = make_case((9000, 0), (17.0, np.inf), (0.5, 0.3), dims=(16, 16), make_keys=clustered_keys)
+    summaries = summarize(case.arguments[1]) if summarized else None
     params = pltpu.InterpretParams(detect_races=True)
     with pallas_kernels.interpret_kernels(params):
-        got = screening_decode(
-            *case.arguments, summaries=summarize(case.arguments[1]), implementation="pallas_tpu"
-        )
+        got = screening_decode(*case.arguments, summaries=summaries, implementation="pallas_tpu")
     np.testing.assert_allclose(got, case.want, atol=_TOLERANCE)
     assert not interpret_pallas_call.races.races_found
 
