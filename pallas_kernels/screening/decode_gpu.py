@@ -16,9 +16,8 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
-from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.screening.rings import (
-    MAX_QUERIES,
+    check_for_kernels,
     half_cosine,
     readable,
     ring_head,
@@ -179,11 +178,7 @@ def _from_summaries(refs, q_tk, width, row, base):
 
 
 def _check(q, keys, values) -> None:
-    dtype = accumulation_dtype(q, keys, values)
-    if dtype != jnp.float32:
-        raise NotImplementedError(f"sums are in float32, these inputs need {dtype}")
-    if q.shape[1] > MAX_QUERIES:
-        raise NotImplementedError(f"at most {MAX_QUERIES} queries, got {q.shape[1]}")
+    check_for_kernels(q, keys, values)
     for name, size in (("K", q.shape[-1]), ("V", values.shape[-1])):
         if size & (size - 1):
             raise NotImplementedError(f"{name} must be a power of two, got {size}")

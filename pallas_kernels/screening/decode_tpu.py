@@ -20,9 +20,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
-from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.screening.rings import (
-    MAX_QUERIES,
+    check_for_kernels,
     half_cosine,
     readable,
     ring_head,
@@ -460,11 +459,7 @@ def _each(bounds, scale=1):
 
 
 def _check(q, keys, values) -> None:
-    dtype = accumulation_dtype(q, keys, values)
-    if dtype != jnp.float32:
-        raise NotImplementedError(f"sums are in float32, these inputs need {dtype}")
-    if q.shape[1] > MAX_QUERIES:
-        raise NotImplementedError(f"at most {MAX_QUERIES} queries, got {q.shape[1]}")
+    check_for_kernels(q, keys, values)
     for name, size in (("K", q.shape[-1]), ("V", values.shape[-1])):
         if size % 16:
             raise NotImplementedError(f"{name} must be a multiple of 16, got {size}")

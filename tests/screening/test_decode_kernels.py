@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType
 
 import pallas_kernels
-from pallas_kernels.screening import decode_tpu, screening_decode
+from pallas_kernels.screening import decode_gpu, decode_tpu, screening_decode
 from pallas_kernels.screening.summaries import (
     BLOCK_SLOTS,
     may_accept,
@@ -156,3 +157,18 @@ def test_float64_is_refused(implementation):
             pytest.raises(NotImplementedError, match="float64"),
         ):
             screening_decode(*case.arguments, implementation=implementation)
+
+
+@pytest.mark.parametrize("implementation", _KERNELS)
+def test_a_divided_mesh_is_refused(implementation):
+    case = make_case((40,), (17.0,), (0.5,))
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    kernel = {
+        "pallas_tpu": decode_tpu.screening_decode_tpu,
+        "pallas_gpu": decode_gpu.screening_decode_gpu,
+    }[implementation]
+    with (
+        jax.sharding.use_abstract_mesh(mesh),
+        pytest.raises(NotImplementedError, match="shard_map"),
+    ):
+        jax.eval_shape(kernel, *case.arguments)
