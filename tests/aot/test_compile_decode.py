@@ -1,0 +1,49 @@
+"""The decode kernels compile for TPUs and GPUs without spills or copies of the cache."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from tests.aot import compile_decode
+
+
+def _lines(target):
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.aot.compile_decode", target],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    lines = [line.split() for line in run.stdout.splitlines() if line.startswith(target)]
+    assert len(lines) == len(compile_decode.CASES)
+    return lines
+
+
+def _number(line, name):
+    return float(line[line.index(name) + 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["v5e:1x1", "v5p:1x1x1", "v6e:1x1"])
+def test_tpu(target):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU compiler: pip install libtpu")
+    for line in _lines(target):
+        # Buffers are read as they lie: a transposed or padded copy would be as large as they are.
+        assert _number(line, "temp_mib") < 1
+        assert _number(line, "cache_mib") < 700
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_gpu(target):
+    for package in ("jax_plugins.xla_cuda13", "triton"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs the GPU compiler and assembler: {package} is missing")
+    for line in _lines(target):
+        assert _number(line, "spilt") == 0
+        assert _number(line, "stack") == 0
+        assert _number(line, "temp_mib") < 8  # the programs' own sums
