@@ -14,7 +14,6 @@ of Triton by this op is in this file.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -43,17 +42,76 @@ def screening_pallas_gpu(
     *,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "B T H V"]:
-    """TODO"""
+    """`pallas_kernels.screening` for NVIDIA GPUs from sm_80 on; see there for the arguments.
+
+        s_ij = q_i . k_j     alpha = max(1 - (1 - s_ij) / width, 0)^2
+        m    = (1 + cos(pi (i - j) / window)) / 2 at 0 <= i - j < window, else 0
+        h_i  = sum_j alpha m v_j                       (Multiscreen, arXiv:2604.01178 v3, eq. 9-12)
+
+    Args:
+        q, k: float32 or bfloat16, K among 8, 16, 32, 64, 128.
+        v: of the same dtype, V among 32, 64, 128.
+        segment_ids: documents count from 1; 0 is padding. Without it nothing is compared.
+        precision: makes no difference. Products of float32 are always accurate (three TF32
+            products each), those of bfloat16 exact with float32 sums; relevance and its
+            derivative are rounded to the inputs' dtype before they are multiplied again.
+
+    Returns:
+        [B, T, H, V]. Differentiable (reverse mode) in q, k, v, window and width; the gradients of
+        the last two are sums over programs, taken in float32 in a fixed order.
+
+    Cost: `visited_tiles` says which pairs are visited. The forward takes 2 (K + V) FLOPs a pair,
+    the backward 2 (4 K + 3 V) in two kernels that recompute relevance; a tile without any accepted
+    key ends after 2 K. Memory beyond inputs and results: two numbers per head and block.
+
+    Raises:
+        NotImplementedError: for other dtypes or sizes, or an older GPU.
+    """
     del precision
-    dtypes = [x.dtype for x in (q, k, v)]
-    if len(set(dtypes)) > 1 or dtypes[0] not in (jnp.float32, jnp.bfloat16):
-        raise NotImplementedError(f"q, k, v must be all float32 or all bfloat16, got {dtypes}")
-    block_sizes(_arch(), q.dtype, q.shape[-1], v.shape[-1])
+    if len({x.dtype for x in (q, k, v)}) > 1:
+        raise NotImplementedError(
+            f"q, k and v must share a dtype, got {q.dtype}, {k.dtype} and {v.dtype}"
+        )
+    _sizes(q, v)  # refuses what is not supported before anything is traced
+    if segment_ids is not None:
+        segment_ids = segment_ids.astype(jnp.int32)
     return _screening(q, k, v, window, width, segment_ids)
 
 
-def _arch():
-    return 80
+def visited_tiles(
+    length: int, window: float, block: Block, over: str = "queries"
+) -> list[tuple[int, int]]:
+    """The tiles (query block, key block) that one head visits in one sequence.
+
+    Args:
+        length: T.
+        window: of the head, in tokens; may be infinite.
+        block: tile size, from `gpu_block_sizes.block_sizes`.
+        over: "queries" for the forward and the gradient of q, whose programs own a block of queries
+            each; "keys" for the gradients of k and v.
+    """
+    reach = _heads(jnp.asarray([window]), jnp.ones(1), length).reach[0]
+    rows, span = (block.queries, _key_span) if over == "queries" else (block.keys, _query_span)
+    programs = np.arange(pl.cdiv(length, rows))
+    spans = span(jnp.asarray(programs * rows, jnp.int32), block, reach, length)
+    pairs = [
+        (int(i), j)
+        for i, start, stop in zip(programs, *map(np.asarray, spans[:2]), strict=True)
+        for j in range(start, stop)
+    ]
+    return pairs if over == "queries" else [(j, i) for i, j in pairs]
+
+
+def _sizes(q, v):
+    return block_sizes(_compute_capability(), q.dtype, q.shape[-1], v.shape[-1])
+
+
+def _compute_capability():
+    """Of the first local GPU, 80 for 8.0; None without a GPU (compiling ahead, interpretation)."""
+    try:
+        return int(jax.local_devices(backend="gpu")[0].compute_capability.replace(".", ""))
+    except RuntimeError:
+        return None
 
 
 # -- what a program needs to know of its head ------------------------------------------------------
@@ -115,7 +173,8 @@ def _load(ref, start, rows, length, columns=None):
     """Rows of a [T] or [T, ...] ref; zeros beyond the length, and from `columns` on if given."""
     shape = (rows, *ref.shape[1:])
     return plgpu.load(
-        ref.at[pl.ds(start, rows)], mask=(mask := _inside(shape, start, length, columns)),
+        ref.at[pl.ds(start, rows)],
+        mask=(mask := _inside(shape, start, length, columns)),
         other=None if mask is None else 0,
     )
 
@@ -139,7 +198,7 @@ def _inside(shape, start, length, columns):
 def _trim_root(similarity, head, distance, segments):
     """max(1 - (1 - s) / width, 0), the root of the trim; 0 outside window and document.
 
-    In this form the constant is exact: 1 - x has no rounding error for any x > 1.
+    In this form the constant is exact: 1 - x has no rounding error for any x from 1 to 2^24.
     """
     root = jnp.maximum(similarity * head.sharpness + (1 - head.sharpness), 0)
     if distance is not None:
@@ -148,6 +207,11 @@ def _trim_root(similarity, head, distance, segments):
         rows, columns = segments
         root = jnp.where(rows[:, None] == columns[None, :], root, 0)
     return root
+
+
+def _unless_all_rejected(root, add, carry):
+    # Written so that a NaN is not taken for a rejected key.
+    return lax.cond(jnp.max(root) <= 0, lambda carry: carry, add, carry)
 
 
 def _query_segments(segments):
@@ -176,98 +240,116 @@ class _Span(NamedTuple):
     inner_stop: Array
 
 
-def _key_span(first_query, size, reach, length):
+def _key_span(first_query, block, reach, length):
     """Blocks of keys that hold a key which some query of the block reads."""
-    last_query = first_query + size.queries - 1
+    last_query = first_query + block.queries - 1
     return _Span(
-        lax.div(jnp.maximum(first_query - reach, 0), size.keys),
-        lax.div(jnp.minimum(last_query, length - 1), size.keys) + 1,
-        lax.div(jnp.maximum(last_query - reach, 0) + size.keys - 1, size.keys),
-        lax.div(first_query + 1, size.keys),
+        lax.div(jnp.maximum(first_query - reach, 0), block.keys),
+        lax.div(jnp.minimum(last_query, length - 1), block.keys) + 1,
+        lax.div(jnp.maximum(last_query - reach, 0) + block.keys - 1, block.keys),
+        lax.div(first_query + 1, block.keys),
     )
 
 
-def _query_span(first_key, size, reach, length):
+def _query_span(first_key, block, reach, length):
     """Blocks of queries that hold a query which reads some key of the block."""
-    last_key = first_key + size.keys - 1
+    last_key = first_key + block.keys - 1
     return _Span(
-        lax.div(first_key, size.queries),
-        lax.div(jnp.minimum(last_key + reach, length - 1), size.queries) + 1,
-        lax.div(last_key + size.queries - 1, size.queries),
-        lax.div(jnp.minimum(first_key + reach + 1, length), size.queries),
+        lax.div(first_key, block.queries),
+        lax.div(jnp.minimum(last_key + reach, length - 1), block.queries) + 1,
+        lax.div(last_key + block.queries - 1, block.queries),
+        lax.div(jnp.minimum(first_key + reach + 1, length), block.queries),
     )
 
 
-def _forward_kernel(head_refs, q_ref, k_ref, v_ref, segments_ref, h_ref, *, size, length, dims):
+def _screening_forward(
+    head_refs, q_ref, k_ref, v_ref, segments_ref, h_ref, *, block, length, key_dim
+):
     head = _Head(*(ref[0] for ref in head_refs))
-    key_dim, _ = dims
-    start = (pl.num_programs(1) - 1 - pl.program_id(1)) * size.queries
-    q_ck = _load(q_ref, start, size.queries, length, key_dim)
-    row, column = lax.iota(jnp.int32, size.queries), lax.iota(jnp.int32, size.keys)
+    start = (pl.num_programs(1) - 1 - pl.program_id(1)) * block.queries
+    q_ck = _load(q_ref, start, block.queries, length, key_dim)
+    row, column = lax.iota(jnp.int32, block.queries), lax.iota(jnp.int32, block.keys)
     row_angle, (cos_l, sin_l) = _cos_sin(row, head), _cos_sin(column, head)
     if segments_ref is not None:
-        segments_c = _query_segments(_load(segments_ref, start, size.queries, length))
+        segments_c = _query_segments(_load(segments_ref, start, block.queries, length))
 
-    def tile(block, h_cv, edge):
-        key_start = block * size.keys
+    def tile(index, h_cv, edge):
+        key_start = index * block.keys
         distance = start - key_start
-        k_lk = _load(k_ref, key_start, size.keys, length, key_dim)
+        k_lk = _load(k_ref, key_start, block.keys, length, key_dim)
         segments = None
         if segments_ref is not None:
-            segments = segments_c, _load(segments_ref, key_start, size.keys, length)
+            segments = segments_c, _load(segments_ref, key_start, block.keys, length)
         root_cl = _trim_root(
-            _dot(q_ck, k_lk, transpose_b=True), head,
-            (distance + row)[:, None] - column[None, :] if edge else None, segments,
+            _dot(q_ck, k_lk, transpose_b=True),
+            head,
+            (distance + row)[:, None] - column[None, :] if edge else None,
+            segments,
         )
 
         def add(h_cv):
-            v_lv = _load(v_ref, key_start, size.keys, length)
+            v_lv = _load(v_ref, key_start, block.keys, length)
             cos_c, sin_c = _rotate(*row_angle, *_cos_sin(distance, head))
             mask_cl = 0.5 + (0.5 * cos_c)[:, None] * cos_l + (0.5 * sin_c)[:, None] * sin_l
             return h_cv + _dot((root_cl * root_cl * mask_cl).astype(v_lv.dtype), v_lv)
 
-        return lax.cond(jnp.max(root_cl) > 0, add, lambda h_cv: h_cv, h_cv)
+        return _unless_all_rejected(root_cl, add, h_cv)
 
-    h_cv = jnp.zeros((size.queries, v_ref.shape[1]), jnp.float32)
-    span = _key_span(start, size, head.reach, length)
+    h_cv = jnp.zeros((block.queries, v_ref.shape[1]), jnp.float32)
+    span = _key_span(start, block, head.reach, length)
     _store(h_ref, _visit(tile, span, h_cv), start, length)
 
 
-def _queries_kernel(
-    head_refs, q_ref, k_ref, v_ref, dh_ref, segments_ref, dq_ref, dwindow_ref, dwidth_ref,
-    *, size, length, dims,
+def _screening_backward_queries(
+    head_refs,
+    q_ref,
+    k_ref,
+    v_ref,
+    dh_ref,
+    segments_ref,
+    dq_ref,
+    dwindow_ref,
+    dwidth_ref,
+    *,
+    block,
+    length,
+    key_dim,
 ):
     head = _Head(*(ref[0] for ref in head_refs))
-    key_dim, _ = dims
     program = pl.num_programs(1) - 1 - pl.program_id(1)
-    start = program * size.queries
-    q_ck = _load(q_ref, start, size.queries, length, key_dim)
-    dh_cv = _load(dh_ref, start, size.queries, length)
-    row, column = lax.iota(jnp.int32, size.queries), lax.iota(jnp.int32, size.keys)
+    start = program * block.queries
+    q_ck = _load(q_ref, start, block.queries, length, key_dim)
+    dh_cv = _load(dh_ref, start, block.queries, length)
+    row, column = lax.iota(jnp.int32, block.queries), lax.iota(jnp.int32, block.keys)
     row_angle, (cos_l, sin_l) = _cos_sin(row, head), _cos_sin(column, head)
+    column_float = column.astype(jnp.float32)
     if segments_ref is not None:
-        segments_c = _query_segments(_load(segments_ref, start, size.queries, length))
+        segments_c = _query_segments(_load(segments_ref, start, block.queries, length))
 
-    def tile(block, carry, edge):
-        key_start = block * size.keys
+    def tile(index, carry, edge):
+        key_start = index * block.keys
         distance = start - key_start
-        k_lk = _load(k_ref, key_start, size.keys, length, key_dim)
+        k_lk = _load(k_ref, key_start, block.keys, length, key_dim)
         segments = None
         if segments_ref is not None:
-            segments = segments_c, _load(segments_ref, key_start, size.keys, length)
-        distance_cl = (distance + row)[:, None] - column[None, :]
+            segments = segments_c, _load(segments_ref, key_start, block.keys, length)
         root_cl = _trim_root(
-            _dot(q_ck, k_lk, transpose_b=True), head, distance_cl if edge else None, segments
+            _dot(q_ck, k_lk, transpose_b=True),
+            head,
+            (distance + row)[:, None] - column[None, :] if edge else None,
+            segments,
         )
 
         def add(carry):
             dq_ck, dwindow_c, dwidth_c = carry
-            v_lv = _load(v_ref, key_start, size.keys, length)
+            v_lv = _load(v_ref, key_start, block.keys, length)
             cos_c, sin_c = _rotate(*row_angle, *_cos_sin(distance, head))
             mask_cl = 0.5 + (0.5 * cos_c)[:, None] * cos_l + (0.5 * sin_c)[:, None] * sin_l
             slope_cl = sin_c[:, None] * cos_l - cos_c[:, None] * sin_l
             droot_cl = _dot(dh_cv, v_lv, transpose_b=True) * root_cl
-            dwindow_cl = droot_cl * root_cl * slope_cl * distance_cl.astype(jnp.float32)
+            # Whole numbers, subtracted as floats: a conversion for each pair would cost more.
+            distance_cl = (distance + row).astype(jnp.float32)[:, None] - column_float
+            dwindow_cl = droot_cl * root_cl * slope_cl * distance_cl
             dsimilarity_cl = droot_cl * mask_cl
             return (
                 dq_ck + _dot(dsimilarity_cl.astype(k_lk.dtype), k_lk),
@@ -275,46 +357,47 @@ def _queries_kernel(
                 dwidth_c + jnp.sum(dsimilarity_cl * (1 - root_cl), axis=1),
             )
 
-        return lax.cond(jnp.max(root_cl) > 0, add, lambda carry: carry, carry)
+        return _unless_all_rejected(root_cl, add, carry)
 
-    zeros = jnp.zeros(size.queries, jnp.float32)
+    zeros = jnp.zeros(block.queries, jnp.float32)
     carry = jnp.zeros(q_ck.shape, jnp.float32), zeros, zeros
-    span = _key_span(start, size, head.reach, length)
+    span = _key_span(start, block, head.reach, length)
     dq_ck, dwindow_c, dwidth_c = _visit(tile, span, carry)
     _store(dq_ref, dq_ck * (2 * head.sharpness), start, length, key_dim)
     dwindow_ref[program] = jnp.sum(dwindow_c)
     dwidth_ref[program] = jnp.sum(dwidth_c)
 
 
-def _keys_kernel(
-    head_refs, q_ref, k_ref, v_ref, dh_ref, segments_ref, dk_ref, dv_ref, *, size, length, dims
+def _screening_backward_keys(
+    head_refs, q_ref, k_ref, v_ref, dh_ref, segments_ref, dk_ref, dv_ref, *, block, length, key_dim
 ):
     head = _Head(*(ref[0] for ref in head_refs))
-    key_dim, _ = dims
-    start = pl.program_id(1) * size.keys
-    k_lk = _load(k_ref, start, size.keys, length, key_dim)
-    v_lv = _load(v_ref, start, size.keys, length)
-    row, column = lax.iota(jnp.int32, size.keys), lax.iota(jnp.int32, size.queries)
+    start = pl.program_id(1) * block.keys
+    k_lk = _load(k_ref, start, block.keys, length, key_dim)
+    v_lv = _load(v_ref, start, block.keys, length)
+    row, column = lax.iota(jnp.int32, block.keys), lax.iota(jnp.int32, block.queries)
     row_angle, (cos_c, sin_c) = _cos_sin(-row, head), _cos_sin(column, head)
     if segments_ref is not None:
-        segments_l = _load(segments_ref, start, size.keys, length)
+        segments_l = _load(segments_ref, start, block.keys, length)
 
-    def tile(block, carry, edge):
-        query_start = block * size.queries
+    def tile(index, carry, edge):
+        query_start = index * block.queries
         distance = query_start - start
-        q_ck = _load(q_ref, query_start, size.queries, length, key_dim)
+        q_ck = _load(q_ref, query_start, block.queries, length, key_dim)
         segments = None
         if segments_ref is not None:
-            segments_c = _load(segments_ref, query_start, size.queries, length)
+            segments_c = _load(segments_ref, query_start, block.queries, length)
             segments = segments_l, _query_segments(segments_c)
         root_lc = _trim_root(
-            _dot(k_lk, q_ck, transpose_b=True), head,
-            (distance - row)[:, None] + column[None, :] if edge else None, segments,
+            _dot(k_lk, q_ck, transpose_b=True),
+            head,
+            (distance - row)[:, None] + column[None, :] if edge else None,
+            segments,
         )
 
         def add(carry):
             dk_lk, dv_lv = carry
-            dh_cv = _load(dh_ref, query_start, size.queries, length)
+            dh_cv = _load(dh_ref, query_start, block.queries, length)
             cos_l, sin_l = _rotate(*row_angle, *_cos_sin(distance, head))
             mask_lc = 0.5 + (0.5 * cos_l)[:, None] * cos_c - (0.5 * sin_l)[:, None] * sin_c
             masked_lc = root_lc * mask_lc
@@ -324,51 +407,54 @@ def _keys_kernel(
                 dv_lv + _dot((root_lc * masked_lc).astype(dh_cv.dtype), dh_cv),
             )
 
-        return lax.cond(jnp.max(root_lc) > 0, add, lambda carry: carry, carry)
+        return _unless_all_rejected(root_lc, add, carry)
 
     carry = jnp.zeros(k_lk.shape, jnp.float32), jnp.zeros(v_lv.shape, jnp.float32)
-    dk_lk, dv_lv = _visit(tile, _query_span(start, size, head.reach, length), carry)
+    dk_lk, dv_lv = _visit(tile, _query_span(start, block, head.reach, length), carry)
     _store(dk_ref, dk_lk * (2 * head.sharpness), start, length, key_dim)
     _store(dv_ref, dv_lv, start, length)
 
 
-def _call(kernel, size, block_rows, arrays, window, width, segment_ids, outputs):
+# -- all programs ----------------------------------------------------------------------------------
+
+
+def _run(kernel, block, rows, arrays, window, width, segment_ids, results):
+    """`kernel` for every head, block of `rows` tokens and sequence; the heads of a block together,
+    since their keys share cache lines."""
     batch, length, num_heads, key_dim = arrays[0].shape
-    value_dim = arrays[2].shape[-1]
-    grid = (num_heads, pl.cdiv(length, block_rows), batch)
-    padded = max(pl.cdiv(length, n) * n for n in (size.queries, size.keys))
+    padded = max(pl.cdiv(length, n) * n for n in (block.queries, block.keys))
 
     def spec(x):
         if x.ndim == 1:
-            return pl.BlockSpec((1,), lambda h, i, b: (h,))
+            return pl.BlockSpec((1,), lambda head, program, row: (head,))
         if x.ndim == 2:
-            return pl.BlockSpec((None, padded), lambda h, i, b: (b, 0))
+            return pl.BlockSpec((None, padded), lambda head, program, row: (row, 0))
         if x.ndim == 3:
-            return pl.BlockSpec((None, None, x.shape[2]), lambda h, i, b: (b, h, 0))
-        return pl.BlockSpec(
-            (None, padded, None, max(x.shape[-1], _MIN_DOT)), lambda h, i, b: (b, 0, h, 0)
-        )
+            shape = (None, None, x.shape[2])
+            return pl.BlockSpec(shape, lambda head, program, row: (row, head, 0))
+        shape = (None, padded, None, max(x.shape[3], _MIN_DOT))
+        return pl.BlockSpec(shape, lambda head, program, row: (row, 0, head, 0))
 
     operands = (_heads(window, width, length), *arrays, segment_ids)
-    body = partial(kernel, size=size, length=length, dims=(key_dim, value_dim))
     return pl.pallas_call(
-        body,
-        grid=grid,
+        partial(kernel, block=block, length=length, key_dim=key_dim),
+        grid=(num_heads, pl.cdiv(length, rows), batch),
         in_specs=jax.tree.map(spec, operands),
-        out_specs=[spec(x) for x in outputs],
-        out_shape=outputs,
+        out_specs=[spec(x) for x in results],
+        out_shape=results,
         interpret=dispatch.interpretation(),
-        compiler_params=plgpu.CompilerParams(num_warps=size.warps, num_stages=size.stages),
-        name=kernel.__name__,
+        compiler_params=plgpu.CompilerParams(num_warps=block.warps, num_stages=block.stages),
+        name=kernel.__name__.lstrip("_"),
     )(*operands)
 
 
 @jax.custom_vjp
 def _screening(q, k, v, window, width, segment_ids):
-    sizes = block_sizes(_arch(), q.dtype, q.shape[-1], v.shape[-1])
-    out = [jax.ShapeDtypeStruct(v.shape, v.dtype)]
-    size = sizes.forward
-    (h,) = _call(_forward_kernel, size, size.queries, (q, k, v), window, width, segment_ids, out)
+    block = _sizes(q, v).forward
+    result = jax.ShapeDtypeStruct(v.shape, v.dtype)
+    (h,) = _run(
+        _screening_forward, block, block.queries, (q, k, v), window, width, segment_ids, [result]
+    )
     return h
 
 
@@ -378,20 +464,25 @@ def _screening_fwd(*args):
 
 def _screening_bwd(residuals, dh):
     q, k, v, window, width, segment_ids = residuals
-    batch, length, num_heads, key_dim = q.shape
-    sizes = block_sizes(_arch(), q.dtype, key_dim, v.shape[-1])
-    args = (q, k, v, dh), window, width, segment_ids
-    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    size = sizes.queries
-    parts = jax.ShapeDtypeStruct((batch, num_heads, pl.cdiv(length, size.queries)), jnp.float32)
-    dq, dwindow, dwidth = _call(
-        _queries_kernel, size, size.queries, *args, [like(q), parts, parts]
+    sizes = _sizes(q, v)
+    operands = (q, k, v, dh), window, width, segment_ids
+    dq, dk, dv = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v))
+
+    block = sizes.queries
+    batch, length, num_heads, _ = q.shape
+    shape = (batch, num_heads, pl.cdiv(length, block.queries))
+    parts = jax.ShapeDtypeStruct(shape, jnp.float32)
+    dq, dwindow, dwidth = _run(
+        _screening_backward_queries, block, block.queries, *operands, [dq, parts, parts]
     )
-    size = sizes.keys
-    dk, dv = _call(_keys_kernel, size, size.keys, *args, [like(k), like(v)])
-    per_token = 0.5 / window.astype(jnp.float32)
-    dwindow = 2 * jnp.pi * per_token * (per_token * dwindow.sum((0, 2)))
-    dwidth = 2 / width * dwidth.sum((0, 2))
+    block = sizes.keys
+    dk, dv = _run(_screening_backward_keys, block, block.keys, *operands, [dk, dv])
+
+    # dm/dw = sin(pi d / w) pi d / (2 w^2); the kernels sum without what is constant in a head. One
+    # 1 / w at a time, since 1 / w^2 may be too small for a float.
+    half_turn = 0.5 / window.astype(jnp.float32)
+    dwindow = half_turn * (half_turn * (2 * jnp.pi * jnp.sum(dwindow, (0, 2))))
+    dwidth = jnp.sum(dwidth, (0, 2)) * (2 / width.astype(jnp.float32))
     return dq, dk, dv, dwindow.astype(window.dtype), dwidth.astype(width.dtype), None
 
 
