@@ -1,7 +1,8 @@
 """What the GPU compiler makes of a program: registers, spills, shared memory, tensor-core use.
 
 No GPU is needed: XLA's CUDA plugin compiles for a described device. `ptxas`, from the CUDA toolkit
-or the triton package, then assembles the same PTX again and tells registers and spills.
+or the triton package, then assembles the same PTX again and tells registers and spills. Without it
+one can still learn whether XLA's own assembler, which makes what runs, spills.
 
     pip install --no-deps jax-cuda13-plugin==X jax-cuda13-pjrt==X      X: the version of jax
     JAX_PLATFORMS=cpu python ...
@@ -75,17 +76,20 @@ class Kernel:
     name: str
     grid: tuple[int, ...]
     threads: int
-    registers: int
-    spill_stores: int
-    spill_loads: int
     shared: int
     mma: int  # mma.sync instructions
     wgmma: int  # warpgroup instructions, sm_90 only
-    async_copies: int
+    registers: int
+    spill_stores: int
+    spill_loads: int
 
     @property
     def spills(self) -> int:
         return self.spill_stores + self.spill_loads
+
+    @property
+    def uses_tensor_cores(self) -> bool:
+        return self.mma + self.wgmma > 0
 
     def blocks_per_core(self, arch: int) -> int:
         """How many blocks registers and shared memory let run together on one multiprocessor."""
@@ -108,27 +112,40 @@ def missing() -> str | None:
     """Why nothing can be compiled here; None if it can."""
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
         return "needs the CUDA compiler: pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt"
-    if _ptxas() is None:
-        return "needs ptxas, from the CUDA toolkit or the triton package"
     return None
 
 
-def compile_program(function: Callable[..., Any], shapes: Sequence[Any], arch: int) -> Program:
+def compile_program(
+    function: Callable[..., Any],
+    shapes: Sequence[Any],
+    arch: int,
+    *,
+    refuse_spills: bool = False,
+) -> Program:
     """Compile function(*shapes) for sm_80 or sm_90.
 
     Args:
         function: to be jitted.
         shapes: pytrees of `jax.ShapeDtypeStruct`.
         arch: 80 or 90.
+        refuse_spills: let XLA raise if one of its kernels spills a register, and do not run ptxas:
+            registers are then unknown (-1) and spills zero.
     """
+    options = {"xla_gpu_fail_ptx_compilation_on_register_spilling": refuse_spills}
     where = SingleDeviceSharding(_device(arch))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
     with tempfile.TemporaryDirectory() as folder:
         lowered = jax.jit(function).lower(*shapes)
-        compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, **options})
         launches = _launches(Path(folder))
         kernels = [
-            _kernel(name, ptx, launches[name])
+            Kernel(
+                name,
+                *launches[name],
+                mma=len(re.findall(r"\bmma\.sync", ptx)),
+                wgmma=len(re.findall(r"\bwgmma\.mma_async", ptx)),
+                **(_NOT_MEASURED if refuse_spills else _assemble(ptx)),
+            )
             for ptx in sorted(p.read_text() for p in Path(folder).glob("*.ptx"))
             for name in re.findall(r"\.entry (\w+)", ptx)
         ]
@@ -196,26 +213,21 @@ def _ptxas():
         bundled = Path(triton.origin).parent / "backends/nvidia/bin/ptxas-blackwell"
         if bundled.exists():
             return str(bundled)
-    return None
+    raise FileNotFoundError("needs ptxas, from the CUDA toolkit or the triton package")
 
 
-def _kernel(name, ptx, launch):
+_NOT_MEASURED = {"registers": -1, "spill_stores": 0, "spill_loads": 0}
+
+
+def _assemble(ptx):
     target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)[1]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "kernel.ptx").write_text(ptx)
         command = [_ptxas(), "-v", f"-arch={target}", "kernel.ptx", "-o", "kernel.cubin"]
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     log = run.stdout + run.stderr
-    grid, threads, shared = launch
-    return Kernel(
-        name,
-        grid,
-        threads,
-        registers=int(re.search(r"Used (\d+) registers", log)[1]),
-        spill_stores=int(re.search(r"(\d+) bytes spill stores", log)[1]),
-        spill_loads=int(re.search(r"(\d+) bytes spill loads", log)[1]),
-        shared=shared,
-        mma=len(re.findall(r"\bmma\.sync", ptx)),
-        wgmma=len(re.findall(r"\bwgmma\.mma_async", ptx)),
-        async_copies=len(re.findall(r"\bcp\.async\.c[ag]", ptx)),
-    )
+    return {
+        "registers": int(re.search(r"Used (\d+) registers", log)[1]),
+        "spill_stores": int(re.search(r"(\d+) bytes spill stores", log)[1]),
+        "spill_loads": int(re.search(r"(\d+) bytes spill loads", log)[1]),
+    }

@@ -38,8 +38,9 @@ _B32X64 = Block(32, 64, warps=4, stages=2)
 _B32X32 = Block(32, 32, warps=4, stages=2)
 _B32X32_UNSTAGED = Block(32, 32, warps=4, stages=1)
 _B32X16 = Block(32, 16, warps=4, stages=1)
-_B32X16_WIDE = Block(32, 16, warps=8, stages=1)
-_B16X32_WIDE = Block(16, 32, warps=8, stages=1)
+_B16X32 = Block(16, 32, warps=4, stages=1)
+_B32X16_SPREAD = Block(32, 16, warps=8, stages=1)
+_B16X32_SPREAD = Block(16, 32, warps=8, stages=1)
 
 # Float32 needs more registers: each of its products is three, of operands split in two parts.
 _USUAL = {
@@ -54,8 +55,14 @@ _UNUSUAL = {
     ("bfloat16", 128, 64): BlockSizes(_B64X32, _B32X32_UNSTAGED, _B64X32),
     ("bfloat16", 128, 128): BlockSizes(_B64X32, _B32X32, _B64X32),
     ("float32", 16, 128): None,
+    ("float32", 32, 32): BlockSizes(_B32X32, _B32X32, _B16X32),
     ("float32", 32, 64): BlockSizes(_B32X32, _B32X16, _B32X32),
-    ("float32", 128, 128): BlockSizes(_B32X16_WIDE, _B16X32_WIDE, _B32X16_WIDE),
+    ("float32", 32, 128): BlockSizes(_B32X32, _B16X32_SPREAD, _B32X16),
+    ("float32", 64, 32): BlockSizes(_B32X32, _B32X32, _B16X32),
+    ("float32", 64, 128): BlockSizes(_B32X32, _B16X32_SPREAD, _B32X16_SPREAD),
+    ("float32", 128, 32): BlockSizes(_B32X16, _B16X32_SPREAD, _B32X16),
+    ("float32", 128, 64): BlockSizes(_B32X16, _B16X32_SPREAD, _B32X16),
+    ("float32", 128, 128): BlockSizes(_B32X16_SPREAD, _B16X32_SPREAD, _B32X16_SPREAD),
 }
 
 
