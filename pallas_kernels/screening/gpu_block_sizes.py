@@ -49,16 +49,19 @@ _USUAL = {
 }
 # (dtype, K, V); None where every block tried spills registers.
 _UNUSUAL = {
+    ("bfloat16", 16, 128): BlockSizes(_B64X32, _B64X32, _B32X64),
     ("bfloat16", 32, 128): BlockSizes(_B64X32, _B64X32, _B32X64),
     ("bfloat16", 64, 32): BlockSizes(_B64X32, _B64X32, _B32X64),
     ("bfloat16", 128, 32): None,
     ("bfloat16", 128, 64): BlockSizes(_B64X32, _B32X32_UNSTAGED, _B64X32),
     ("bfloat16", 128, 128): BlockSizes(_B64X32, _B32X32, _B64X32),
+    ("float32", 16, 64): BlockSizes(_B32X32, _B32X16, _B32X32),
     ("float32", 16, 128): None,
     ("float32", 32, 32): BlockSizes(_B32X32, _B32X32, _B16X32),
     ("float32", 32, 64): BlockSizes(_B32X32, _B32X16, _B32X32),
     ("float32", 32, 128): BlockSizes(_B32X32, _B16X32_SPREAD, _B32X16),
     ("float32", 64, 32): BlockSizes(_B32X32, _B32X32, _B16X32),
+    ("float32", 64, 64): BlockSizes(_B32X32, _B32X32, _B32X16),
     ("float32", 64, 128): BlockSizes(_B32X32, _B16X32_SPREAD, _B32X16_SPREAD),
     ("float32", 128, 32): BlockSizes(_B32X16, _B16X32_SPREAD, _B32X16),
     ("float32", 128, 64): BlockSizes(_B32X16, _B16X32_SPREAD, _B32X16),
