@@ -1,0 +1,42 @@
+"""Compiles a few of the screening kernels' sizes for a GPU with no GPU attached.
+
+python -m tests.aot.compile_gpu 80
+"""
+
+import os
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from experiments.bench.compile_gpu import compile_screening, faults
+
+# dtype, K, V, heads, length, documents
+CALLS = (
+    ("bfloat16", 16, 64, 64, 131072, False),
+    ("bfloat16", 128, 128, 16, 4001, True),
+    ("float32", 16, 64, 16, 4096, False),
+    ("float32", 8, 32, 16, 4001, True),
+)
+
+
+def main(arch: int) -> None:
+    for dtype, key_dim, value_dim, heads, length, documents in CALLS:
+        kernels, program = compile_screening(
+            arch,
+            dtype,
+            key_dim,
+            value_dim,
+            heads=heads,
+            length=length,
+            documents=documents,
+            refuse_spills=True,
+        )
+        found = faults(kernels, program)
+        if arch == 90 and dtype == "bfloat16" and not kernels["forward"].wgmma:
+            found.append("forward has no warpgroup instruction")
+        if found:
+            raise SystemExit(f"{dtype}, K={key_dim}, V={value_dim}: {'; '.join(found)}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
