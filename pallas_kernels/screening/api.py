@@ -10,9 +10,14 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.common import dispatch
 from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.screening.chunked import screening_chunked
+from pallas_kernels.screening.pallas_gpu import screening_pallas_gpu
 from pallas_kernels.screening.reference import screening_reference
 
-_AVAILABLE = {"reference": screening_reference, "chunked": screening_chunked}
+_AVAILABLE = {
+    "reference": screening_reference,
+    "chunked": screening_chunked,
+    "pallas_gpu": screening_pallas_gpu,
+}
 
 
 def screening(
