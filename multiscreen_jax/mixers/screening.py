@@ -21,6 +21,7 @@ from pallas_kernels.common.numerics import accumulation_dtype, tanh_norm, unit_n
 from pallas_kernels.screening import screening_decode
 from pallas_kernels.screening.decode import ring_slots
 from pallas_kernels.screening.reference import trim
+from pallas_kernels.screening.summaries import BlockSummaries, summarize, update_summaries
 
 if TYPE_CHECKING:
     from multiscreen_jax.models.multiscreen import MultiscreenConfig
@@ -136,7 +137,8 @@ class ScreeningTiles(nn.Module):
         old = screening_decode(
             q, cache.keys, cache.values, jnp.where(chunk.continues, chunk.index, -1),
             cache.cursor.length, cache.cursor.start,
-            cached.offset, cached.size, window, width, precision=c.precision,
+            cached.offset, cached.size, window, width,
+            summaries=cache.summaries, precision=c.precision,
         )  # fmt: skip
         if q.shape[1] == 1:  # a token reads itself at distance 0, where the mask is one
             s = jnp.sum(q.astype(old.dtype) * k.astype(old.dtype), axis=-1)
@@ -188,6 +190,7 @@ class ScreeningCache:
         offset, size: the table of rings.
         cursor: progress of each row. Its limit is `max_length` if some ring is smaller than its
             window, and none otherwise.
+        summaries: of blocks of keys, by which decoding rejects whole blocks unread; or None.
     """
 
     keys: Float[Array, "B S K"]
@@ -195,6 +198,7 @@ class ScreeningCache:
     offset: Int[Array, "N H"]
     size: Int[Array, "N H"]
     cursor: Cursor
+    summaries: BlockSummaries | None
 
 
 @struct.dataclass
@@ -215,6 +219,7 @@ def init_screening_cache(
     key_dim: int,
     value_dim: int,
     dtype: jnp.dtype,
+    block_summaries: bool,
 ) -> ScreeningCache:
     """An empty cache for concrete windows; bytes = batch (K + V) itemsize sum of ring sizes."""
     if isinstance(window, jax.core.Tracer):
@@ -230,12 +235,14 @@ def init_screening_cache(
     lossless = bool((needed <= max_length).all())
     cursor = new_cursor(batch, np.iinfo(np.int32).max if lossless else max_length)
     slots = int(size.sum())
+    keys = jnp.zeros((batch, slots, key_dim), dtype)
     return ScreeningCache(
-        keys=jnp.zeros((batch, slots, key_dim), dtype),
+        keys=keys,
         values=jnp.zeros((batch, slots, value_dim), dtype),
         offset=jnp.asarray(offset),
         size=jnp.asarray(size),
         cursor=cursor,
+        summaries=summarize(keys) if block_summaries else None,
     )
 
 
@@ -256,8 +263,14 @@ def write_screening_cache(
     slots = cache.keys.shape[1]
     index = jnp.where(slot < 0, slots, slot + cache.offset[:, None, None, :])
     row = jnp.arange(index.shape[1])[None, :, None, None]
+    new_keys = cache.keys.at[row, index].set(keys.astype(cache.keys.dtype), mode="drop")
+    summaries = cache.summaries
+    if summaries is not None:
+        written = jnp.moveaxis(index, 1, 0).reshape(index.shape[1], -1)
+        summaries = update_summaries(summaries, new_keys, written)
     return cache.replace(
-        keys=cache.keys.at[row, index].set(keys.astype(cache.keys.dtype), mode="drop"),
+        keys=new_keys,
         values=cache.values.at[row, index].set(values.astype(cache.values.dtype), mode="drop"),
         cursor=cursor,
+        summaries=summaries,
     )

@@ -58,7 +58,11 @@ class MultiscreenConfig:
         remat: what the backward pass keeps, see `layers.stack.LayerStack`. On CPUs "mixer" is the
             fastest: it keeps what screening returns, which is then not computed a second time.
         unroll_layers: run layers in a Python loop, for debugging.
-        implementation: of the screening op, see `pallas_kernels.screening`.
+        implementation: of the screening op, see `pallas_kernels.screening`. Cached tokens take the
+            platform's decode kernel where there is one.
+        block_summaries: keep summaries of blocks of keys in the cache. Decoding then rejects most
+            blocks of an infinite tile unread, and gives the same result; see
+            `pallas_kernels.screening.summaries`.
     """
 
     vocab_size: int
@@ -79,6 +83,7 @@ class MultiscreenConfig:
     remat: str = "none"
     unroll_layers: bool = False
     implementation: str | tuple[str, ...] | None = None
+    block_summaries: bool = False
 
     def __post_init__(self) -> None:
         fields.positive_integers(
@@ -235,4 +240,6 @@ class Multiscreen(LanguageModel):
         c = self.config
         window = tile_window(c, params["layers"]["tiles"]["log_window"])
         dtype = jnp.dtype(c.dtype if dtype is None else dtype)
-        return init_screening_cache(window, batch, max_length, c.key_dim, c.value_dim, dtype)
+        return init_screening_cache(
+            window, batch, max_length, c.key_dim, c.value_dim, dtype, c.block_summaries
+        )

@@ -22,6 +22,7 @@ _OTHER_HARMLESS = (
     "model.remat",
     "model.unroll_layers",
     "model.implementation",
+    "model.block_summaries",
 )
 
 # What of a model may change besides, when a new run starts from its parameters.
