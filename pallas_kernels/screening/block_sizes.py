@@ -6,6 +6,7 @@ class Blocks(NamedTuple):
     rows: int
     columns: int
     strip: int
+    staged: bool = False
 
 
 class TpuBlocks(NamedTuple):

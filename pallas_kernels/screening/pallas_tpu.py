@@ -137,6 +137,7 @@ def _launch(kernel, exact, sizes, rows_are_queries, *inputs):
             rows_are_queries=rows_are_queries,
             exact=exact,
             packed=segments is not None,
+            staged=sizes.staged,
         )
         return tuple(kernel(plan, reach, numbers, segments, *arrays))
 

@@ -38,8 +38,9 @@ def backward_queries(plan: Plan, reach, numbers, segments, q, k, v, dh):
     row 1 to -width^2 times dwidth."""
     tile = (plan.rows, plan.columns)
     scratch = [
+        pltpu.SMEM((1,), jnp.int32),
         pltpu.VMEM((plan.rows, plan.value_dim), plan.dtype),
-        pltpu.VMEM(tile, jnp.float32),
+        pltpu.VMEM(tile, plan.dtype),
         pltpu.VMEM(tile, plan.dtype),
         pltpu.VMEM((2 * plan.gradient_rows, plan.columns), plan.dtype),
         pltpu.VMEM((2 * plan.gradient_rows, plan.rows), jnp.float32),
@@ -54,8 +55,9 @@ def backward_keys(plan: Plan, reach, numbers, segments, q, k, v, dh):
     """dk [B,H,K,T] and dv [B,H,V,T]."""
     tile = (plan.rows, plan.columns)
     scratch = [
+        pltpu.SMEM((1,), jnp.int32),
         pltpu.VMEM((plan.rows, plan.value_dim), plan.dtype),
-        pltpu.VMEM(tile, jnp.float32),
+        pltpu.VMEM(tile, plan.dtype),
         pltpu.VMEM(tile, plan.dtype),
         pltpu.VMEM(tile, plan.dtype),
         pltpu.VMEM((plan.gradient_rows, plan.rows), jnp.float32),
@@ -101,6 +103,7 @@ def _call(
     shared = [
         pltpu.VMEM((plan.rows, plan.contraction), plan.dtype),
         pltpu.VMEM((plan.contraction, plan.columns), plan.dtype),
+        pltpu.VMEM((3, SUBLANES, plan.rows), jnp.float32),  # angles
         *[pltpu.VMEM((2, x.shape[2], plan.columns), x.dtype) for x in columns],
         pltpu.SemaphoreType.DMA((2, 3)),
         pltpu.SMEM((1,), jnp.int32),
@@ -143,17 +146,17 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
         refs[num_outputs + num_shared :],
     )
     rows, columns = inputs[:num_rows], inputs[num_rows : num_rows + 2]
-    left_ref, right_ref, *buffers, semaphores, slot_ref = shared[:6]
+    left_ref, right_ref, turn_ref, *buffers, semaphores, slot_ref = shared[:7]
     row_segments_ref = None
     batch, index, step = (pl.program_id(axis) for axis in range(3))
     head = tiles.read_head(reach_ref, numbers_ref, index, plan.heads)
     sources = [x.at[batch, index] for x in columns]
     if plan.packed:
-        row_segments_ref, segment_buffer = shared[6:]
+        row_segments_ref, segment_buffer = shared[7:]
         tiles.keep_row_segments(row_segments_ref, inputs[-2])
         sources.append(inputs[-1].at[batch])
         buffers.append(segment_buffer)
-    tiles.keep_left(left_ref, rows[0], head, plan)
+    tiles.keep_left(left_ref, turn_ref, rows[0], head, plan)
 
     def copies(block, slot):
         where = pl.ds(pl.multiple_of(block * plan.columns, plan.columns), plan.columns)
@@ -191,14 +194,15 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
 
         tiles.stream(plan, step, head.reach, copies, slot_ref, body)
 
-    kernel(plan, head, step, run, left_ref, right_ref, rows, outputs, *scratch)
+    kernel(plan, head, step, run, left_ref, right_ref, turn_ref, rows, outputs, *scratch)
 
 
 # -- the kernels -----------------------------------------------------------------------------------
 
 
 def _forward_kernel(
-    plan, head, step, run, left_ref, right_ref, rows, outputs, relevance_ref, total_ref
+    plan, head, step, run, left_ref, right_ref, turn_ref, rows, outputs,
+    relevance_ref, total_ref,
 ):
     (h_ref,) = outputs
     total_ref[...] = jnp.zeros_like(total_ref)
@@ -225,8 +229,8 @@ def _strips(plan):
 
 
 def _backward_queries_kernel(
-    plan, head, step, run, left_ref, right_ref, rows, outputs,
-    dh_ref, root_ref, dg_ref, keys_ref, total_ref,
+    plan, head, step, run, left_ref, right_ref, turn_ref, rows, outputs,
+    flag_ref, dh_ref, root_ref, dg_ref, keys_ref, total_ref,
 ):  # fmt: skip
     q_ref, dh_time_minor_ref = rows
     dq_ref, sums_ref = outputs
@@ -238,8 +242,8 @@ def _backward_queries_kernel(
         sums_ref[...] = jnp.zeros_like(sums_ref)
 
     def keep(rows, root):
-        root_ref[rows] = root
-        return root
+        root_ref[rows] = root.astype(plan.dtype)
+        return root_ref[rows]
 
     def keep_keys(where, factor, turned):
         """Keys as gradients need them: the factor, and the factor times the angle."""
@@ -251,14 +255,20 @@ def _backward_queries_kernel(
 
     def visit(tile, write_right, v_ref):
         write_right(keep_keys)
+        accepted = tiles.judge(tile, left_ref, right_ref, plan, keep)
 
-        @pl.when(tiles.judge(tile, left_ref, right_ref, plan, keep))
-        def _():
+        def gradient_of_g():
             v = v_ref[...].astype(plan.dtype)
             for rows in _strips(plan):
-                dg = 2 * root_ref[rows] * tiles.dot(dh_ref[rows], v, (1, 0), plan)
-                dg_ref[rows] = dg.astype(plan.dtype)
+                half_dg = root_ref[rows].astype(jnp.float32) * tiles.dot(
+                    dh_ref[rows], v, (1, 0), plan
+                )
+                dg_ref[rows] = half_dg.astype(plan.dtype)
+
+        def gradient_of_factor():
             total_ref[...] += tiles.dot(keys_ref[...], dg_ref[...], (1, 1), plan)
+
+        tiles.in_stages(accepted, flag_ref, plan, gradient_of_g, gradient_of_factor)
 
     run(visit)
 
@@ -266,9 +276,9 @@ def _backward_queries_kernel(
 
     def finish(first):
         where = pl.ds(first, size)
-        turned = tiles.turn(first, size, head)
+        turned = tiles.kept_turn(turn_ref, where)
         q_kt = q_ref[:, where].astype(jnp.float32)
-        gradient, by_angle = jnp.split(total_ref[:, where], 2)
+        gradient, by_angle = jnp.split(2 * total_ref[:, where], 2)
         gradient, by_angle = (_joined(x, plan) for x in (gradient, by_angle))
         dq, dconstant = _through_factor(gradient, turned, plan)
         dq_ref[:, where] = (dq * head.inverse_width).astype(dq_ref.dtype)
@@ -280,16 +290,14 @@ def _backward_queries_kernel(
         dwindow = jnp.sum(slope * (gradient * angle - by_angle), axis=0, keepdims=True)
         dwidth = jnp.sum(q_kt * dq, axis=0, keepdims=True) - dconstant
         row = lax.broadcasted_iota(jnp.int32, (SUBLANES, size), 0)
-        both = jnp.where(row == 0, dwindow, jnp.where(row == 1, dwidth, 0))
-        for first in range(0, size, LANES):
-            sums_ref[...] += both[:, first : first + LANES]
+        sums_ref[...] += jnp.where(row == 0, dwindow, jnp.where(row == 1, dwidth, 0))
 
     tiles.for_factor_tokens(plan.rows, finish)
 
 
 def _backward_keys_kernel(
-    plan, head, step, run, left_ref, right_ref, rows, outputs,
-    v_ref, root_ref, relevance_ref, dg_ref, dfactor_ref, dv_total_ref,
+    plan, head, step, run, left_ref, right_ref, turn_ref, rows, outputs,
+    flag_ref, v_ref, root_ref, relevance_ref, dg_ref, dfactor_ref, dv_total_ref,
 ):  # fmt: skip
     dk_ref, dv_ref = outputs
     tiles.keep_transposed(v_ref, rows[1], plan)
@@ -297,23 +305,33 @@ def _backward_keys_kernel(
     dv_total_ref[...] = jnp.zeros_like(dv_total_ref)
 
     def keep(rows, root):
-        root_ref[rows] = root
-        return root
+        root_ref[rows] = root.astype(plan.dtype)
+        relevance_ref[rows] = (root * root).astype(plan.dtype)
+        return root_ref[rows]
 
     def visit(tile, write_right, dh_ref):
         write_right()
+        accepted = tiles.judge(tile, left_ref, right_ref, plan, keep)
 
-        @pl.when(tiles.judge(tile, left_ref, right_ref, plan, keep))
-        def _():
+        def gradient_of_g():
             dh = dh_ref[...].astype(plan.dtype)
             for rows in _strips(plan):
-                root = root_ref[rows]
-                dg = 2 * root * tiles.dot(v_ref[rows], dh, (1, 0), plan)
-                dg_ref[rows] = dg.astype(plan.dtype)
-                relevance_ref[rows] = (root * root).astype(plan.dtype)
+                half_dg = root_ref[rows].astype(jnp.float32) * tiles.dot(
+                    v_ref[rows], dh, (1, 0), plan
+                )
+                dg_ref[rows] = half_dg.astype(plan.dtype)
+
+        def gradient_of_factor():
             queries = right_ref[: plan.gradient_rows]
             dfactor_ref[...] += tiles.dot(queries, dg_ref[...], (1, 1), plan)
+
+        def gradient_of_values():
+            dh = dh_ref[...].astype(plan.dtype)
             dv_total_ref[...] += tiles.dot(dh, relevance_ref[...], (1, 1), plan)
+
+        tiles.in_stages(
+            accepted, flag_ref, plan, gradient_of_g, gradient_of_factor, gradient_of_values
+        )
 
     run(visit)
 
@@ -321,8 +339,8 @@ def _backward_keys_kernel(
 
     def finish(first):
         where = pl.ds(first, size)
-        gradient = _joined(dfactor_ref[:, where], plan)
-        dk, _ = _through_factor(gradient, tiles.turn(first, size, head), plan)
+        gradient = _joined(2 * dfactor_ref[:, where], plan)
+        dk, _ = _through_factor(gradient, tiles.kept_turn(turn_ref, where), plan)
         dk_ref[:, where] = dk.astype(dk_ref.dtype)
 
     tiles.for_factor_tokens(plan.rows, finish)

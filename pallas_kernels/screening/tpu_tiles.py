@@ -34,7 +34,7 @@ from jax.experimental.pallas import tpu as pltpu
 LANES = 128
 SUBLANES = 8
 # Tokens whose factors are computed at a time, so that the registers suffice.
-FACTOR_TOKENS = 256
+FACTOR_TOKENS = 128
 
 
 class Plan(NamedTuple):
@@ -51,6 +51,7 @@ class Plan(NamedTuple):
     rows_are_queries: bool
     exact: bool  # float32 products, else bf16 with float32 sums
     packed: bool  # several documents in a row
+    staged: bool  # whether the backward's products are kept apart, see `in_stages`
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -190,12 +191,14 @@ def factor_tokens(tokens: int) -> int:
     return min(tokens, FACTOR_TOKENS)
 
 
-def keep_left(left_ref, x_ref, head: Head, plan: Plan) -> None:
-    """Writes the left operand of all tiles of this grid step, [rows, D]."""
+def keep_left(left_ref, turn_ref, x_ref, head: Head, plan: Plan) -> None:
+    """Writes the left operand of all tiles of this grid step, [rows, D], and its angles."""
     size = factor_tokens(plan.rows)
 
     def body(first):
         turned, x_kt = turn(first, size, head), x_ref[:, pl.ds(first, size)]
+        for n, x in enumerate(turned):
+            turn_ref[n, :, pl.ds(first, size)] = x
         if plan.rows_are_queries:
             rows = query_factor(x_kt, turned, head)
         else:
@@ -205,6 +208,10 @@ def keep_left(left_ref, x_ref, head: Head, plan: Plan) -> None:
         left_ref[pl.ds(first, size)] = flat.astype(plan.dtype)
 
     for_factor_tokens(plan.rows, body)
+
+
+def kept_turn(turn_ref, where) -> Turn:
+    return Turn(*(turn_ref[n, :, where] for n in range(3)))
 
 
 def keep_transposed(y_ref, x_ref, plan: Plan) -> None:
@@ -299,6 +306,25 @@ def judge(
         found = lax.cond(inside, full, masked)
     # As numbers, since the vector unit reduces no integers.
     return jnp.max(jnp.where(found != 0, 1.0, 0.0)) > 0
+
+
+def in_stages(accepted, flag_ref, plan: Plan, *stages: Callable[[], None]) -> None:
+    """Runs what a tile with accepted pairs needs.
+
+    In one piece, its products overlap. A compiler that then starts too much at once, and spills
+    registers, gets pieces: it does not see that the conditions of all of them are the same.
+    """
+    if not plan.staged:
+
+        @pl.when(accepted)
+        def _():
+            for stage in stages:
+                stage()
+
+        return
+    flag_ref[0] = accepted.astype(jnp.int32)
+    for stage in stages:
+        pl.when(flag_ref[0] != 0)(stage)
 
 
 # -- which blocks ----------------------------------------------------------------------------------
