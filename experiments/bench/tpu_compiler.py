@@ -137,7 +137,9 @@ def compile_for(
 # -- reading the dumps -----------------------------------------------------------------------------
 
 _FILE = re.compile(r"\d+-(?P<kernel>.+)-\d+-(?P<dump>[a-z_A-Z-]+)\.txt")
-_BUNDLE = re.compile(r" *(?:0x[0-9a-f]+|0) +(?P<tag>LB|PF)?[^:{]*: *(?P<depth>>*)[^{]*\{(?P<body>.*)")
+_BUNDLE = re.compile(
+    r" *(?:0x[0-9a-f]+|0) +(?P<tag>LB|PF)?[^:{]*: *(?P<depth>>*)[^{]*\{(?P<body>.*)"
+)
 _ALLOCATION = re.compile(r"^ *#allocation\d+ \[.*?space=(\w+), size = (0x[0-9a-f]+)", re.M)
 
 
@@ -172,7 +174,9 @@ def _read_kernel(name, original, scheduled, final, utilization):
     used = iter([list(map(int, row.split())) for row in table if row.strip()[:1].isdigit()])
     pieces = []
     for count, rows in zip(cycles, final_pieces, strict=True):
-        sums = dict(zip(names, map(sum, zip(*(next(used) for _ in rows), strict=True)), strict=True))
+        sums = dict(
+            zip(names, map(sum, zip(*(next(used) for _ in rows), strict=True)), strict=True)
+        )
         bodies = " ".join(row["body"] for row in rows)
         pieces.append(
             Piece(

@@ -103,9 +103,7 @@ def _prepare(window, width, segment_ids, arrays, blocks):
     """What kernels take: scalars per head, documents [B,1,T], and time-minor arrays, padded."""
     length = arrays[0].shape[1]
     padded = tpu_tiles.ceil_to(length, blocks.multiple)
-    scalars = tpu_tiles.head_scalars(
-        window.astype(jnp.float32), width.astype(jnp.float32), length
-    )
+    scalars = tpu_tiles.head_scalars(window.astype(jnp.float32), width.astype(jnp.float32), length)
     segments = None
     if segment_ids is not None:
         segments = jnp.pad(segment_ids.astype(jnp.int32), [(0, 0), (0, padded - length)])[:, None]

@@ -73,9 +73,7 @@ def backward_keys(plan: Plan, reach, numbers, segments, q, k, v, dh):
 # -- what surrounds a kernel -----------------------------------------------------------------------
 
 
-def _call(
-    name, plan, kernel, outputs, with_sums, scratch, reach, numbers, segments, rows, columns
-):
+def _call(name, plan, kernel, outputs, with_sums, scratch, reach, numbers, segments, rows, columns):
     """Runs a kernel over (batch, head, block of rows).
 
     Args:
@@ -201,8 +199,17 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
 
 
 def _forward_kernel(
-    plan, head, step, run, left_ref, right_ref, turn_ref, rows, outputs,
-    relevance_ref, total_ref,
+    plan,
+    head,
+    step,
+    run,
+    left_ref,
+    right_ref,
+    turn_ref,
+    rows,
+    outputs,
+    relevance_ref,
+    total_ref,
 ):
     (h_ref,) = outputs
     total_ref[...] = jnp.zeros_like(total_ref)

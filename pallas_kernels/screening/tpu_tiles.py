@@ -248,9 +248,15 @@ def keep_row_segments(row_segments_ref, segments_ref) -> None:
 def _allowed(tile: Tile, first, plan: Plan):
     """Which pairs of a strip are within reach, and in one document."""
     shape = (plan.strip, plan.columns)
-    steps = lax.broadcasted_iota(jnp.int32, shape, 0) - lax.broadcasted_iota(jnp.int32, shape, 1)
-    distance = tile.distance + (first + steps if plan.rows_are_queries else -first - steps)
-    allowed = (distance >= 0) & (distance <= tile.reach)
+    row, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    # 0 <= i - j <= reach, with all that is constant in the strip moved to the bounds.
+    if plan.rows_are_queries:
+        nearest = -(tile.distance + first)
+        steps = row - column
+    else:
+        nearest = first - tile.distance
+        steps = column - row
+    allowed = (steps >= nearest) & (steps <= nearest + tile.reach)
     if plan.packed:
         rows = tile.row_segments_ref[pl.ds(first, plan.strip)]
         rows = jnp.concatenate([rows] * (plan.columns // LANES), axis=1)
