@@ -180,7 +180,7 @@ def _read_kernel(name, original, scheduled, final, utilization):
         bodies = " ".join(row["body"] for row in rows)
         pieces.append(
             Piece(
-                depth=len(rows[0]["depth"]),
+                depth=max(len(row["depth"]) for row in rows),
                 starts_loop=rows[0]["tag"] == "LB",
                 cycles=count,
                 slots={n: -(-sums[n] // capacity[n]) for n in names if sums[n] and ":" not in n},
@@ -192,10 +192,13 @@ def _read_kernel(name, original, scheduled, final, utilization):
 
 
 def _pieces(text):
-    """Bundles of a dump, cut where jumps lead to: a loop's first bundle, and branches' ends."""
-    pieces = []
+    """Bundles of a dump, cut where jumps lead to and where loops begin and end."""
+    pieces, depth = [], 0
     for match in filter(None, map(_BUNDLE.match, text.splitlines())):
-        if match["tag"] or not pieces:
+        stall = not re.sub(r"/\*.*?\*/", "", match["body"]).strip(" };")
+        at = depth if stall else len(match["depth"])
+        if match["tag"] or not pieces or at < depth:
             pieces.append([])
         pieces[-1].append(match)
+        depth = at
     return pieces

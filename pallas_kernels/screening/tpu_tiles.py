@@ -1,12 +1,13 @@
-"""What the TPU kernels of screening share: a tile of relevance as one product, and streams of blocks.
+"""What the TPU kernels of screening share: a tile as one product, and streams of blocks.
 
-Relevance is a perfect square. With the half angle c = cos(pi (i - j) / 2w), the softmask is c^2, so
+Relevance is a perfect square. With the half angle c = cos(pi (i - j) / 2w) the softmask is c^2, so
 
     sqrt(alpha m) = max(g, 0),   g = (1 - (1 - s) / r) c,
 
 and g is a product of vectors: with a = pi i / 2w and b = pi j / 2w,
 
-    g_ij = [q/r cos a, q/r sin a, (1 - 1/r) cos a, (1 - 1/r) sin a] . [k cos b, k sin b, cos b, sin b]
+    g_ij = [q/r cos a, q/r sin a, (1 - 1/r) cos a, (1 - 1/r) sin a]
+         . [k   cos b, k   sin b,           cos b,           sin b]
 
 A contraction of 2 (K + 1) costs the MXU what one of K costs, up to its width. So similarity, trim
 and mask of a tile are one product, and what is left per pair is a maximum and a square; the
@@ -64,7 +65,7 @@ class Plan(NamedTuple):
 
     @property
     def gradient_rows(self) -> int:
-        """Rows of an operand that hold the factor, once: high parts, and then low parts if split."""
+        """Rows of an operand that hold the factor once: high parts, then low parts if split."""
         return self.factor_rows * (1 if self.exact else 2)
 
     @property
@@ -346,7 +347,7 @@ def key_blocks(start, plan: Plan, reach):
 
 
 def query_blocks(start, plan: Plan, reach):
-    """First and one past the last block of queries that read the keys start ... start + rows - 1."""
+    """First and one past the last block of queries that read keys start ... start + rows - 1."""
     stop = (start + plan.rows - 1 + reach) // plan.columns + 1
     blocks = plan.length // plan.columns
     return start // plan.columns, stop - (stop - blocks) * (stop > blocks)

@@ -91,7 +91,11 @@ def test_bfloat16_is_as_good_as_the_chunked_form(with_segments):
     for name, a, b, exact in zip(("h", *NAMES), got, chunked, expected, strict=True):
         assert a.dtype == b.dtype, name
         errors = [rms(np.asarray(x, np.float64) - exact) for x in (a, b)]
-        assert errors[0] <= 1.5 * errors[1] + 1e-12, f"{name}: {errors}"
+        limit = 1.5 * errors[1]
+        if name in ("window", "width"):
+            # Sums of terms of both signs, each rounded to 8 bits; the chunked form rounds none.
+            limit += 2.0**-8 * rms(exact)
+        assert errors[0] <= limit, f"{name}: {errors}"
 
 
 def test_packed_documents():
@@ -166,15 +170,15 @@ def test_extreme_scalars_and_empty_rows_give_no_nan():
 
 def test_transformations():
     """vmap over arrays and over windows, checkpoint, and a scan over layers."""
-    *inputs, cotangent = inputs_of(65, (1.5, 17.0, np.inf), batch=2)
+    *inputs, cotangent = map(jnp.asarray, inputs_of(65, (1.5, 17.0, np.inf), batch=2))
     windows = jnp.array([[2.0, 30.0, np.inf], [70.0, 1.5, 9.0]])
 
     def stacked(op, q, k, v, window, width):
-        op = jax.vmap(
-            lambda q, k, v, window, width: op(q[None], k[None], v[None], window, width)[0],
-            in_axes=(0, 0, 0, None, None),
-        )
-        layer = jax.checkpoint(lambda v, window: (v + op(q, k, v, window, width), None))
+        def one(q, k, v, window, width):
+            return op(q[None], k[None], v[None], window, width)[0]
+
+        every = jax.vmap(one, in_axes=(0, 0, 0, None, None))
+        layer = jax.checkpoint(lambda v, window: (v + every(q, k, v, window, width), None))
         return jax.lax.scan(layer, v, windows + window)[0]
 
     def by_window(op):
