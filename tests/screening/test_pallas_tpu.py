@@ -1,5 +1,6 @@
 """The TPU kernels, interpreted on a CPU, against the dense oracle."""
 
+import json
 from functools import partial
 
 import jax
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from multiscreen_jax.layers.positions import mipe, mipe_turns
 from pallas_kernels.common.dispatch import interpret_kernels
+from pallas_kernels.common.numerics import tanh_norm, unit_norm
 from pallas_kernels.screening import block_sizes, pallas_tpu, tpu_tiles
 from pallas_kernels.screening.block_sizes import TpuBlock, TpuBlocks
 from pallas_kernels.screening.chunked import screening_chunked
 from pallas_kernels.screening.pallas_tpu import screening_pallas_tpu
+from tests.goldens import golden_names, golden_path
 from tests.screening.test_chunked import (
     NAMES,
     assert_close,
@@ -191,6 +195,37 @@ def test_transformations():
             results.append([*pullback(cotangent), jax.jit(partial(by_window, op))()])
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("name", golden_names("multiscreen", "unit_*.npz"))
+def test_equals_recorded_unit(name):
+    """The whole screening unit around the kernels, against recorded PyTorch runs."""
+    with np.load(golden_path(name)) as golden:
+        data = {key: golden[key] for key in golden.files}
+    threshold = json.loads(str(data["config"]))["w_th"]
+    names = ("q", "k", "v", "s_w", "s_r")
+
+    def unit(q, k, v, s_w, s_r):
+        window = jnp.exp(s_w) + 1
+        positions = jnp.broadcast_to(jnp.arange(q.shape[1]), q.shape[:2])
+        turns = mipe_turns(positions, window, threshold)
+        q, k = (mipe(unit_norm(x), turns) for x in (q, k))
+        h = kernels(SMALL)(q, k, unit_norm(v), window, jax.nn.sigmoid(s_r))
+        return tanh_norm(h), h
+
+    @jax.jit
+    def run(cotangent, *inputs):
+        u, pullback, h = jax.vjp(unit, *inputs, has_aux=True)
+        return u, jnp.moveaxis(h, 2, 1), pullback(cotangent)
+
+    with interpret_kernels():
+        u, h, gradients = run(data["in/cotangent"], *(data[f"in/{n}"] for n in names))
+    np.testing.assert_allclose(u, data["out/u"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(h, data["out/pre_tanhnorm"], rtol=0, atol=1e-5)
+    for n, gradient in zip(names, gradients, strict=True):
+        expected = data[f"grad/{n}"]
+        limit = 1e-4 * np.abs(expected).max()
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=limit, err_msg=n)
 
 
 def test_no_races():
