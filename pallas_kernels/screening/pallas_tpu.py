@@ -58,9 +58,8 @@ def _check(q, k, v, precision) -> bool:
     if not dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
         names = sorted(dtype.name for dtype in dtypes)
         raise NotImplementedError(f"q, k, v must be float32 or bfloat16, got {', '.join(names)}")
-    highest = lax.Precision.HIGHEST
     given = precision if isinstance(precision, tuple | list) else (precision,)
-    wants_highest = any(p is not None and lax.Precision(p) == highest for p in given)
+    wants_highest = any(p in (lax.Precision.HIGHEST, "highest", "float32") for p in given)
     return wants_highest or jnp.dtype(jnp.float32) in dtypes
 
 

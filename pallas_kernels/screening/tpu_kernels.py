@@ -34,7 +34,7 @@ def forward(plan: Plan, reach, numbers, segments, q, k, v):
 
 
 def backward_queries(plan: Plan, reach, numbers, segments, q, k, v, dh):
-    """dq [B,H,K,T] in float32, and [B,H,8,LANES] of which row 0 sums to -window times dwindow,
+    """dq [B,H,K,T], and [B,H,8,LANES] of which row 0 sums to -window times dwindow,
     row 1 to -width^2 times dwidth."""
     tile = (plan.rows, plan.columns)
     scratch = [

@@ -305,6 +305,15 @@ def test_says_what_is_not_supported(key_dim, value_dim, dtype, message):
         screening_pallas_tpu(*map(jnp.asarray, inputs))
 
 
+def test_highest_precision_on_bfloat16_inputs():
+    inputs = [jnp.asarray(x) for x in inputs_of(65, (17.0, np.inf))]
+    inputs[:3] = [x.astype(jnp.bfloat16) for x in inputs[:3]]
+    expected = dense_float64(None, *inputs)[0]
+    with interpret_kernels():
+        h = jax.jit(partial(screening_pallas_tpu, precision="highest"))(*inputs[:5])
+    np.testing.assert_allclose(h.astype(np.float32), expected, rtol=2.0**-8, atol=1e-5)
+
+
 def test_says_when_memory_is_short(monkeypatch):
     monkeypatch.setattr(block_sizes, "VMEM_LIMIT", 2**20)
     *inputs, _ = inputs_of(300)
