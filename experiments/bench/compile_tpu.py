@@ -47,7 +47,7 @@ def rows_of(chip, length, heads, key_dim, value_dim, dtype, packed=False):
     """One row of the table per kernel."""
     shapes = shapes_of(length, heads, key_dim, value_dim, dtype, packed)
     with tpu_compiler.target(chip):
-        blocks = tpu_blocks(length, key_dim, value_dim, dtype == jnp.float32)
+        blocks = tpu_blocks(length, key_dim, value_dim, dtype == jnp.float32, packed)
     kernels, memory = tpu_compiler.compile_for(chip, forward_and_backward, *shapes)
     for kernel in kernels:
         block = getattr(blocks, KERNELS[kernel.name])

@@ -32,7 +32,9 @@ class TpuBlocks(NamedTuple):
         return max(max(block.rows, block.columns) for block in self)
 
 
-def tpu_blocks(length: int, key_dim: int, value_dim: int, exact: bool) -> TpuBlocks:
+def tpu_blocks(
+    length: int, key_dim: int, value_dim: int, exact: bool, packed: bool = False
+) -> TpuBlocks:
     """The block sizes for a call.
 
     From compiled schedules (`experiments/bench/results/tpu_kernels.csv`): a product ends with a
@@ -43,12 +45,15 @@ def tpu_blocks(length: int, key_dim: int, value_dim: int, exact: bool) -> TpuBlo
     Args:
         exact: float32 products. Their kernel for dq and dwindow keeps few rows, since dwindow is a
             difference of angles counted from the first of them.
+        packed: with documents, whose masks need registers too.
     """
     wide = _matrix_unit_width() > _LANES
     size = _LANES
     while size < length:
         size *= 2
     strip = 64 if wide or exact else 128
+    if wide and packed:
+        strip = 32
     largest = 256 if exact else 1024
     block = TpuBlock(min(size, largest), min(size, largest, 512), strip, staged=wide)
     queries = block._replace(rows=min(block.rows, 128)) if exact else block

@@ -45,7 +45,8 @@ def screening_pallas_tpu(
     Source: arXiv:2604.01178 v3, eq. 9-12.
     """
     exact = _check(q, k, v, precision)
-    blocks = tpu_blocks(q.shape[1], q.shape[3], v.shape[3], exact)
+    packed = segment_ids is not None
+    blocks = tpu_blocks(q.shape[1], q.shape[3], v.shape[3], exact, packed)
     return _screening(q, k, v, window, width, segment_ids, exact, blocks)
 
 

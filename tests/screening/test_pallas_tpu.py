@@ -120,6 +120,13 @@ def test_packed_documents():
         np.testing.assert_array_equal(np.asarray(x)[third], np.asarray(y)[third])
 
 
+def test_packed_documents_with_the_default_blocks():
+    inputs, segments = inputs_of(150, (17.0, np.inf)), make_segments(150, 1)
+    with interpret_kernels():
+        got = value_and_gradients(screening_pallas_tpu, segments, *map(jnp.asarray, inputs))
+    assert_close(got, dense_float64(segments, *inputs), 1e-4)
+
+
 def test_no_information_from_the_future():
     *inputs, cotangent = inputs_of(200, (17.0, np.inf))
     with interpret_kernels():
