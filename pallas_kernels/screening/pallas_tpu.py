@@ -1,0 +1,158 @@
+"""Screening on TPUs: the public op, its gradient, and what XLA does around the kernels."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.screening import tpu_kernels, tpu_tiles
+from pallas_kernels.screening.block_sizes import TpuBlocks, tpu_blocks
+
+KEY_DIMS = (8, 16, 32, 64, 128)
+VALUE_DIMS = (32, 64, 128)
+
+
+def screening_pallas_tpu(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    window: Float[Array, "H"],
+    width: Float[Array, "H"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    *,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "B T H V"]:
+    """`pallas_kernels.screening` as Pallas kernels; see there for the mathematics and arguments.
+
+    Args:
+        q, k: K in (8, 16, 32, 64, 128); float32 or bfloat16.
+        v: V in (32, 64, 128).
+        precision: None gives bf16 products with float32 sums for bf16 inputs, in which similarity,
+            trim and mask keep 16 bits and the summands of h and of gradients 8. Float32 inputs, and
+            "highest", take float32 products, at six times the passes.
+
+    Cost: `count_tiles` says which tiles are visited: those that hold a pair within the head's
+    window. Of these, one without any accepted pair costs one product, K -> 2 (K + 1) long; others
+    two, in the backward pass seven. Memory: a time-minor copy of the inputs if XLA has them
+    otherwise, and the results; the backward keeps only the inputs.
+
+    Raises:
+        NotImplementedError: for other dims, dtypes, or blocks too large for the chip's memory.
+
+    Source: arXiv:2604.01178 v3, eq. 9-12.
+    """
+    exact = _check(q, k, v, precision)
+    packed = segment_ids is not None
+    blocks = tpu_blocks(q.shape[1], q.shape[3], v.shape[3], exact, packed)
+    return _screening(q, k, v, window, width, segment_ids, exact, blocks)
+
+
+def _check(q, k, v, precision) -> bool:
+    """Whether products are to be float32; raises for what the kernels do not support."""
+    for name, x, dims in (("q and k", q, KEY_DIMS), ("v", v, VALUE_DIMS)):
+        if x.shape[-1] not in dims:
+            raise NotImplementedError(f"{name} must have a last dim in {dims}, got {x.shape[-1]}")
+    dtypes = {jnp.dtype(x.dtype) for x in (q, k, v)}
+    if not dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
+        names = sorted(dtype.name for dtype in dtypes)
+        raise NotImplementedError(f"q, k, v must be float32 or bfloat16, got {', '.join(names)}")
+    given = precision if isinstance(precision, tuple | list) else (precision,)
+    wants_highest = any(p in (lax.Precision.HIGHEST, "highest", "float32") for p in given)
+    return wants_highest or jnp.dtype(jnp.float32) in dtypes
+
+
+# -- the gradient ----------------------------------------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _screening(q, k, v, window, width, segment_ids, exact: bool, blocks: TpuBlocks):
+    length = q.shape[1]
+    inputs = _prepare(window, width, segment_ids, (q, k, v), blocks)
+    (h,) = _launch(tpu_kernels.forward, exact, blocks.forward, True, *inputs)
+    return _public(h, length)
+
+
+def _screening_fwd(q, k, v, window, width, segment_ids, exact, blocks):
+    inputs = (q, k, v, window, width, segment_ids)
+    return _screening(*inputs, exact, blocks), inputs
+
+
+def _screening_bwd(exact, blocks, residuals, dh):
+    q, k, v, window, width, segment_ids = residuals
+    length = q.shape[1]
+    inputs = _prepare(window, width, segment_ids, (q, k, v, dh.astype(v.dtype)), blocks)
+    dq, sums = _launch(tpu_kernels.backward_queries, exact, blocks.queries, True, *inputs)
+    dk, dv = _launch(tpu_kernels.backward_keys, exact, blocks.keys, False, *inputs)
+    sums_h2 = jnp.sum(sums, axis=(0, 3))[:, :2]
+    dwindow = -sums_h2[:, 0] / window
+    dwidth = -sums_h2[:, 1] / width**2
+    gradients = [_public(x, length) for x in (dq, dk, dv)]
+    return *gradients, dwindow.astype(window.dtype), dwidth.astype(width.dtype), None
+
+
+_screening.defvjp(_screening_fwd, _screening_bwd)
+
+
+# -- around the kernels ----------------------------------------------------------------------------
+
+
+def _prepare(window, width, segment_ids, arrays, blocks):
+    """What kernels take: scalars per head, documents [B,1,T], and time-minor arrays, padded."""
+    length = arrays[0].shape[1]
+    padded = tpu_tiles.ceil_to(length, blocks.multiple)
+    scalars = tpu_tiles.head_scalars(window.astype(jnp.float32), width.astype(jnp.float32), length)
+    segments = None
+    if segment_ids is not None:
+        segments = jnp.pad(segment_ids.astype(jnp.int32), [(0, 0), (0, padded - length)])[:, None]
+    # Padding needs no mask: without values and cotangents it contributes nothing.
+    pad = [(0, 0)] * 3 + [(0, padded - length)]
+    return *scalars, segments, *(jnp.pad(jnp.moveaxis(x, 1, -1), pad) for x in arrays)
+
+
+def _public(x, length):
+    """[B,H,K,T] -> [B,T,H,K], without padding."""
+    return jnp.moveaxis(x[..., :length], -1, 1)
+
+
+def _launch(kernel, exact, sizes, rows_are_queries, *inputs):
+    """Runs a kernel; under vmap, more batch for arrays, and one run after the other for windows."""
+
+    @custom_vmap
+    def run(reach, numbers, segments, *arrays):
+        batch, heads, key_dim, length = arrays[0].shape
+        plan = tpu_tiles.Plan(
+            batch=batch,
+            heads=heads,
+            key_dim=key_dim,
+            value_dim=arrays[2].shape[2],
+            length=length,
+            rows=sizes.rows,
+            columns=sizes.columns,
+            strip=sizes.strip,
+            rows_are_queries=rows_are_queries,
+            exact=exact,
+            packed=segments is not None,
+            staged=sizes.staged,
+        )
+        return tuple(kernel(plan, reach, numbers, segments, *arrays))
+
+    @run.def_vmap
+    def batched(size, are_batched, reach, numbers, segments, *arrays):
+        def whole(x, is_batched):
+            return x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+
+        tree = (reach, numbers, segments, *arrays)
+        reach, numbers, *per_batch = jax.tree.map(whole, tree, tuple(are_batched))
+        if are_batched[0] or are_batched[1]:
+            out = lax.map(lambda x: run(*x), (reach, numbers, *per_batch))
+        else:
+            # Kernels have a batch axis already.
+            merged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), per_batch)
+            out = run(tree[0], tree[1], *merged)
+            out = tuple(x.reshape(size, -1, *x.shape[1:]) for x in out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return run(*inputs)

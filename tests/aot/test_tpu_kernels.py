@@ -1,0 +1,58 @@
+"""The screening kernels compile for TPUs, within their memory, spills and schedules."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+# Scheduled cycles per 256 x 256 pairs of a full tile that the forward may take.
+FORWARD_CYCLES = {"v5e": 338, "v6e": 245}
+
+
+def compiled(chip, length, dtype):
+    """The rows of the table, by kernel."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU compiler: pip install libtpu")
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.aot.compile_tpu_kernels", chip, str(length), dtype],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = json.loads(run.stdout.split("rows", 1)[1])
+    kernels = {row["kernel"]: row for row in rows}
+    assert sorted(kernels) == [
+        "screening_backward_keys",
+        "screening_backward_queries",
+        "screening_forward",
+    ]
+    return kernels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [4096, 131072])
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_bfloat16_kernels_keep_to_schedule_and_memory(chip, length):
+    kernels = compiled(chip, length, "bfloat16")
+    forward, *backward = (
+        kernels[f"screening_{name}"]["full"]
+        for name in ("forward", "backward_queries", "backward_keys")
+    )
+    assert forward <= FORWARD_CYCLES[chip]
+    assert sum(backward) <= 4 * forward
+    for name, row in kernels.items():
+        # A few registers outside the work on tiles are tolerated, see the table.
+        assert row["spills in tiles"] <= 4, name
+        assert row["spills"] <= 16, name
+    # Copies of q, k, v and dh, and the results: what the time-minor kernels may need.
+    arrays = length * 16 * 2 * (2 * 16 + 2 * 64) / 2**20
+    assert row["temp MiB"] <= 1.05 * arrays
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["v5p"])
+def test_float32_kernels_compile(chip):
+    compiled(chip, 4096, "float32")
