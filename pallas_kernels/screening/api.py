@@ -11,11 +11,13 @@ from pallas_kernels.common import dispatch
 from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.screening.chunked import screening_chunked
 from pallas_kernels.screening.pallas_gpu import screening_pallas_gpu
+from pallas_kernels.screening.pallas_tpu import screening_pallas_tpu
 from pallas_kernels.screening.reference import screening_reference
 
 _AVAILABLE = {
     "reference": screening_reference,
     "chunked": screening_chunked,
+    "pallas_tpu": screening_pallas_tpu,
     "pallas_gpu": screening_pallas_gpu,
 }
 
@@ -48,7 +50,9 @@ def screening(
         width: in (0, 1), the acceptance width (the v3 sign: a key lives iff q.k > 1 - width).
         segment_ids: documents count from 1; 0 is padding, which reads nothing and is read by
             nothing. Without it each row is one document.
-        implementation: "reference", "chunked", a sequence of names, or None for the default.
+        implementation: "reference", "chunked", "pallas_tpu", "pallas_gpu", a sequence of names, or
+            None: the platform's kernel, and "chunked" where there is none or it does not support
+            the arguments. A name never falls back: NotImplementedError.
         precision: of the products. None is the backend's default, except for "reference", which
             is always at the highest.
 

@@ -13,7 +13,7 @@ import pytest
 from pallas_kernels.common.sharding import shard_op
 
 
-@pytest.mark.parametrize("implementation", ["chunked"])
+@pytest.mark.parametrize("implementation", ["chunked", "pallas_tpu", "pallas_gpu"])
 def test_screening_and_its_gradients_are_divided_over_rows_and_heads(implementation):
     ended = subprocess.run(
         [sys.executable, "-m", "tests.common.sharded_screening", implementation],
