@@ -26,6 +26,8 @@ from pallas_kernels.screening.summaries import BlockSummaries, summarize, update
 if TYPE_CHECKING:
     from multiscreen_jax.models.multiscreen import MultiscreenConfig
 
+_SLOTS_MULTIPLE = 128  # of a cache, so that a TPU reads whole vectors of it
+
 
 def tile_window(config: "MultiscreenConfig", log_window: Float[Array, "*H"]) -> Float[Array, "*H"]:
     """w = exp(s_w) + 1 in tokens; infinite beyond the trained length if the config says so.
@@ -221,7 +223,8 @@ def init_screening_cache(
     dtype: jnp.dtype,
     block_summaries: bool,
 ) -> ScreeningCache:
-    """An empty cache for concrete windows; bytes = batch (K + V) itemsize sum of ring sizes."""
+    """An empty cache for concrete windows; bytes = batch (K + V) itemsize sum of ring sizes,
+    rounded up to a multiple of 128."""
     if isinstance(window, jax.core.Tracer):
         raise TypeError(
             "init_cache sizes its rings from the learned windows, so it needs concrete parameters: "
@@ -234,7 +237,7 @@ def init_screening_cache(
     offset = (np.cumsum(size.ravel()) - size.ravel()).reshape(size.shape).astype(np.int32)
     lossless = bool((needed <= max_length).all())
     cursor = new_cursor(batch, np.iinfo(np.int32).max if lossless else max_length)
-    slots = int(size.sum())
+    slots = -(-int(size.sum()) // _SLOTS_MULTIPLE) * _SLOTS_MULTIPLE
     keys = jnp.zeros((batch, slots, key_dim), dtype)
     return ScreeningCache(
         keys=keys,

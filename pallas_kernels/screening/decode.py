@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
 from pallas_kernels.common.numerics import accumulation_dtype
+from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.screening.decode_gpu import screening_decode_gpu
 from pallas_kernels.screening.decode_tpu import screening_decode_tpu
 from pallas_kernels.screening.reference import trim
@@ -86,10 +87,20 @@ def screening_decode(
         "pallas_tpu": screening_decode_tpu,
         "pallas_gpu": screening_decode_gpu,
     }
-    return dispatch.run(
-        "screening_decode", available, implementation,
-        q, keys, values, positions, length, start, offset, size, window, width,
-        summaries=summaries, precision=precision,
+
+    def op(*arrays):
+        *arrays, lower, upper, radius = arrays
+        return dispatch.run(
+            "screening_decode", available, implementation, *arrays,
+            summaries=None if lower is None else BlockSummaries(lower, upper, radius),
+            precision=precision,
+        )  # fmt: skip
+
+    # Rows are divided. Tiles are not: they lie in one buffer, and would have to be cut out of it.
+    in_axes = ("b...", "b..", "b..", "b.", "b", "b", ".", ".", ".", ".", "b..", "b..", "b..")
+    return shard_op(
+        op, in_axes, "b...", q, keys, values, positions, length, start, offset, size, window, width,
+        *(summaries or (None, None, None)),
     )  # fmt: skip
 
 

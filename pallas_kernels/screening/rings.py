@@ -3,11 +3,8 @@
 Elementwise code without integer division, so that it runs inside kernels for TPU and GPU alike.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.common.numerics import accumulation_dtype
@@ -22,13 +19,6 @@ def check_for_kernels(q: Array, keys: Array, values: Array) -> None:
         raise NotImplementedError(f"sums are in float32, these inputs need {dtype}")
     if q.shape[1] > MAX_QUERIES:
         raise NotImplementedError(f"at most {MAX_QUERIES} queries, got {q.shape[1]}")
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    free = [mesh.shape[name] for name, kind in axes if kind != AxisType.Manual]
-    if math.prod(free) > 1:
-        raise NotImplementedError(
-            "XLA cannot divide a kernel among devices: call it inside shard_map over rows and tiles"
-        )
 
 
 def ring_head(length: Int[Array, ""], size: Int[Array, ""]) -> Int[Array, ""]:

@@ -1,4 +1,4 @@
-"""`python -m tests.common.sharded_screening IMPLEMENTATION`: the op on eight devices and on one.
+"""`python -m tests.common.sharded_screening IMPLEMENTATION`: the ops on eight devices and on one.
 
 Ends with an error unless values and all gradients agree under every mesh, and prints what the
 compiled program exchanges between devices.
@@ -14,6 +14,9 @@ import numpy as np
 
 from multiscreen_jax.sharding import make_mesh
 from pallas_kernels import interpret_kernels, screening
+from pallas_kernels.screening import screening_decode
+from pallas_kernels.screening.summaries import summarize
+from tests.screening.decode_cases import make_case
 from tests.screening.test_chunked import make_inputs, make_segments
 
 # data, fsdp, seq, model. Heads are 4 and rows 4: eight do not divide either of them.
@@ -45,6 +48,16 @@ def main(implementation: str) -> None:
             np.testing.assert_allclose(eager, jax.jit(op)(*inputs, segments), rtol=0, atol=1e-6)
 
 
+def decode(implementation: str) -> None:
+    case = make_case((300, 40, 7, 0), (17.0, np.inf), (0.5, 0.3))
+    for summaries in (None, summarize(case.arguments[1])):
+        op = partial(screening_decode, summaries=summaries, implementation=implementation)
+        with jax.set_mesh(make_mesh(2, 2, 1, 2)):
+            got = jax.device_get(jax.jit(op)(*case.arguments))
+        np.testing.assert_allclose(got, case.want, rtol=0, atol=1e-4)
+
+
 if __name__ == "__main__":
     with interpret_kernels():
         main(sys.argv[1])
+        decode(sys.argv[1])

@@ -6,18 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AxisType
 
 import pallas_kernels
-from pallas_kernels.screening import decode_gpu, decode_tpu, screening_decode
+from pallas_kernels.screening import decode_tpu, screening_decode
 from pallas_kernels.screening.summaries import (
     BLOCK_SLOTS,
     may_accept,
     similarity_bound,
     summarize,
 )
+from tests.jax_internals import races_found
 from tests.screening.decode_cases import clustered_keys, make_case
 
 _WINDOWS, _WIDTHS = (1.5, 17.0, 256.0, np.inf), (0.02, 0.5, 0.98)
@@ -110,7 +109,7 @@ def test_tpu_copies_do_not_race(summarized):
     with pallas_kernels.interpret_kernels(params):
         got = screening_decode(*case.arguments, summaries=summaries, implementation="pallas_tpu")
     np.testing.assert_allclose(got, case.want, atol=_TOLERANCE)
-    assert not interpret_pallas_call.races.races_found
+    assert not races_found()
 
 
 def test_cpu_default_is_chunked():
@@ -157,18 +156,3 @@ def test_float64_is_refused(implementation):
             pytest.raises(NotImplementedError, match="float64"),
         ):
             screening_decode(*case.arguments, implementation=implementation)
-
-
-@pytest.mark.parametrize("implementation", _KERNELS)
-def test_a_divided_mesh_is_refused(implementation):
-    case = make_case((40,), (17.0,), (0.5,))
-    mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    kernel = {
-        "pallas_tpu": decode_tpu.screening_decode_tpu,
-        "pallas_gpu": decode_gpu.screening_decode_gpu,
-    }[implementation]
-    with (
-        jax.sharding.use_abstract_mesh(mesh),
-        pytest.raises(NotImplementedError, match="shard_map"),
-    ):
-        jax.eval_shape(kernel, *case.arguments)

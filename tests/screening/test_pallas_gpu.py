@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.lib.mlir import ir
 from jaxlib.triton import dialect as triton_dialect
 
 from multiscreen_jax.layers.positions import mipe, mipe_turns
@@ -20,6 +19,7 @@ from pallas_kernels.screening.gpu_block_sizes import Block, block_sizes
 from pallas_kernels.screening.pallas_gpu import screening_pallas_gpu, visited_tiles
 from pallas_kernels.screening.reference import screening_reference
 from tests.goldens import golden_names, golden_path
+from tests.jax_internals import ir
 from tests.screening.test_chunked import (
     assert_close,
     dense_float64,

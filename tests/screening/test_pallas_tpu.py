@@ -17,6 +17,7 @@ from pallas_kernels.screening.block_sizes import TpuBlock, TpuBlocks
 from pallas_kernels.screening.chunked import screening_chunked
 from pallas_kernels.screening.pallas_tpu import screening_pallas_tpu
 from tests.goldens import golden_names, golden_path
+from tests.jax_internals import races_found
 from tests.screening.test_chunked import (
     NAMES,
     assert_close,
@@ -242,9 +243,7 @@ def test_no_races():
         with interpret_kernels(pltpu.InterpretParams(detect_races=True)):
             got = value_and_gradients(kernels(SMALL), None, *inputs)
             jax.block_until_ready(got)
-        from jax._src.pallas.mosaic.interpret import interpret_pallas_call
-
-        assert not interpret_pallas_call.races.races_found
+        assert not races_found()
         assert_close(got, expected, 1e-4)
     finally:
         pltpu.reset_tpu_interpret_mode_state()
