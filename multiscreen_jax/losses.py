@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.layers.embedding import check_tokens
+from multiscreen_jax.layers.embedding import check_tokens, wide_ids
 from multiscreen_jax.sharding import shard_batch
 
 # Logits held at a time: 64 MB in float32. Small enough to vanish beside the parameters of a model
@@ -166,6 +166,7 @@ def token_losses(
 def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array, Array, Array]:
     segments = batch.get("segment_ids")
     check_tokens(batch["tokens"], model.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+    batch = {**batch, "tokens": wide_ids(batch["tokens"])}
     variables = {"params": params}
     hidden, _ = model.apply(  # pyright: ignore[reportGeneralTypeIssues]
         variables,
@@ -254,7 +255,7 @@ def _split(x: Array, chunk: int) -> Array:
 
 
 def _is_target(targets: Array, vocabulary: int) -> Array:
-    return targets[..., None] == jnp.arange(vocabulary, dtype=targets.dtype)
+    return wide_ids(targets)[..., None] == jnp.arange(vocabulary, dtype=jnp.int32)
 
 
 def _pick(logits: Array, chosen: Array) -> Array:

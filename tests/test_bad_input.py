@@ -5,6 +5,7 @@ import json
 import traceback
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,6 +186,19 @@ def test_targets_that_jit_hides_turn_to_nan(params):
     tokens = jnp.array([[1, 2, 99]])
     assert np.isnan(loss(params, {"tokens": tokens}))
     assert np.isfinite(loss(params, {"tokens": tokens, "loss_mask": jnp.array([[1.0, 0.0]])}))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("make", [multiscreen, transformer])
+def test_narrow_tokens_are_the_same_tokens(make, dtype):
+    model = mj.models.build(make(vocab_size=300))
+    tokens = np.int32([[1, 2, 127, 44, 0]])
+    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    step = jax.value_and_grad(lambda p, t: mj.losses.next_token(model, p, {"tokens": t}))
+    wanted, got = step(params, tokens), jax.jit(step)(params, tokens.astype(dtype))
+    chex.assert_trees_all_close(got, wanted, rtol=1e-4, atol=1e-6)
+    logits = [model.apply({"params": params}, t).logits for t in (tokens, tokens.astype(dtype))]
+    np.testing.assert_array_equal(*logits)
 
 
 def test_the_op_takes_numpy_arrays():

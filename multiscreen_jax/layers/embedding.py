@@ -26,8 +26,14 @@ def check_tokens(tokens: Int[Array, "B T"], vocab_size: int) -> None:
         )
 
 
+def wide_ids(tokens: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """The same ids in at least 32 bits: in 8 or 16, sizes of vocabularies wrap around."""
+    return jnp.asarray(tokens).astype(jnp.result_type(tokens, jnp.int32))
+
+
 def lookup(rows: Float[Array, "O D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """rows[tokens]; an id outside the table gives NaN."""
+    ids = wide_ids(tokens)
     # Negative ids would count from the end: send them past the end instead.
-    ids = jnp.where(tokens < 0, rows.shape[0], tokens)
+    ids = jnp.where(ids < 0, rows.shape[0], ids)
     return jnp.take(rows, ids, axis=0, mode="fill", fill_value=jnp.nan)
