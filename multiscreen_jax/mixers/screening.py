@@ -32,15 +32,25 @@ def tile_window(config: "MultiscreenConfig", log_window: Float[Array, "*H"]) -> 
     The second part is the paper's inference rule (v1 section 3.2): a tile whose window outgrew
     every training sequence looks at everything, without position encoding.
     """
-    window = jnp.exp(log_window.astype(accumulation_dtype(log_window))) + 1
+    log_window = log_window.astype(accumulation_dtype(log_window))
+    # What exp cannot hold is an infinite window. Without the inner `where` its gradient, zero,
+    # would be multiplied by infinity.
+    overflows = log_window >= np.log(jnp.finfo(log_window.dtype).max)
+    window = jnp.exp(jnp.where(overflows, 0, log_window)) + 1
+    window = jnp.where(overflows, jnp.inf, window)
     if config.infinite_windows:
         window = jnp.where(window > config.trained_length, jnp.inf, window)
     return window
 
 
 def tile_width(logit_width: Float[Array, "*H"]) -> Float[Array, "*H"]:
-    """r = sigmoid(s_r): a key is accepted iff its similarity exceeds 1 - r. (v3 eq. 4)"""
-    return jax.nn.sigmoid(logit_width.astype(accumulation_dtype(logit_width)))
+    """r = sigmoid(s_r): a key is accepted iff its similarity exceeds 1 - r. (v3 eq. 4)
+
+    At least the distance from 1 to the number below it: narrower widths accept the same
+    similarities, those rounded to 1, and end in a reciprocal of zero.
+    """
+    logit_width = logit_width.astype(accumulation_dtype(logit_width))
+    return jnp.maximum(jax.nn.sigmoid(logit_width), jnp.finfo(logit_width.dtype).epsneg)
 
 
 class ScreeningTiles(nn.Module):
