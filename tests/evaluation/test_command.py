@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -135,6 +136,15 @@ def test_bad_settings_are_one_line(finished, settings, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         run(EvaluateConfig(**{"run": str(finished), **settings}))
     assert "\n" not in str(error.value)
+
+
+def test_a_run_may_be_called_by_a_number(finished, tmp_path):
+    numbered = tmp_path / "7"
+    shutil.copytree(finished, numbered)
+    for path in (numbered, numbered / "checkpoints", numbered / "checkpoints" / "2"):
+        record = run(EvaluateConfig(run=str(path), max_batches=1))
+        assert record["step"] == 2
+        shutil.rmtree(numbered / "evaluation")
 
 
 def test_command_line_ends_with_one_line_and_2(tmp_path):
