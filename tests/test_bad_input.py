@@ -65,6 +65,24 @@ def paper_weights(params, **changes):
     return mj.convert.from_torch("multiscreen/paper", kept, CONFIG)
 
 
+SEGMENTS = [
+    ("shape", jnp.ones((1, 3), int), "integers of the shape of tokens, (1, 2), got int32 (1, 3)"),
+    ("floats", jnp.ones((1, 2)), "integers of the shape of tokens, (1, 2), got float32"),
+    ("list", [[1, 1]], "must be an array of integers (1, 2), got a list"),
+    ("negative", np.int32([[1, -1]]), "segment_ids must be >= 0 (0 is padding), got -1"),
+]
+
+
+def segmented(where, p, ids):
+    tokens = jnp.array([[1, 2]])
+    if where == "loss":
+        return mj.losses.next_token(MODEL, p, {"tokens": tokens, "segment_ids": ids})
+    model = MODEL if where == "multiscreen" else mj.models.Transformer(transformer())
+    if where == "transformer":
+        p = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    model.apply({"params": p}, tokens, ids, model.init_cache(p, 1, 8))
+
+
 # (what is wrong, call(params, tmp_path), a part of the message)
 CASES = [
     ("vocab_size", lambda p, d: multiscreen(vocab_size=0), "vocab_size must be an integer >= 1"),
@@ -104,6 +122,21 @@ CASES = [
         lambda p, d: jax.jit(lambda q: MODEL.init_cache(q, 1, 8))(p),
         "concrete parameters: call it outside jit",
     ),
+    ("cache length", lambda p, d: MODEL.init_cache(p, 1, 64.5), "integer >= 1, got 64.5"),
+    ("cache batch", lambda p, d: MODEL.init_cache(p, True, 8), "integer >= 1, got True"),
+    ("cache dtype", lambda p, d: MODEL.init_cache(p, 1, 8, "int8"), "the cache's dtype must be"),
+    ("cache name", lambda p, d: MODEL.init_cache(p, 1, 8, "float33"), "float32, bfloat16"),
+    *(
+        (
+            f"{where} segments {name}",
+            lambda p, d, where=where, ids=ids: segmented(where, p, ids),
+            part,
+        )
+        for where in ("multiscreen", "transformer", "loss")
+        for name, ids, part in SEGMENTS
+    ),
+    ("batch", lambda p, d: mj.losses.next_token(MODEL, p, {"ids": 3}), "needs tokens [B, T+1]"),
+    ("token list", lambda p, d: MODEL.apply({"params": p}, [[1, 2]]), "array of integers [B,T]"),
     ("op shapes", lambda p, d: op(k=jnp.ones((1, 4, 2, 4))), "q and k must share one shape"),
     ("op window", lambda p, d: op(window=jnp.ones(3)), "window must be [H] = (2,), got (3,)"),
     ("op length", lambda p, d: op(**{x: jnp.ones((1, 0, 2, 4)) for x in "qkv"}), "one position"),

@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.cache import Chunk, Cursor, new_cursor
+from multiscreen_jax.cache import Chunk, Cursor, check_size, new_cursor
 from multiscreen_jax.layers.positions import mipe, mipe_turns
 from multiscreen_jax.layers.stack import mark_mixer_output
 from pallas_kernels import screening
@@ -232,6 +232,7 @@ def init_screening_cache(
             "init_cache sizes its rings from the learned windows, so it needs concrete parameters: "
             "call it outside jit"
         )
+    check_size(batch, max_length)
     needed = np.ceil(np.asarray(window, np.float64))
     if np.isnan(needed).any():
         raise FloatingPointError("a tile's window is NaN: are the parameters finite?")

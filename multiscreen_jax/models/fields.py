@@ -21,6 +21,11 @@ def dtype_name(field: str, value: Any) -> str:
     return name
 
 
+def cache_dtype(own: str, asked: Any) -> jnp.dtype:
+    """The floating dtype of a cache: the model's own unless another was asked for."""
+    return jnp.dtype(own if asked is None else dtype_name("the cache's dtype", asked))
+
+
 def positive_integers(config: Any, *fields: str, at_least: int = 1) -> None:
     for field in fields:
         value = getattr(config, field)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from multiscreen_jax.cache import check_rows, place
-from multiscreen_jax.layers.embedding import check_tokens, lookup
+from multiscreen_jax.layers.embedding import check_segments, check_tokens, lookup
 from multiscreen_jax.layers.positions import POSITION_RULES, document_positions
 from multiscreen_jax.layers.stack import LayerStack, check_remat
 from multiscreen_jax.mixers.screening import (
@@ -208,6 +208,7 @@ class Multiscreen(LanguageModel):
     ) -> tuple[Float[Array, "B T D"], ScreeningCache | None]:
         """The residual stream after the last layer [B, T, D], and the new cache."""
         check_tokens(tokens, self.config.vocab_size)
+        check_segments(segment_ids, tokens.shape)
         x = self.embedding.encode(tokens)
         if cache is None:
             positions = document_positions(segment_ids, *tokens.shape)
@@ -234,5 +235,5 @@ class Multiscreen(LanguageModel):
         """
         c = self.config
         window = tile_window(c, params["layers"]["tiles"]["log_window"])
-        dtype = jnp.dtype(c.dtype if dtype is None else dtype)
+        dtype = fields.cache_dtype(c.dtype, dtype)
         return init_screening_cache(window, batch, max_length, c.key_dim, c.value_dim, dtype)
