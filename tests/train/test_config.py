@@ -206,6 +206,24 @@ def test_an_unknown_option_exits_with_2_and_near_matches(capsys):
     assert "--optim.learning-rate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optim.learning-rat", "1"], "--optim.learning-rat, 1; see --optim.learning-rate"),
+        (["--optim.learning-rate", "abc"], "could not convert string to float: 'abc'"),
+        (["--optim.learning-rate"], "Missing value for argument '--optim.learning-rate'"),
+        (["--model.implementation", "foo"], "error: implementation must be None or among"),
+    ],
+)
+def test_options_that_cannot_be_read_are_one_line(options, message, capsys):
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        tiny(*options)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
 def test_our_errors_are_one_line_and_others_keep_their_traceback(capsys):
     with pytest.raises(SystemExit) as ended, one_line_errors():
         tiny("--train.steps", "0")
