@@ -52,6 +52,11 @@ def text_data(folder, content, name="corpus.txt", **fields):
     return open_pipeline(DataConfig(source=source, sequence_length=16, **fields), "train")
 
 
+def token_data(folder, **facts):
+    small_file(folder, "t.json", json.dumps({"dtype": "uint16", **facts}))
+    return open_pipeline(DataConfig(source=small_file(folder, "t.bin", bytes(64))), "train")
+
+
 def op(**changes):
     x = jnp.ones((1, 3, 2, 4))
     arrays = {"q": x, "k": x, "v": x, "window": jnp.ones(2) * 2, "width": jnp.ones(2) / 2}
@@ -178,6 +183,22 @@ CASES = [
     ("no such file", lambda p, d: open_pipeline(DataConfig(source="no.txt"), "train"), "no.txt"),
     ("tokenizer", lambda p, d: text_data(d, "x" * 99, tokenizer="gpt3"), "gpt2"),
     ("bad line", lambda p, d: text_data(d, '{"text": 3', "c.jsonl"), "c.jsonl"),
+    (
+        "long number",
+        lambda p, d: text_data(d, '{"text": ' + "1" * 5000 + "}", "c.jsonl"),
+        "c.jsonl:1",
+    ),
+    ("nesting", lambda p, d: text_data(d, "[" * 200_000, "c.jsonl"), "c.jsonl:1: JSON that cannot"),
+    (
+        "sidecar alphabet",
+        lambda p, d: token_data(d, tokenizer="characters", vocab_size=38, alphabet=5),
+        "t.json: alphabet is 5; allowed: a string",
+    ),
+    (
+        "sidecar size",
+        lambda p, d: token_data(d, tokenizer="bytes", vocab_size=True),
+        "t.json: vocab_size is True; allowed: an integer",
+    ),
     ("split", lambda p, d: open_pipeline(DataConfig(source="sotu"), "test"), "test"),
     ("packing", lambda p, d: DataConfig(source="sotu", packing="dense"), "stream"),
     ("learning rate", lambda p, d: OptimConfig(learning_rate=-1.0), "optim.learning-rate"),

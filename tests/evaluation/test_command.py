@@ -126,6 +126,7 @@ def test_abcdigits(finished, tmp_path):
         ({"sequence_length": 0}, "sequence_length is 0"),
         ({"max_batches": 0}, "max_batches is 0"),
         ({"data": TextConfig("/no/such/text.txt")}, "/no/such/text.txt"),
+        ({"task": "abcdigits", "abcdigits": AbcDigitsGrid(lengths=(64,))}, "lengths 64, depths"),
         ({"task": "relevance", "relevance": RelevanceConfig(text="")}, "text is empty"),
         ({"task": "relevance", "relevance": RelevanceConfig(tokens=0)}, "tokens is 0"),
         ({"task": "relevance", "relevance": RelevanceConfig(layers=(9,))}, "layers has 9"),
