@@ -1,5 +1,6 @@
 """Bad input, one table: each case gives one clear line, raised by us and not from inside jax."""
 
+import dataclasses
 import inspect
 import json
 import traceback
@@ -17,6 +18,7 @@ from multiscreen_jax.models import MultiscreenConfig, TransformerConfig
 from multiscreen_jax.train import MeshConfig, OptimConfig, TrainConfig, load_params
 from multiscreen_jax.train.command_line import parse
 from pallas_kernels import screening
+from pallas_kernels.common.dispatch import check_implementation
 
 SHAPE = dict(vocab_size=11, model_dim=8, num_layers=1, num_heads=2, key_dim=4, value_dim=4)
 CONFIG = MultiscreenConfig(**SHAPE)
@@ -101,6 +103,13 @@ CASES = [
     ("precision", lambda p, d: multiscreen(precision="exact"), "precision must be one of"),
     ("remat", lambda p, d: multiscreen(remat="some"), "remat must be one of"),
     ("implementation", lambda p, d: multiscreen(implementation="cuda"), "pallas_tpu"),
+    ("no dtype", lambda p, d: multiscreen(dtype=None), "dtype must be one of float32, bfloat16"),
+    ("no param_dtype", lambda p, d: transformer(param_dtype=None), "param_dtype must be one of"),
+    ("no names", lambda p, d: multiscreen(implementation=()), "among ('reference',"),
+    ("number of names", lambda p, d: inspect.unwrap(check_implementation)(5), "got 5"),
+    ("remat list", lambda p, d: multiscreen(remat=[]), "remat must be one of"),
+    ("unroll", lambda p, d: multiscreen(unroll_layers="no"), "unroll_layers must be True or False"),
+    ("tied", lambda p, d: transformer(tie_embeddings=1), "tie_embeddings must be True or False"),
     ("psi", lambda p, d: MultiscreenConfig.from_psi(0), "psi must be an integer >= 1"),
     ("preset", lambda p, d: MultiscreenConfig.preset("287m"), "286m"),
     ("preset name", lambda p, d: mj.models.create("multiscren-28m"), "multiscreen-28m"),
@@ -143,6 +152,7 @@ CASES = [
     ("batch", lambda p, d: mj.losses.next_token(MODEL, p, {"ids": 3}), "needs tokens [B, T+1]"),
     ("token list", lambda p, d: MODEL.apply({"params": p}, [[1, 2]]), "array of integers [B,T]"),
     ("op shapes", lambda p, d: op(k=jnp.ones((1, 4, 2, 4))), "q and k must share one shape"),
+    ("op dtype", lambda p, d: op(v=jnp.ones((1, 3, 2, 4), int)), "v must be of a floating dtype"),
     ("op window", lambda p, d: op(window=jnp.ones(3)), "window must be [H] = (2,), got (3,)"),
     ("op length", lambda p, d: op(**{x: jnp.ones((1, 0, 2, 4)) for x in "qkv"}), "one position"),
     ("op kernel", lambda p, d: op(implementation="pallas_gpu"), "no usable implementation"),
@@ -162,6 +172,15 @@ CASES = [
     ("empty prompt", lambda p, d: mj.generate(MODEL, p, []), "prompt"),
     ("prompt id", lambda p, d: mj.generate(MODEL, p, [3, 99]), "99"),
     ("temperature", lambda p, d: mj.generate(MODEL, p, [3], temperature=-1.0), "temperature"),
+    ("warm", lambda p, d: mj.generate(MODEL, p, [3], temperature="warm"), "temperature must be"),
+    ("top_p text", lambda p, d: mj.generate(MODEL, p, [3], top_p="0.9"), "top_p must be"),
+    (
+        "key",
+        lambda p, d: mj.generate(MODEL, p, [3], temperature=1.0, key=3),
+        "jax.random.key(seed)",
+    ),
+    ("stop", lambda p, d: mj.generate(MODEL, p, [3], stop_tokens=[11]), "must be in [0, 11)"),
+    ("wrapped", lambda p, d: mj.generate(MODEL, {"params": p}, [3]), "the parameters themselves"),
     ("no key", lambda p, d: mj.generate(MODEL, p, [3], temperature=1.0), "key"),
     (
         "top_p",
@@ -269,6 +288,13 @@ def test_nan_parameters_are_named(params):
 
 def test_a_config_with_a_list_of_implementations_is_hashable():
     assert hash(multiscreen(implementation=["chunked", "reference"]))
+
+
+def test_a_config_of_numpy_numbers_is_that_of_pythons():
+    fields = dict(num_layers=np.int64(1), window_threshold=np.float32(64), unroll_layers=np.True_)
+    config = multiscreen(**fields)
+    assert config == multiscreen(num_layers=1, window_threshold=64.0, unroll_layers=True)
+    assert json.dumps(dataclasses.asdict(config))
 
 
 def test_config_of_a_run_round_trips_as_json():

@@ -102,6 +102,7 @@ class MultiscreenConfig:
         for field in ("dtype", "param_dtype"):
             object.__setattr__(self, field, fields.dtype_name(field, getattr(self, field)))
         fields.precision(self.precision)
+        fields.booleans(self, "infinite_windows", "unroll_layers")
         check_remat(self.remat)
         check_implementation(self.implementation)
         if isinstance(self.implementation, list):  # configs are hashable
@@ -112,7 +113,7 @@ class MultiscreenConfig:
         cls, psi: int, *, vocab_size: int = 50257, **overrides: Any
     ) -> "MultiscreenConfig":
         """The paper's scaling rule: psi layers of psi tiles, model_dim psi^2."""
-        if not isinstance(psi, int) or psi < 1:
+        if not fields.is_integer(psi) or psi < 1:
             raise ValueError(f"psi must be an integer >= 1, got {psi!r}")
         shape = {"model_dim": psi**2, "num_layers": psi, "num_heads": psi}
         return cls(**{"vocab_size": vocab_size, **shape, **overrides})

@@ -108,6 +108,7 @@ class TransformerConfig:
         for field in ("dtype", "param_dtype"):
             object.__setattr__(self, field, fields.dtype_name(field, getattr(self, field)))
         fields.precision(self.precision)
+        fields.booleans(self, "tie_embeddings", "final_norm_gain", "unroll_layers")
         check_remat(self.remat)
 
     @classmethod
