@@ -27,7 +27,7 @@ from multiscreen_jax.evaluation.retrieval import DEPTHS
 from multiscreen_jax.inspect.tables import text_table, tile_rows
 from multiscreen_jax.models import Multiscreen, build
 from multiscreen_jax.train import one_line_errors
-from multiscreen_jax.train.checkpoint import find_checkpoint, read_model
+from multiscreen_jax.train.checkpoint import FOLDER, find_checkpoint, read_model
 
 PROGRAM = "python -m experiments.evaluate"
 
@@ -300,8 +300,10 @@ def _data_facts(loaded: Loaded) -> dict[str, Any]:
 
 
 def _run_folder(path: str) -> Path:
+    """The run that a path means: itself, or what holds it if it is a checkpoint or all of them."""
     folder = Path(path)
-    while folder.name.isdecimal() or folder.name == "checkpoints":
+    # The name of a run may be a number too.
+    while not (folder / FOLDER).is_dir() and (folder.name.isdecimal() or folder.name == FOLDER):
         folder = folder.parent
     return folder
 

@@ -7,6 +7,7 @@ padding tokens (segment id 0), which are not written and not counted.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
@@ -49,11 +50,17 @@ class Chunk:
     overflow: Bool[Array, "B"]
 
 
-def new_cursor(batch: int, max_length: int) -> Cursor:
-    """A cursor at the beginning. ValueError unless both are at least 1."""
+def check_size(batch: int, max_length: int) -> None:
+    """ValueError unless both are integers >= 1."""
     for name, value in (("batch", batch), ("max_length", max_length)):
-        if value < 1:
-            raise ValueError(f"{name} of a cache must be at least 1, got {value}")
+        is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not is_integer or value < 1:
+            raise ValueError(f"{name} of a cache must be an integer >= 1, got {value!r}")
+
+
+def new_cursor(batch: int, max_length: int) -> Cursor:
+    """A cursor at the beginning; see `check_size`."""
+    check_size(batch, max_length)
     # Three buffers, not one shared: a cache may be donated.
     return Cursor(
         length=jnp.zeros(batch, jnp.int32),

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from multiscreen_jax.cache import last_real
+from multiscreen_jax.models.fields import is_number
 from multiscreen_jax.sampling import sample
 
 # Tokens of each row taken in at a time. Longer prompts loop; the rest is padded to a power of two,
@@ -65,7 +66,9 @@ def generate(
     Raises:
         ValueError: bad prompt or settings, before anything runs. FloatingPointError: NaN logits.
     """
-    settings = _settings(temperature, key, top_k, top_p, stop_tokens, vocab_limit, max_new_tokens)
+    settings = _settings(
+        model, temperature, key, top_k, top_p, stop_tokens, vocab_limit, max_new_tokens
+    )
     prompts, batched = _prompts(prompt_tokens, model.config.vocab_size)
     steps = _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_dtype)
     tokens = np.stack(list(steps), axis=1)
@@ -91,7 +94,9 @@ def stream(
 
     Arguments are checked at the call, not at the first step.
     """
-    settings = _settings(temperature, key, top_k, top_p, stop_tokens, vocab_limit, max_new_tokens)
+    settings = _settings(
+        model, temperature, key, top_k, top_p, stop_tokens, vocab_limit, max_new_tokens
+    )
     prompts, _ = _prompts(prompt_tokens, model.config.vocab_size)
     return _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_dtype)
 
@@ -106,6 +111,8 @@ class _Settings(NamedTuple):
 
 
 def _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_dtype):
+    if set(params) == {"params"}:
+        raise ValueError('params must be the parameters themselves, got {"params": ...}')
     batch, longest = len(prompts), max(map(len, prompts))
     needed = longest + max_new_tokens
     if max_length is not None and needed > max_length:
@@ -232,7 +239,12 @@ def _power_of_two(n: int, at_least: int) -> int:
 def _row_keys(key: Array | None, batch: int) -> Key[Array, "B"]:
     if key is None:
         return jax.random.split(jax.random.key(0), batch)  # greedy: never read
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (
+        jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == np.uint32 and key.ndim)
+    ):
+        raise ValueError(f"key must be made by jax.random.key(seed), got {key!r}")
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
@@ -242,11 +254,11 @@ def _row_keys(key: Array | None, batch: int) -> Key[Array, "B"]:
 
 
 def _settings(
-    temperature, key, top_k, top_p, stop_tokens, vocab_limit, max_new_tokens
+    model, temperature, key, top_k, top_p, stop_tokens, vocab_limit, max_new_tokens
 ) -> _Settings:
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be an integer >= 1, got {max_new_tokens!r}")
-    if not 0 <= temperature < math.inf:
+    if not is_number(temperature) or not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r}")
     if temperature > 0 and key is None:
         raise ValueError(
@@ -255,11 +267,14 @@ def _settings(
         )
     if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
         raise ValueError(f"top_k must be None or an integer >= 1, got {top_k!r}")
-    if top_p is not None and not 0 < top_p <= 1:
+    if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be None or in (0, 1], got {top_p!r}")
     stops = np.asarray(stop_tokens)
     if stops.ndim != 1 or not (stops.size == 0 or np.issubdtype(stops.dtype, np.integer)):
         raise ValueError(f"stop_tokens must be a sequence of integer ids, got {stop_tokens!r}")
+    size = model.config.vocab_size
+    if stops.size and not 0 <= stops.min() <= stops.max() < size:
+        raise ValueError(f"stop_tokens must be in [0, {size}), got {stop_tokens!r}")
     if vocab_limit is not None and (
         not isinstance(vocab_limit, int | np.integer) or vocab_limit < 1
     ):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.layers.embedding import check_tokens
+from multiscreen_jax.layers.embedding import check_segments, check_tokens, wide_ids
 from multiscreen_jax.sharding import shard_batch
 
 # Logits held at a time: 64 MB in float32. Small enough to vanish beside the parameters of a model
@@ -108,11 +108,7 @@ def targets_and_weights(
     weights = jnp.ones(targets.shape, dtype)
     if batch.get("segment_ids") is not None:
         segments = batch["segment_ids"]
-        if segments.shape != tokens.shape:
-            raise ValueError(
-                f"batch['segment_ids'] must have the shape of tokens, {tokens.shape}, "
-                f"got {segments.shape}"
-            )
+        check_segments(segments, tokens.shape)
         same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         weights = weights * same
     if batch.get("loss_mask") is not None:
@@ -164,8 +160,12 @@ def token_losses(
 
 
 def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array, Array, Array]:
+    if "tokens" not in batch:
+        raise ValueError(f"a batch needs tokens [B, T+1], got {', '.join(batch) or 'nothing'}")
     segments = batch.get("segment_ids")
     check_tokens(batch["tokens"], model.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+    check_segments(segments, batch["tokens"].shape)
+    batch = {**batch, "tokens": wide_ids(batch["tokens"])}
     variables = {"params": params}
     hidden, _ = model.apply(  # pyright: ignore[reportGeneralTypeIssues]
         variables,
@@ -254,7 +254,7 @@ def _split(x: Array, chunk: int) -> Array:
 
 
 def _is_target(targets: Array, vocabulary: int) -> Array:
-    return targets[..., None] == jnp.arange(vocabulary, dtype=targets.dtype)
+    return wide_ids(targets)[..., None] == jnp.arange(vocabulary, dtype=jnp.int32)
 
 
 def _pick(logits: Array, chosen: Array) -> Array:

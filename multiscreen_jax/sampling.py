@@ -35,7 +35,10 @@ def sample(
     top_p: Float[Array, ""] | float | None = None,
 ) -> Int[Array, "B"]:
     """One token per row, row b drawn with keys[b] alone, so rows do not depend on each other."""
-    logits = logits / temperature
+    # Relative to the largest, what overflows is -inf and never drawn; a temperature that is zero in
+    # the logits' dtype (0 / 0) leaves the largest alone.
+    relative = logits - jnp.max(logits, axis=-1, keepdims=True)
+    logits = jnp.where(relative == 0, 0, relative / temperature)
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if top_p is not None:

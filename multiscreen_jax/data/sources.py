@@ -163,6 +163,9 @@ def _json_text(line: str, name: str, text_field: str) -> str:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{name}: not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # too many digits, or brackets in brackets
+        reason = str(error).partition(";")[0]
+        raise ValueError(f"{name}: JSON that cannot be read: {reason}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{name}: a {type(record).__name__}; allowed: a JSON object per line")
     if text_field not in record:

@@ -94,12 +94,15 @@ def read_sidecar(path: Path) -> dict[str, Any]:
             f"{sidecar}: dtype is {facts['dtype']!r}; allowed: {', '.join(DTYPES)}"
             f"{near_matches(str(facts['dtype']), DTYPES)}"
         )
-    if not isinstance(facts["vocab_size"], int) or facts["vocab_size"] < 1:
+    size = facts["vocab_size"]
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(
             f"{sidecar}: vocab_size is {facts['vocab_size']!r}; allowed: an integer >= 1"
         )
-    if not isinstance(facts["tokenizer"], str):
-        raise ValueError(f"{sidecar}: tokenizer is {facts['tokenizer']!r}; allowed: a string")
+    for key in ("tokenizer", "alphabet", "eos_token"):
+        given = facts.get(key)
+        if not isinstance(given, str) and (key in REQUIRED or given is not None):
+            raise ValueError(f"{sidecar}: {key} is {given!r}; allowed: a string")
     return facts
 
 

@@ -94,9 +94,15 @@ def _check(
 def _texts(
     tokenizer: Tokenizer, length: int, depth: float, unit: str, digits: int, trials: int
 ) -> list[str]:
-    if unit == "lines":
-        return make_by_lines(length, depth, digits, trials)
-    return make_by_tokens(length, depth, lambda line: len(tokenizer.encode(line)), digits, trials)
+    def count(line: str) -> int:
+        return len(tokenizer.encode(line))
+
+    try:
+        if unit == "lines":
+            return make_by_lines(length, depth, digits, trials)
+        return make_by_tokens(length, depth, count, digits, trials)
+    except ValueError as error:  # which names the generator's arguments, not ours
+        raise ValueError(f"lengths {length}, depths {depth}, digits {digits}: {error}") from None
 
 
 def _cell(

@@ -1,5 +1,7 @@
 """Token lookup that never passes a bad id silently."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ def check_tokens(tokens: Int[Array, "B T"], vocab_size: int) -> None:
 
     Ids can be read only outside jit; inside, `lookup` turns a bad one into NaN.
     """
+    if not hasattr(tokens, "dtype"):
+        raise ValueError(f"tokens must be an array of integers [B,T], got a {_kind(tokens)}")
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers [B,T], got {tokens.dtype} {tokens.shape}")
     if tokens.shape[1] == 0:
@@ -26,8 +30,41 @@ def check_tokens(tokens: Int[Array, "B T"], vocab_size: int) -> None:
         )
 
 
+def check_segments(segment_ids: Any, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `segment_ids` is None or integers >= 0 of the tokens' shape.
+
+    Negative ids can be seen only outside jit; inside, a negative id is a document like any other.
+    """
+    if segment_ids is None:
+        return
+    if not hasattr(segment_ids, "dtype"):
+        raise ValueError(
+            f"segment_ids must be an array of integers {shape}, got a {_kind(segment_ids)}"
+        )
+    if segment_ids.shape != shape or not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise ValueError(
+            f"segment_ids must be integers of the shape of tokens, {shape}, "
+            f"got {segment_ids.dtype} {segment_ids.shape}"
+        )
+    if isinstance(segment_ids, jax.core.Tracer):
+        return
+    smallest = np.asarray(segment_ids).min(initial=0)
+    if smallest < 0:
+        raise ValueError(f"segment_ids must be >= 0 (0 is padding), got {smallest}")
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def wide_ids(tokens: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """The same ids in at least 32 bits: in 8 or 16, sizes of vocabularies wrap around."""
+    return jnp.asarray(tokens).astype(jnp.result_type(tokens, jnp.int32))
+
+
 def lookup(rows: Float[Array, "O D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """rows[tokens]; an id outside the table gives NaN."""
+    ids = wide_ids(tokens)
     # Negative ids would count from the end: send them past the end instead.
-    ids = jnp.where(tokens < 0, rows.shape[0], tokens)
+    ids = jnp.where(ids < 0, rows.shape[0], ids)
     return jnp.take(rows, ids, axis=0, mode="fill", fill_value=jnp.nan)

@@ -24,7 +24,7 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 
 def check_remat(remat: str) -> None:
     """Raise ValueError unless `remat` names a policy; for a config's `__post_init__`."""
-    if remat not in REMAT_POLICIES:
+    if remat not in tuple(REMAT_POLICIES):  # may be of a kind that has no hash
         raise ValueError(f"remat must be one of {sorted(REMAT_POLICIES)}, got {remat!r}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.cache import Chunk, Cursor, new_cursor
+from multiscreen_jax.cache import Chunk, Cursor, check_size, new_cursor
 from multiscreen_jax.layers.positions import mipe, mipe_turns
 from multiscreen_jax.layers.stack import mark_mixer_output
 from pallas_kernels import screening
@@ -35,15 +35,25 @@ def tile_window(config: "MultiscreenConfig", log_window: Float[Array, "*H"]) -> 
     The second part is the paper's inference rule (v1 section 3.2): a tile whose window outgrew
     every training sequence looks at everything, without position encoding.
     """
-    window = jnp.exp(log_window.astype(accumulation_dtype(log_window))) + 1
+    log_window = log_window.astype(accumulation_dtype(log_window))
+    # What exp cannot hold is an infinite window. Without the inner `where` its gradient, zero,
+    # would be multiplied by infinity.
+    overflows = log_window >= np.log(jnp.finfo(log_window.dtype).max)
+    window = jnp.exp(jnp.where(overflows, 0, log_window)) + 1
+    window = jnp.where(overflows, jnp.inf, window)
     if config.infinite_windows:
         window = jnp.where(window > config.trained_length, jnp.inf, window)
     return window
 
 
 def tile_width(logit_width: Float[Array, "*H"]) -> Float[Array, "*H"]:
-    """r = sigmoid(s_r): a key is accepted iff its similarity exceeds 1 - r. (v3 eq. 4)"""
-    return jax.nn.sigmoid(logit_width.astype(accumulation_dtype(logit_width)))
+    """r = sigmoid(s_r): a key is accepted iff its similarity exceeds 1 - r. (v3 eq. 4)
+
+    At least the distance from 1 to the number below it: narrower widths accept the same
+    similarities, those rounded to 1, and end in a reciprocal of zero.
+    """
+    logit_width = logit_width.astype(accumulation_dtype(logit_width))
+    return jnp.maximum(jax.nn.sigmoid(logit_width), jnp.finfo(logit_width.dtype).epsneg)
 
 
 class ScreeningTiles(nn.Module):
@@ -230,6 +240,7 @@ def init_screening_cache(
             "init_cache sizes its rings from the learned windows, so it needs concrete parameters: "
             "call it outside jit"
         )
+    check_size(batch, max_length)
     needed = np.ceil(np.asarray(window, np.float64))
     if np.isnan(needed).any():
         raise FloatingPointError("a tile's window is NaN: are the parameters finite?")

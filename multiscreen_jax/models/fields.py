@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _PRECISIONS = (None, "default", "high", "highest")
@@ -13,7 +14,7 @@ _PRECISIONS = (None, "default", "high", "highest")
 def dtype_name(field: str, value: Any) -> str:
     """The name of a floating dtype given as a string or a dtype-like object."""
     try:
-        name = jnp.dtype(value).name
+        name = None if value is None else jnp.dtype(value).name  # numpy's None is float64
     except TypeError:
         name = value
     if name not in _DTYPES:
@@ -21,18 +22,41 @@ def dtype_name(field: str, value: Any) -> str:
     return name
 
 
+def cache_dtype(own: str, asked: Any) -> jnp.dtype:
+    """The floating dtype of a cache: the model's own unless another was asked for."""
+    return jnp.dtype(own if asked is None else dtype_name("the cache's dtype", asked))
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return is_integer(value) or isinstance(value, float | np.floating)
+
+
 def positive_integers(config: Any, *fields: str, at_least: int = 1) -> None:
     for field in fields:
         value = getattr(config, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        if not is_integer(value) or value < at_least:
             raise ValueError(f"{field} must be an integer >= {at_least}, got {value!r}")
+        object.__setattr__(config, field, int(value))  # numpy's have no JSON
 
 
 def positive_numbers(config: Any, *fields: str) -> None:
     for field in fields:
         value = getattr(config, field)
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if not is_number(value) or not 0 < value < float("inf"):
             raise ValueError(f"{field} must be a finite number > 0, got {value!r}")
+        object.__setattr__(config, field, value if isinstance(value, int) else float(value))
+
+
+def booleans(config: Any, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if not isinstance(value, bool | np.bool):
+            raise ValueError(f"{field} must be True or False, got {value!r}")
+        object.__setattr__(config, field, bool(value))
 
 
 def one_of(field: str, value: Any, allowed: Iterable[Any]) -> None:

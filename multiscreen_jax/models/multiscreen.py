@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from multiscreen_jax.cache import check_rows, place
-from multiscreen_jax.layers.embedding import check_tokens, lookup
+from multiscreen_jax.layers.embedding import check_segments, check_tokens, lookup
 from multiscreen_jax.layers.positions import POSITION_RULES, document_positions
 from multiscreen_jax.layers.stack import LayerStack, check_remat
 from multiscreen_jax.mixers.screening import (
@@ -107,6 +107,7 @@ class MultiscreenConfig:
         for field in ("dtype", "param_dtype"):
             object.__setattr__(self, field, fields.dtype_name(field, getattr(self, field)))
         fields.precision(self.precision)
+        fields.booleans(self, "infinite_windows", "unroll_layers")
         check_remat(self.remat)
         check_implementation(self.implementation)
         if isinstance(self.implementation, list):  # configs are hashable
@@ -117,7 +118,7 @@ class MultiscreenConfig:
         cls, psi: int, *, vocab_size: int = 50257, **overrides: Any
     ) -> "MultiscreenConfig":
         """The paper's scaling rule: psi layers of psi tiles, model_dim psi^2."""
-        if not isinstance(psi, int) or psi < 1:
+        if not fields.is_integer(psi) or psi < 1:
             raise ValueError(f"psi must be an integer >= 1, got {psi!r}")
         shape = {"model_dim": psi**2, "num_layers": psi, "num_heads": psi}
         return cls(**{"vocab_size": vocab_size, **shape, **overrides})
@@ -213,6 +214,7 @@ class Multiscreen(LanguageModel):
     ) -> tuple[Float[Array, "B T D"], ScreeningCache | None]:
         """The residual stream after the last layer [B, T, D], and the new cache."""
         check_tokens(tokens, self.config.vocab_size)
+        check_segments(segment_ids, tokens.shape)
         x = self.embedding.encode(tokens)
         if cache is None:
             positions = document_positions(segment_ids, *tokens.shape)
@@ -239,7 +241,7 @@ class Multiscreen(LanguageModel):
         """
         c = self.config
         window = tile_window(c, params["layers"]["tiles"]["log_window"])
-        dtype = jnp.dtype(c.dtype if dtype is None else dtype)
+        dtype = fields.cache_dtype(c.dtype, dtype)
         return init_screening_cache(
             window, batch, max_length, c.key_dim, c.value_dim, dtype, c.block_summaries
         )

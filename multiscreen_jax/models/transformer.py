@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from multiscreen_jax.cache import check_rows, place
-from multiscreen_jax.layers.embedding import check_tokens, lookup
+from multiscreen_jax.layers.embedding import check_segments, check_tokens, lookup
 from multiscreen_jax.layers.feed_forward import SwiGLU
 from multiscreen_jax.layers.norms import RMSNorm
 from multiscreen_jax.layers.positions import document_positions
@@ -108,6 +108,7 @@ class TransformerConfig:
         for field in ("dtype", "param_dtype"):
             object.__setattr__(self, field, fields.dtype_name(field, getattr(self, field)))
         fields.precision(self.precision)
+        fields.booleans(self, "tie_embeddings", "final_norm_gain", "unroll_layers")
         check_remat(self.remat)
 
     @classmethod
@@ -235,6 +236,7 @@ class Transformer(LanguageModel):
         """The normalised output of the last layer [B, T, D], and the new cache."""
         c = self.config
         check_tokens(tokens, c.vocab_size)
+        check_segments(segment_ids, tokens.shape)
         x = self.vocabulary.encode(tokens)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -266,5 +268,5 @@ class Transformer(LanguageModel):
         `params` is not needed here; other models size their caches by it.
         """
         del params
-        dtype = jnp.dtype(self.config.dtype if dtype is None else dtype)
+        dtype = fields.cache_dtype(self.config.dtype, dtype)
         return init_attention_cache(self.config, batch, max_length, dtype)

@@ -250,9 +250,10 @@ def find_checkpoint(path: str | Path, step: int | None = None) -> tuple[Path, di
       DamagedCheckpoint: the one asked for, or all of them, are damaged.
     """
     path = Path(path).absolute()
-    if path.name.isdecimal() and path.is_dir():
-        return path, verified_run(path)
+    # First, since a run's folder may have a number for its name too.
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    if folder.name.isdecimal() and folder.is_dir():
+        return folder, verified_run(folder)
     steps = steps_in(folder)
     if step is not None:
         if step not in steps:

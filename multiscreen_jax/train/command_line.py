@@ -5,6 +5,7 @@ import difflib
 import importlib
 import inspect
 import io
+import itertools
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from types import ModuleType
 import tyro
 
 from multiscreen_jax.train.config import ExperimentConfig
+
+_OURS = ("multiscreen_jax.", "pallas_kernels.")
 
 
 def config_names(package: str) -> list[str]:
@@ -78,8 +81,22 @@ def _with_options(
     except SystemExit as stop:
         if refused := _refused_value(stop):
             raise ValueError(refused) from None
-        print(errors.getvalue(), end="", file=sys.stderr)
+        print(_one_line(errors.getvalue()), end="", file=sys.stderr)
         raise
+
+
+def _one_line(box: str) -> str:
+    """What tyro prints in a box as one line: its first paragraph, and the options it suggests."""
+    # Below the title, paragraphs lie between rules. Drawn in ASCII the box has no sides.
+    rows = [row.strip("│╰╯ ") for row in box.splitlines()[1:]]
+    groups = itertools.groupby(rows, lambda row: bool(row.strip("─-")))
+    paragraphs = [list(group) for is_text, group in groups if is_text]
+    if not paragraphs:
+        return box
+    rest = itertools.chain(*paragraphs[1:])
+    near = [row.split()[0] for row in rest if row.startswith("--")]
+    hint = f"; see {', '.join(near)}" if near else ""
+    return f"error: {' '.join(paragraphs[0])}{hint}\n"
 
 
 def _refused_value(stop: BaseException) -> str | None:
@@ -89,7 +106,7 @@ def _refused_value(stop: BaseException) -> str | None:
         if type(error) is ValueError and (cause := error.__traceback__) is not None:
             while cause.tb_next is not None:
                 cause = cause.tb_next
-            if cause.tb_frame.f_globals.get("__name__", "").startswith("multiscreen_jax."):
+            if cause.tb_frame.f_globals.get("__name__", "").startswith(_OURS):
                 return str(error)
         error = error.__context__
     return None

@@ -73,15 +73,6 @@ def save(config: ExperimentConfig, path: Path) -> None:
     temporary.replace(path)
 
 
-def load(path: Path) -> ExperimentConfig:
-    """Reads what `save` wrote."""
-    try:
-        values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    return from_dict(values)
-
-
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """{dotted name: (old value, new value)} of all leaves that differ."""
     before, after = dict(_leaves(old)), dict(_leaves(new))

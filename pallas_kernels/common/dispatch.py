@@ -58,8 +58,12 @@ def record_choices() -> Iterator[dict[str, set[str]]]:
 
 
 def check_implementation(implementation: str | Sequence[str] | None) -> None:
-    """Raise ValueError for a name that no op knows."""
-    names = [implementation] if isinstance(implementation, str) else implementation or ()
+    """Raise ValueError for a name that no op knows, and for what is no name or names."""
+    if implementation is None:
+        return
+    names = (implementation,) if isinstance(implementation, str) else implementation
+    if not isinstance(names, Sequence) or not names:
+        names = (implementation,)  # to be refused as a whole
     for name in names:
         if name not in IMPLEMENTATIONS:
             raise ValueError(

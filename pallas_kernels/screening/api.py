@@ -83,6 +83,9 @@ def _check(q, k, v, window, width, segment_ids) -> None:
         raise ValueError(f"q must hold at least one position, got {q.shape}")
     if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
         raise ValueError(f"v must be [B,T,H,V] with B,T,H = {q.shape[:3]}, got {v.shape}")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} must be of a floating dtype, got {x.dtype}")
     for name, x in (("window", window), ("width", width)):
         if x.shape != (q.shape[2],):
             raise ValueError(f"{name} must be [H] = ({q.shape[2]},), got {x.shape}")

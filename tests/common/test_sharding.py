@@ -13,7 +13,14 @@ import pytest
 from pallas_kernels.common.sharding import shard_op
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize(
+    "implementation",
+    [
+        "chunked",
+        pytest.param("pallas_tpu", marks=pytest.mark.slow),
+        pytest.param("pallas_gpu", marks=pytest.mark.slow),
+    ],
+)
 def test_screening_and_its_gradients_are_divided_over_rows_and_heads(implementation):
     ended = subprocess.run(
         [sys.executable, "-m", "tests.common.sharded_screening", implementation],

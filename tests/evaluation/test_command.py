@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -125,6 +126,7 @@ def test_abcdigits(finished, tmp_path):
         ({"sequence_length": 0}, "sequence_length is 0"),
         ({"max_batches": 0}, "max_batches is 0"),
         ({"data": TextConfig("/no/such/text.txt")}, "/no/such/text.txt"),
+        ({"task": "abcdigits", "abcdigits": AbcDigitsGrid(lengths=(64,))}, "lengths 64, depths"),
         ({"task": "relevance", "relevance": RelevanceConfig(text="")}, "text is empty"),
         ({"task": "relevance", "relevance": RelevanceConfig(tokens=0)}, "tokens is 0"),
         ({"task": "relevance", "relevance": RelevanceConfig(layers=(9,))}, "layers has 9"),
@@ -135,6 +137,15 @@ def test_bad_settings_are_one_line(finished, settings, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         run(EvaluateConfig(**{"run": str(finished), **settings}))
     assert "\n" not in str(error.value)
+
+
+def test_a_run_may_be_called_by_a_number(finished, tmp_path):
+    numbered = tmp_path / "7"
+    shutil.copytree(finished, numbered)
+    for path in (numbered, numbered / "checkpoints", numbered / "checkpoints" / "2"):
+        record = run(EvaluateConfig(run=str(path), max_batches=1))
+        assert record["step"] == 2
+        shutil.rmtree(numbered / "evaluation")
 
 
 def test_command_line_ends_with_one_line_and_2(tmp_path):

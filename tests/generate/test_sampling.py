@@ -64,3 +64,11 @@ def test_rows_draw_with_their_own_key():
         sample(jnp.asarray(LOGITS[b : b + 1]), keys[b : b + 1], 1.0, 9, 0.95)[0] for b in (3, 7)
     ]
     np.testing.assert_array_equal(together[jnp.asarray([3, 7])], alone)
+
+
+def test_temperatures_that_divide_to_infinity_take_the_most_likely_token():
+    logits = jnp.asarray([[1.0, 3.0, -jnp.inf, 2.0], [-5.0, -7.0, -2.0, -3.0]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    for temperature in (1e-38, 1e-45, 1e-60):
+        got = jax.jit(sample)(logits, keys, jnp.float32(temperature), top_p=0.9)
+        np.testing.assert_array_equal(got, [1, 2])

@@ -56,5 +56,5 @@ def test_last_real():
 
 @pytest.mark.parametrize(("batch", "length", "name"), [(0, 4, "batch"), (2, 0, "max_length")])
 def test_sizes_are_checked(batch, length, name):
-    with pytest.raises(ValueError, match=f"{name} of a cache must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} of a cache must be an integer >= 1, got 0"):
         new_cursor(batch, length)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import multiscreen_jax as mj
+from multiscreen_jax.mixers.screening import tile_window
 from multiscreen_jax.models.multiscreen import PSI
 from pallas_kernels.screening.chunked import screening_chunked
 
@@ -259,6 +260,33 @@ def test_gradients_stay_finite_when_nearly_all_keys_are_rejected(length, impleme
         finite = jax.tree.map(lambda g: bool(jnp.isfinite(g).all()), gradient)
         assert all(jax.tree.leaves(finite)), finite
         assert not gradient["layers"]["tiles"]["log_window"][:, 3].any()
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+def test_tiles_as_wide_and_as_narrow_as_numbers_go_stay_finite(implementation):
+    model, params = small_model(implementation=implementation)
+    tokens = jnp.full((1, 9), 3)  # all equal: every similarity is 1
+    gradient_of = jax.jit(
+        jax.value_and_grad(lambda p: mj.losses.next_token(model, p, {"tokens": tokens}))
+    )
+    tiles = params["layers"]["tiles"]
+    windows = jnp.array([60.0, 88.7, 89.0, jnp.inf])
+    widths = jnp.array([-30.0, -87.0, -104.0, -jnp.inf])
+    for changes in ({"log_window": windows}, {"logit_width": widths}):
+        tiles = {**tiles, **{k: jnp.broadcast_to(v, (2, 4)) for k, v in changes.items()}}
+        extreme = {**params, "layers": {"tiles": tiles}}
+        loss, gradient = gradient_of(extreme)
+        assert np.isfinite(loss)
+        assert np.isfinite(np.concatenate([x.ravel() for x in jax.tree.leaves(gradient)])).all()
+        if "log_window" in changes:
+            assert not gradient["layers"]["tiles"]["log_window"][:, 2:].any()
+        cache = model.init_cache(extreme, 1, 16)
+        assert np.isinf(tile_window(model.config, windows)[2:]).all()
+        whole = run(model, extreme, tokens)
+        for t in range(9):
+            out = call(model, extreme, tokens[:, t : t + 1], cache=cache)
+            cache = out.cache
+            np.testing.assert_allclose(out.logits[:, 0], whole[:, t], rtol=1e-2, atol=1e-2)
 
 
 def test_a_zero_row_of_the_embedding_is_harmless():

@@ -218,7 +218,7 @@ def test_cache_dtype_and_arguments():
     cache = model.init_cache(None, 2, 5, dtype="bfloat16")
     assert cache.keys.shape == (3, 2, 2, 5, 6)
     assert cache.keys.dtype == jnp.bfloat16
-    with pytest.raises(ValueError, match="max_length of a cache must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_length of a cache must be an integer >= 1, got 0"):
         model.init_cache(None, 2, 0)
 
 
