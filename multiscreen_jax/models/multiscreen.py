@@ -107,7 +107,7 @@ class MultiscreenConfig:
         for field in ("dtype", "param_dtype"):
             object.__setattr__(self, field, fields.dtype_name(field, getattr(self, field)))
         fields.precision(self.precision)
-        fields.booleans(self, "infinite_windows", "unroll_layers")
+        fields.booleans(self, "infinite_windows", "unroll_layers", "block_summaries")
         check_remat(self.remat)
         check_implementation(self.implementation)
         if isinstance(self.implementation, list):  # configs are hashable
