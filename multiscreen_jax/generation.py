@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -111,7 +111,7 @@ class _Settings(NamedTuple):
 
 
 def _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_dtype):
-    if set(params) == {"params"}:
+    if isinstance(params, Mapping) and set(params) == {"params"}:
         raise ValueError('params must be the parameters themselves, got {"params": ...}')
     batch, longest = len(prompts), max(map(len, prompts))
     needed = longest + max_new_tokens

@@ -99,7 +99,8 @@ def test_stop_tokens_end_rows_and_fill_them():
     model, params = _model("transformer")
     free = mj.generate(model, params, PROMPTS, max_new_tokens=12)
     stop = int(free[0, 3])
-    stopped = mj.generate(model, params, PROMPTS, max_new_tokens=12, stop_tokens=(stop, 999))
+    never = min(set(range(VOCABULARY)) - set(free.ravel().tolist()))
+    stopped = mj.generate(model, params, PROMPTS, max_new_tokens=12, stop_tokens=(stop, never))
     ends = []
     for row, without in zip(stopped, free, strict=True):
         (met,) = np.nonzero(without == stop)
