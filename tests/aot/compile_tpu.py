@@ -1,8 +1,11 @@
-"""Compiles a training step of Multiscreen for a TPU with no TPU attached; prints what it needs.
+"""Compiles a training step of Multiscreen for TPUs with no TPU attached; prints what it needs.
 
-python -m tests.aot.compile_tpu v5e:1x1
+python -m tests.aot.compile_tpu v5e:2x2 pallas_tpu
+
+With several chips, parameters and batch are divided among them.
 """
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -16,31 +19,40 @@ if not any(Path("/dev").glob("accel*")) and not any(Path("/dev").glob("vfio/[0-9
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh
 
 import multiscreen_jax as mj
+from multiscreen_jax import sharding
+from pallas_kernels.common.dispatch import record_choices
 
 
-def main(topology: str) -> None:
-    device = topologies.get_topology_desc(topology, platform="tpu").devices[0]
-    mesh = Mesh(np.array([device]), ("d",))
-    where = NamedSharding(mesh, PartitionSpec())
-    config = mj.models.MultiscreenConfig.from_psi(
-        4, vocab_size=256, dtype="bfloat16", implementation="chunked"
+def main(topology: str, implementation: str) -> None:
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    shape = (1, len(devices) // 2 or 1, 1, min(len(devices), 2))  # data, fsdp, seq, model
+    mesh = Mesh(
+        np.array(devices).reshape(shape), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4
     )
+    config = mj.models.MultiscreenConfig.from_psi(4, vocab_size=256, dtype="bfloat16")
     model = mj.models.Multiscreen(config)
-    tokens = jax.ShapeDtypeStruct((2, 1025), np.int32, sharding=where)
+    if implementation != "default":
+        model = model.clone(config=dataclasses.replace(config, implementation=implementation))
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
+    params = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes,
+        sharding.parameter_shardings(shapes, mesh),
+    )
+    tokens = jax.ShapeDtypeStruct((4, 1025), np.int32, sharding=sharding.batch_sharding(mesh))
 
     def loss(params, tokens):
         return mj.losses.next_token(model, params, {"tokens": tokens})
 
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), record_choices() as choices:
         compiled = jax.jit(jax.value_and_grad(loss)).lower(params, tokens).compile()
     memory = compiled.memory_analysis()
+    print("implementations", *choices["screening"])
     print("temp_mib", memory.temp_size_in_bytes / 2**20)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

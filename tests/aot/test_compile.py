@@ -12,17 +12,27 @@ from pallas_kernels import screening
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1"])
-def test_training_step_compiles_for_tpu(topology):
+@pytest.mark.parametrize(
+    ("topology", "implementation", "used"),
+    [
+        ("v5e:1x1", "chunked", "chunked"),
+        ("v6e:1x1", "chunked", "chunked"),
+        ("v5e:1x1", "default", "pallas_tpu"),
+        ("v5e:2x2", "default", "pallas_tpu"),
+        ("v5p:2x2x1", "default", "pallas_tpu"),
+    ],
+)
+def test_training_step_compiles_for_tpu(topology, implementation, used):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install libtpu")
     run = subprocess.run(
-        [sys.executable, "-m", "tests.aot.compile_tpu", topology],
+        [sys.executable, "-m", "tests.aot.compile_tpu", topology, implementation],
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert run.returncode == 0, run.stderr[-2000:]
+    assert f"implementations {used}\n" in run.stdout
     temp_mib = float(run.stdout.split("temp_mib")[1])
     assert temp_mib < 256
 
