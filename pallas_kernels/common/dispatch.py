@@ -41,7 +41,7 @@ def platform() -> str:
     else the default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
-        device = jax.config.jax_default_device
+        device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     name = jax.default_backend() if device is None else getattr(device, "platform", device)
     return "gpu" if name in ("cuda", "rocm") else name
 

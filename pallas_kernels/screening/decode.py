@@ -147,7 +147,7 @@ def screening_decode_chunked(
         position = newest - (newest - slot) % size[tile][:, None]
         held = own & (position >= start[:, None, None])
         if summaries is not None:
-            held &= wanted(tile, jnp.max(entry, axis=1) // BLOCK_SLOTS)[:, :, None]
+            held &= wanted(summaries, tile, jnp.max(entry, axis=1) // BLOCK_SLOTS)[:, :, None]
         distance = positions[:, :, None, None] - position[:, None]  # [B, T, group, block]
         w = window[tile][:, None]
         readable = held[:, None] & (distance < w) & (positions >= 0)[:, :, None, None]
@@ -168,10 +168,10 @@ def screening_decode_chunked(
             return add(h_bthv)
         return jax.lax.cond(jnp.any(readable), add, lambda h: h, h_bthv)
 
-    def wanted(tile, block):
+    def wanted(summaries, tile, block):
         """[B, group]: whether some query may accept a key of the tile's block."""
-        of_block = (x[:, block][:, None] for x in summaries)  # [B, 1, group, K]
-        bound_btg1 = similarity_bound(q[:, :, tile], *of_block)
+        lower, upper, radius = (x[:, block][:, None] for x in summaries)  # [B, 1, group, K]
+        bound_btg1 = similarity_bound(q[:, :, tile], lower, upper, radius)
         return jnp.any(may_accept(bound_btg1[..., 0], width[tile]), axis=1)
 
     h = jnp.zeros((batch, queries, heads, values.shape[-1]), dtype)

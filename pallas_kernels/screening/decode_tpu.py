@@ -414,9 +414,9 @@ def _kernel(
                 value_copy(first, part).start()
                 read_ref[0, tile, 1] += VALUE_SLOTS
 
-        for t, (_, distance) in enumerate(reads_of(step, chunk)):
+        for t, read in enumerate(reads_of(step, chunk)):
             trimmed = alpha[t : t + 1]
-            weight = trimmed * trimmed * half_cosine(distance, window_ref[tile])
+            weight = trimmed * trimmed * half_cosine(read[1], window_ref[tile])
             relevance_ref[t : t + 1, :] = jnp.where(trimmed > 0, weight, 0)
 
         @_each((0, len(some)))

@@ -24,7 +24,7 @@ as a sum of two bf16 numbers, which takes rows of the contraction that are empty
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -234,8 +234,8 @@ class Tile(NamedTuple):
 
     distance: jax.Array  # i - j of the first row and column, int32
     reach: jax.Array
-    row_segments_ref: jax.Array | None  # [rows, LANES]
-    column_segments_ref: jax.Array | None  # [1, columns]
+    row_segments_ref: Any  # [rows, LANES], or None
+    column_segments_ref: Any  # [1, columns], or None
 
 
 def keep_row_segments(row_segments_ref, segments_ref) -> None:
@@ -275,9 +275,7 @@ def _or_registers(x):
     return x
 
 
-def judge(
-    tile: Tile, left_ref, right_ref, plan: Plan, keep: Callable[[jax.Array, jax.Array], jax.Array]
-):
+def judge(tile: Tile, left_ref, right_ref, plan: Plan, keep: Callable[[Any, jax.Array], jax.Array]):
     """Whether the tile holds an accepted pair; keep(rows, sqrt(alpha m)) stores a strip of them.
 
     `keep` returns numbers >= 0 of which one is not zero if a pair of the strip is accepted.
@@ -357,7 +355,7 @@ def stream(
     plan: Plan,
     step,
     reach,
-    copies: Callable[[jax.Array, jax.Array], Sequence],
+    copies: Callable[[Any, Any], Sequence],
     slot_ref,
     body: Callable[[jax.Array, jax.Array], None],
 ) -> None:
@@ -374,7 +372,7 @@ def stream(
     blocks_of = key_blocks if plan.rows_are_queries else query_blocks
     steps = plan.length // plan.rows
     first, stop = blocks_of(step * plan.rows, plan, reach)
-    next_first, _ = blocks_of(jnp.minimum(step + 1, steps - 1) * plan.rows, plan, reach)
+    next_first = blocks_of(jnp.minimum(step + 1, steps - 1) * plan.rows, plan, reach)[0]
 
     @pl.when(step == 0)
     def _():
