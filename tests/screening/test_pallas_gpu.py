@@ -345,9 +345,6 @@ def test_equals_recorded_unit(name):
     """The whole screening unit around the op, against recorded PyTorch values and gradients."""
     with np.load(golden_path(name)) as golden:
         data = {key: golden[key] for key in golden.files}
-    value_dim = data["in/v"].shape[-1]
-    if value_dim not in (32, 64, 128) or data["in/q"].shape[-1] not in (8, 16, 32, 64, 128):
-        pytest.skip(f"K, V = {data['in/q'].shape[-1]}, {value_dim} are not supported")
     threshold = json.loads(str(data["config"]))["w_th"]
     positions = jnp.arange(data["in/q"].shape[1])[None]
 
