@@ -6,6 +6,21 @@ they exist, Pallas kernels for TPU and GPU. This package imports jax and numpy o
 """
 
 from pallas_kernels.common.dispatch import interpret_kernels
+from pallas_kernels.linear_attention import (
+    delta_rule,
+    gated_delta_rule,
+    linear_attention,
+    retention,
+    ssd,
+)
 from pallas_kernels.screening import screening
 
-__all__ = ["interpret_kernels", "screening"]
+__all__ = [
+    "delta_rule",
+    "gated_delta_rule",
+    "interpret_kernels",
+    "linear_attention",
+    "retention",
+    "screening",
+    "ssd",
+]

@@ -17,9 +17,12 @@ MESH_AXES = {"b": ("data", "fsdp"), "h": ("model",)}
 
 
 def shard_op(
-    op: Callable[..., Any], in_axes: Sequence[str], out_axes: str, *arrays: jax.Array | None
+    op: Callable[..., Any],
+    in_axes: Sequence[str],
+    out_axes: str | tuple[str, ...],
+    *arrays: jax.Array | None,
 ) -> Any:
-    """op(*arrays) -> array, inside `shard_map` if a mesh of several devices is set.
+    """op(*arrays), inside `shard_map` if a mesh of several devices is set.
 
     An axis that its mesh axes do not divide evenly stays whole, and is computed on all of them.
     Gradients of whole inputs (a window, when the batch is divided) are summed over the devices.
@@ -27,6 +30,7 @@ def shard_op(
     Args:
         op: treats batch rows and heads independently.
         in_axes, out_axes: a letter an axis, e.g. "b.h." for [B,T,H,K]: b batch, h heads, . whole.
+            `out_axes` is a tuple where the op returns one.
         arrays: None stays None.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -55,7 +59,7 @@ def shard_op(
     return jax.shard_map(
         op,
         in_specs=tuple(spec(axes) for axes in in_axes),
-        out_specs=spec(out_axes),
+        out_specs=jax.tree.map(spec, out_axes),
         axis_names=set(free),
         check_vma=False,
     )(*arrays)

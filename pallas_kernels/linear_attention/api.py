@@ -1,0 +1,342 @@
+"""The public ops of the linear family."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.common import dispatch
+from pallas_kernels.common.documents import documents, mask_padding
+from pallas_kernels.common.numerics import accumulation_dtype
+from pallas_kernels.common.sharding import shard_op
+from pallas_kernels.linear_attention.chunked import gated_delta_rule_chunked, ssd_chunked
+from pallas_kernels.linear_attention.reference import recurrence
+
+_NORMALIZER_EPS = 1e-10  # fla's; only a row that reads nothing comes near it
+
+
+class NormalizedState(NamedTuple):
+    """State of normalised linear attention.
+
+    Attributes:
+        values: [B,H,K,V], sum of k v^T.
+        keys: [B,H,K], sum of k.
+    """
+
+    values: Float[Array, "B H K V"]
+    keys: Float[Array, "B H K"]
+
+
+def linear_attention(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    normalize: bool = False,
+    *,
+    scale: float | None = None,
+    initial_state: Float[Array, "B H K V"] | NormalizedState | None = None,
+    return_state: bool = False,
+    segment_ids: Int[Array, "B T"] | None = None,
+    chunk_size: int = 64,
+    implementation: str | Sequence[str] | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> tuple[Float[Array, "B T H V"], Any]:
+    """Causal linear attention (Katharopoulos et al., arXiv:2006.16236, eq. 9).
+
+        S_t = S_{t-1} + k_t v_t^T          z_t = z_{t-1} + k_t
+        y_t = scale S_t^T q_t              normalised: S_t^T q_t / (z_t . q_t)
+
+    Apply a feature map to q and k before. The other arguments, the result, cost and errors are
+    those of `ssd`, but that `scale=None` is K^-0.5, and that with `normalize` the state is a
+    `NormalizedState`.
+    """
+    run = partial(
+        _run, "linear_attention", _ADDITIVE, q, k, scale=_scale(scale, q), segment_ids=segment_ids,
+        chunk_size=chunk_size, implementation=implementation, precision=precision,
+    )  # fmt: skip
+    if not normalize:
+        y, state = run(v, None, None, initial_state)
+        return y, state if return_state else None
+    # The sum of the keys is one more column of the state, that of a value that is always one.
+    v = jnp.asarray(v)
+    if initial_state is not None:
+        values, keys = initial_state
+        initial_state = jnp.concatenate([values, keys[..., None]], axis=-1)
+    y, state = run(jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1), None, None, initial_state)
+    y = y.astype(accumulation_dtype(y))
+    y = (y[..., :-1] / (y[..., -1:] + _NORMALIZER_EPS)).astype(v.dtype)
+    return y, NormalizedState(state[..., :-1], state[..., -1]) if return_state else None
+
+
+def retention(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "H"] | None = None,
+    *,
+    scale: float | None = None,
+    initial_state: Float[Array, "B H K V"] | None = None,
+    return_state: bool = False,
+    segment_ids: Int[Array, "B T"] | None = None,
+    chunk_size: int = 64,
+    implementation: str | Sequence[str] | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
+    """Retention (RetNet, arXiv:2307.08621, eq. 6): a decay for each head, the same at all times.
+
+        S_t = exp(g_h) S_{t-1} + k_t v_t^T          y_t = scale S_t^T q_t
+
+    Args:
+        g: logarithm of the decay; None is RetNet's log(1 - 2^(-5 - h)) for head h.
+
+    The other arguments, the result, cost and errors are those of `ssd`, but that `scale=None` is
+    K^-0.5.
+    """
+    v = jnp.asarray(v)
+    if v.ndim != 4:
+        raise ValueError(f"v must be [B,T,H,V], got {v.shape}")
+    heads = v.shape[2]
+    g = jnp.asarray(retention_decays(heads) if g is None else g)
+    if g.shape != (heads,):
+        raise ValueError(f"g must be [H] = ({heads},), got {g.shape}")
+    y, state = _run(
+        "retention", _ADDITIVE, q, k, v, jnp.broadcast_to(g, v.shape[:3]), None, initial_state,
+        scale=_scale(scale, q), segment_ids=segment_ids, chunk_size=chunk_size,
+        implementation=implementation, precision=precision,
+    )  # fmt: skip
+    return y, state if return_state else None
+
+
+def retention_decays(heads: int) -> np.ndarray:
+    """RetNet's g: log(1 - 2^(-5 - h)), float32 [H]."""
+    return np.log1p(-(2.0 ** (-5 - np.arange(heads)))).astype(np.float32)
+
+
+def ssd(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"],
+    *,
+    scale: float | None = None,
+    initial_state: Float[Array, "B H K V"] | None = None,
+    return_state: bool = False,
+    segment_ids: Int[Array, "B T"] | None = None,
+    chunk_size: int = 64,
+    implementation: str | Sequence[str] | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
+    """State space duality: linear attention with a decay for each token and head (Mamba-2,
+    arXiv:2405.21060, eq. 16; there q is C, k is B and v is dt x).
+
+        S_t = exp(g_t) S_{t-1} + k_t v_t^T          y_t = scale S_t^T q_t
+
+    Args:
+        q, k: G groups, H a multiple of G; heads h with one h // (H/G) share a group's.
+        v: H heads.
+        g: logarithm of the decay, <= 0.
+        scale: of q; None is 1.
+        initial_state: S before the first token, continued by the row's first document.
+        return_state: also return the state after the last token that is not padding.
+        segment_ids: documents count from 1; the state starts anew with each, exactly. 0 is padding:
+            a zero output, and no effect on any state. Without it each row is one document.
+        chunk_size: C, of the chunk form.
+        implementation: "reference" (a scan over tokens), "chunked", a sequence of names, or None:
+            the platform's kernel where there is one, and otherwise "chunked". A name never falls
+            back: NotImplementedError.
+        precision: of the products. None is the backend's default, except for "reference", which
+            is always at the highest.
+
+    Returns:
+        y [B,T,H,V] in the dtype of v, and the state [B,H,K,V] in `promote_types(dtype, float32)`,
+        the dtype of all computation, or None. Differentiable in every float input.
+
+    Under a mesh (`jax.set_mesh`) every device computes its own rows and heads.
+
+    Cost: "chunked" takes 2 T H (C K / r + C V + 2 K V) FLOPs forward, r = H / G; memory is linear
+    in T.
+    """
+    y, state = _run(
+        "ssd", _ADDITIVE, q, k, v, g, None, initial_state,
+        scale=1.0 if scale is None else scale, segment_ids=segment_ids, chunk_size=chunk_size,
+        implementation=implementation, precision=precision,
+    )  # fmt: skip
+    return y, state if return_state else None
+
+
+def delta_rule(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    beta: Float[Array, "B T H"],
+    *,
+    scale: float | None = None,
+    initial_state: Float[Array, "B H K V"] | None = None,
+    return_state: bool = False,
+    segment_ids: Int[Array, "B T"] | None = None,
+    chunk_size: int = 64,
+    implementation: str | Sequence[str] | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
+    """The delta rule (DeltaNet, arXiv:2406.06484, eq. 4): `gated_delta_rule` with g = 0.
+
+    S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T          y_t = scale S_t^T q_t
+    """
+    y, state = _run(
+        "delta_rule", _DELTA, q, k, v, None, beta, initial_state,
+        scale=_scale(scale, q), segment_ids=segment_ids, chunk_size=chunk_size,
+        implementation=implementation, precision=precision,
+    )  # fmt: skip
+    return y, state if return_state else None
+
+
+def gated_delta_rule(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"],
+    beta: Float[Array, "B T H"],
+    *,
+    scale: float | None = None,
+    initial_state: Float[Array, "B H K V"] | None = None,
+    return_state: bool = False,
+    segment_ids: Int[Array, "B T"] | None = None,
+    chunk_size: int = 64,
+    implementation: str | Sequence[str] | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
+    """The gated delta rule (Gated DeltaNet, arXiv:2412.06464, eq. 10).
+
+        S_t = exp(g_t) (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T
+        y_t = scale S_t^T q_t
+
+    Args:
+        q, k: keys of unit length, or shorter: the state grows where beta |k|^2 exceeds 2.
+        g: logarithm of the decay, <= 0.
+        beta: writing strength, in [0, 1], or [0, 2] for negative eigenvalues.
+        scale: of q; None is K^-0.5.
+
+    The other arguments, the result and the errors are those of `ssd`.
+
+    Cost: "chunked" takes about 2 T H (C^2 / 3 + C (C + 4 K + 2 V) + 3 K V) FLOPs forward.
+    """
+    y, state = _run(
+        "gated_delta_rule", _DELTA, q, k, v, g, beta, initial_state,
+        scale=_scale(scale, q), segment_ids=segment_ids, chunk_size=chunk_size,
+        implementation=implementation, precision=precision,
+    )  # fmt: skip
+    return y, state if return_state else None
+
+
+def _scale(scale: float | None, q: Array) -> float:
+    return float(q.shape[-1] ** -0.5) if scale is None else scale
+
+
+def _repeat_groups(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    repeats = v.shape[2] // q.shape[2]
+    return (q, k) if repeats == 1 else (jnp.repeat(q, repeats, 2), jnp.repeat(k, repeats, 2))
+
+
+def _reference(q, k, v, g, beta, state, docs, chunk_size, precision=None):
+    del chunk_size, precision
+    return recurrence(*_repeat_groups(q, k, v), v, g, beta, state, docs)
+
+
+def _ssd(q, k, v, g, beta, state, docs, chunk_size, precision=None):
+    del beta
+    if v.shape[1] == 1:
+        return recurrence(*_repeat_groups(q, k, v), v, g, None, state, docs, precision)
+    return ssd_chunked(q, k, v, g, state, docs, chunk_size, precision)
+
+
+def _delta(q, k, v, g, beta, state, docs, chunk_size, precision=None):
+    q, k = _repeat_groups(q, k, v)
+    if v.shape[1] == 1:
+        return recurrence(q, k, v, g, beta, state, docs, precision)
+    return gated_delta_rule_chunked(q, k, v, g, beta, state, docs, chunk_size, precision)
+
+
+_ADDITIVE: dict[str, Callable[..., Any]] = {"reference": _reference, "chunked": _ssd}
+_DELTA: dict[str, Callable[..., Any]] = {"reference": _reference, "chunked": _delta}
+
+
+def _run(
+    name, available, q, k, v, g, beta, state, *,
+    scale, segment_ids, chunk_size, implementation, precision,
+):  # fmt: skip
+    """Check, promote, mask the padding, and run on every device's own rows and heads."""
+    arrays = {"q": q, "k": k, "v": v, "g": g, "beta": beta}
+    q, k, v, g, beta = (None if x is None else jnp.asarray(x) for x in arrays.values())
+    check_inputs(q, k, v, g=g, beta=beta, segment_ids=segment_ids)
+    check_chunk_size(chunk_size)
+    batch, _, heads, value_dim = v.shape
+    dtype = accumulation_dtype(q, k, v)
+    shape = (batch, heads, q.shape[3], value_dim)
+    state = jnp.zeros(shape, dtype) if state is None else jnp.asarray(state).astype(dtype)
+    if state.shape != shape:
+        raise ValueError(f"initial_state must be [B,H,K,V] = {shape}, got {state.shape}")
+
+    def op(q, k, v, g, beta, state, segment_ids):
+        docs = None if segment_ids is None else documents(segment_ids)
+        out_dtype = v.dtype
+        q, k, v, g, beta = promote(docs, dtype, q, k, v, g, beta)
+        y, state = dispatch.run(
+            name, available, implementation, q * scale, k, v, g, beta, state, docs, chunk_size,
+            precision=precision,
+        )  # fmt: skip
+        if docs is not None:
+            (y,) = mask_padding(docs.real, y)
+        return y.astype(out_dtype), state
+
+    group = group_axes(q)
+    in_axes = (group, group, "b.h.", "b.h", "b.h", "bh..", "b.")
+    segment_ids = None if segment_ids is None else jnp.asarray(segment_ids)
+    return shard_op(op, in_axes, ("b.h.", "bh.."), q, k, v, g, beta, state, segment_ids)
+
+
+def promote(docs, dtype, *arrays):
+    """Inputs in the dtype to compute in, padding zero; None stays None."""
+    real = None if docs is None else docs.real
+    return tuple(None if x is None else mask_padding(real, x.astype(dtype))[0] for x in arrays)
+
+
+def group_axes(q: Array) -> str:
+    """Axes of q and k for `shard_op`: a single group is on every device, several are divided."""
+    return "b.h." if q.shape[2] > 1 else "b..."
+
+
+def check_chunk_size(chunk_size: int) -> None:
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(f"chunk_size must be an integer >= 1, got {chunk_size!r}")
+
+
+def check_inputs(q, k, v, *, segment_ids, **per_token) -> None:
+    """ValueError naming the array, what was given and what is allowed."""
+    if q.ndim != 4 or q.shape != k.shape:
+        raise ValueError(f"q and k must share one shape [B,T,G,K], got {q.shape} and {k.shape}")
+    if q.shape[1] == 0:
+        raise ValueError(f"q must hold at least one position, got {q.shape}")
+    if v.ndim != 4 or v.shape[:2] != q.shape[:2]:
+        raise ValueError(f"v must be [B,T,H,V] with B,T = {q.shape[:2]}, got {v.shape}")
+    if v.shape[2] % q.shape[2]:
+        raise ValueError(
+            f"the {v.shape[2]} heads of v must be a multiple of the {q.shape[2]} groups of q and k"
+        )
+    for name, x in {"q": q, "k": k, "v": v, **per_token}.items():
+        if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} must be of a floating dtype, got {x.dtype}")
+    for name, x in per_token.items():
+        if x is not None and x.shape[:3] != v.shape[:3]:
+            raise ValueError(f"{name} must be [B,T,H,...] with {v.shape[:3]}, got {x.shape}")
+        if x is not None and name in ("g", "beta") and x.ndim != 3:
+            raise ValueError(f"{name} must be [B,T,H] = {v.shape[:3]}, got {x.shape}")
+    if segment_ids is not None:
+        ids = jnp.asarray(segment_ids)
+        if ids.shape != q.shape[:2]:
+            raise ValueError(f"segment_ids must be [B,T] = {q.shape[:2]}, got {ids.shape}")
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(f"segment_ids must be integers, got {ids.dtype}")
