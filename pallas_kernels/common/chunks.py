@@ -45,7 +45,7 @@ class Decays(NamedTuple):
 
 
 def chunk_decays(
-    g: Float[Array, "B H N C"] | None, documents: Int[Array, "B N C"] | None, size: int
+    g: Float[Array, "B *H N C"] | None, documents: Int[Array, "B N C"] | None, size: int
 ) -> Decays:
     """Decays from g, the logarithm of each token's own; None is no decay.
 

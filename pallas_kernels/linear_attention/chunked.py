@@ -91,7 +91,7 @@ class DeltaChunks(NamedTuple):
         reads: [..., C, K].
         writes: [..., C, K].
         updates: [..., C, V].
-        erases: [..., C, K].
+        erases: [..., C, K]; None if nothing is erased.
         through: [...].
     """
 
@@ -100,7 +100,7 @@ class DeltaChunks(NamedTuple):
     reads: Array
     writes: Array
     updates: Array
-    erases: Array
+    erases: Array | None
     through: Array
 
 
