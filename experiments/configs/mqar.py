@@ -1,6 +1,6 @@
 """Associative recall, zoology's mixed suite: lengths 64 to 256, 4 to 64 pairs; Multiscreen.
 
-    python -m experiments.train mqar --optim.learning-rate 0.0316
+    python -m experiments.train mqar --optim.learning-rate 0.01
     python -m experiments.evaluate runs/mqar --task mqar
 
 Vocabulary 8192, 180,000 examples, 32 epochs in batches of 256; tested up to 1024 tokens with 256
@@ -26,5 +26,5 @@ def config() -> ExperimentConfig:
         MqarConfig(vocab_size=8192, train=MIXED_TRAIN, valid=MIXED_VALID),
         steps=32 * _mqar.batches(MIXED_TRAIN, BATCH_SIZE),
         batch_size=BATCH_SIZE,
-        learning_rate=2.0**-6,
+        learning_rate=2.0**-8,
     )

@@ -30,5 +30,5 @@ def config() -> ExperimentConfig:
         batch_size=128,
         # What looks like a plateau ends suddenly, at a step nobody knows: the rate stays.
         schedule="constant",
-        learning_rate=2.0**-6,
+        learning_rate=2.0**-8,
     )

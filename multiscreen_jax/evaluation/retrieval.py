@@ -172,10 +172,9 @@ def _cell(
 
 
 def _is_answer(text: str, answer: str) -> bool:
-    # Some tokenizers drop the space at the beginning of what they decode.
-    return (
-        text.lstrip().startswith(answer.lstrip()) if answer[0] == " " else text.startswith(answer)
-    )
+    if answer.startswith(" "):  # which some tokenizers drop when they decode
+        return text.lstrip().startswith(answer.lstrip())
+    return text.startswith(answer)
 
 
 def _in_batches(

@@ -83,14 +83,13 @@ def test_token_losses_are_the_dense_ones():
 
 
 def test_hits_are_where_the_target_is_the_largest_logit():
-    hidden, table, targets, _ = example(2, 10, 4, 9, np.float32)
-    targets = jnp.asarray(targets).at[0].set(jnp.argmax(hidden[0] @ table.T, axis=-1))
+    hidden, table, _, _ = example(2, 10, 4, 9, np.float32)
+    order = jnp.argsort(jnp.einsum("btd,od->bto", hidden, table), axis=-1)
+    targets = jnp.stack([order[0, :, -1], order[1, :, -2]])
     nats, hits = losses.token_hits(hidden, table, targets, chunk=4)
     np.testing.assert_array_equal(nats, losses.token_cross_entropy(hidden, table, targets, chunk=4))
-    best = jnp.argmax(jnp.einsum("btd,od->bto", hidden, table), axis=-1)
-    np.testing.assert_array_equal(hits, best == targets)
     assert hits[0].all()
-    assert not hits[1].all()
+    assert not hits[1].any()
     _, ties = losses.token_hits(jnp.zeros_like(hidden), table, targets)
     assert not ties.any()
 
