@@ -6,6 +6,8 @@
 Vocabulary 8192, 180,000 examples, 32 epochs in batches of 256; tested up to 1024 tokens with 256
 pairs. The published comparisons sweep widths of 64 to 256 (--model.model-dim) and rates from
 10^-3 to 10^-1.5, and stop at 99 % accuracy.
+
+Not run yet: the rate is that of `mqar_small`.
 """
 
 from experiments.configs import _mqar

@@ -7,6 +7,8 @@
 Vocabulary 8192, zeros between the queries, 100,000 examples, 64 epochs. The figure has (64, 4) and
 (128, 8) in batches of 512, (256, 16) of 256 and (512, 64) of 128, widths 64 to 512 and rates
 10^-4 to 10^-2; --train.steps is to be 64 x 100,000 / batch size.
+
+Not run yet: the rate is that of `mqar_small`.
 """
 
 from experiments.configs import _mqar
