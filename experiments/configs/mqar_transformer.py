@@ -1,7 +1,9 @@
 """The config `mqar` with a Transformer: the same examples and steps.
 
-python -m experiments.train mqar_transformer
-python -m experiments.evaluate runs/mqar_transformer --task mqar
+    python -m experiments.train mqar_transformer
+    python -m experiments.evaluate runs/mqar_transformer --task mqar
+
+Not run yet.
 """
 
 from experiments.configs import _mqar, mqar
