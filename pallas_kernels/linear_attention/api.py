@@ -269,8 +269,8 @@ def _run(
     scale, segment_ids, chunk_size, implementation, precision,
 ):  # fmt: skip
     """Check, promote, mask the padding, and run on every device's own rows and heads."""
-    arrays = {"q": q, "k": k, "v": v, "g": g, "beta": beta}
-    q, k, v, g, beta = (None if x is None else jnp.asarray(x) for x in arrays.values())
+    q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+    g, beta = (None if x is None else jnp.asarray(x) for x in (g, beta))
     check_inputs(q, k, v, g=g, beta=beta, segment_ids=segment_ids)
     check_chunk_size(chunk_size)
     batch, _, heads, value_dim = v.shape
