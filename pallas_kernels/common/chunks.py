@@ -74,7 +74,7 @@ class Decays(NamedTuple):
 
 
 def chunk_decays(
-    g: Float[Array, "B H N C"] | None, documents: Int[Array, "B N C"] | None, size: int
+    g: Float[Array, "*B C"] | None, documents: Int[Array, "B N C"] | None, size: int
 ) -> Decays:
     """`decays` of chunks of `size` tokens; without g only documents end.
 
