@@ -35,7 +35,7 @@ from pallas_kernels.log_linear.levels import (
     pair_scales,
 )
 
-_BLOCK = 16  # chunks that are recomputed together
+_BLOCK = 4  # chunks that are recomputed together; their temporaries should fit a CPU's cache
 
 
 class Inputs(NamedTuple):
@@ -156,15 +156,12 @@ def _scan_chunks(
 
     def step(carry, chunk):
         states, pending = carry
-        maps, write, scales, fresh, emptied, target = chunk
+        reads, through, write, erase, scales, fresh, emptied, target = chunk
         states = jnp.where(fresh[:, None, None, None, None], 0, states)
-        seen = product("bhik,bhklv->bhilv", maps.reads, states)
+        seen = product("bhik,bhklv->bhilv", reads, states)
         y = jnp.sum(seen * scales[..., None], axis=-2)
-        erased = 0
-        if maps.erases is not None:
-            erased = product("bhik,bhklv->bhilv", maps.erases, states)
-            erased = product("bhik,bhilv->bhklv", maps.writes, erased)
-        states = states * maps.through[..., None, None, None] - erased
+        kept = states * through[..., None, None, None]
+        states = kept if erase is None else kept - product("bhkm,bhmlv->bhklv", erase, states)
         emptied, target = (x[:, None, None, :, None] for x in (emptied, target))
         total = jnp.sum(jnp.where(emptied, states, 0), axis=3) + write + pending
         states = jnp.where(emptied, 0, states) + jnp.where(target, total[:, :, :, None], 0)
@@ -178,8 +175,13 @@ def _scan_chunks(
         if not len(slot_level):
             return carry, y
         write = product("bhnik,bhniv->bhnkv", maps.writes, maps.updates)
+        # As one matrix [K, K]: all slots share it, and it is applied in one product, not two.
+        erase = None
+        if maps.erases is not None:
+            erase = product("bhnik,bhnim->bhnkm", maps.writes, maps.erases)
+        scales = chunks.scales[..., slot_level]
         by_chunk = jax.tree.map(
-            lambda x: jnp.moveaxis(x, 2, 0), (maps, write, chunks.scales[..., slot_level])
+            lambda x: jnp.moveaxis(x, 2, 0), (maps.reads, maps.through, write, erase, scales)
         )
         masks = (jnp.moveaxis(x, 1, 0) for x in (fresh, emptied, target))
         carry, seen = jax.lax.scan(step, carry, (*by_chunk, *masks))
