@@ -13,6 +13,7 @@ from pallas_kernels.linear_attention import (
     retention,
     ssd,
 )
+from pallas_kernels.log_linear import log_linear_gated_delta_rule, log_linear_ssd
 from pallas_kernels.screening import screening
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "gated_delta_rule",
     "interpret_kernels",
     "linear_attention",
+    "log_linear_gated_delta_rule",
+    "log_linear_ssd",
     "retention",
     "screening",
     "ssd",

@@ -236,25 +236,25 @@ def _scale(scale: float | None, q: Array) -> float:
     return float(q.shape[-1] ** -0.5) if scale is None else scale
 
 
-def _repeat_groups(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+def repeat_groups(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     repeats = v.shape[2] // q.shape[2]
     return (q, k) if repeats == 1 else (jnp.repeat(q, repeats, 2), jnp.repeat(k, repeats, 2))
 
 
 def _reference(q, k, v, g, beta, state, docs, chunk_size, precision=None):
     del chunk_size, precision
-    return recurrence(*_repeat_groups(q, k, v), v, g, beta, state, docs)
+    return recurrence(*repeat_groups(q, k, v), v, g, beta, state, docs)
 
 
 def _ssd(q, k, v, g, beta, state, docs, chunk_size, precision=None):
     del beta
     if v.shape[1] == 1:
-        return recurrence(*_repeat_groups(q, k, v), v, g, None, state, docs, precision)
+        return recurrence(*repeat_groups(q, k, v), v, g, None, state, docs, precision)
     return ssd_chunked(q, k, v, g, state, docs, chunk_size, precision)
 
 
 def _delta(q, k, v, g, beta, state, docs, chunk_size, precision=None):
-    q, k = _repeat_groups(q, k, v)
+    q, k = repeat_groups(q, k, v)
     if v.shape[1] == 1:
         return recurrence(q, k, v, g, beta, state, docs, precision)
     return gated_delta_rule_chunked(q, k, v, g, beta, state, docs, chunk_size, precision)

@@ -1,0 +1,253 @@
+"""The public log-linear ops."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.common import dispatch
+from pallas_kernels.common.documents import documents, mask_padding
+from pallas_kernels.common.numerics import accumulation_dtype
+from pallas_kernels.common.sharding import shard_op
+from pallas_kernels.linear_attention.api import (
+    check_chunk_size,
+    check_inputs,
+    group_axes,
+    promote,
+    repeat_groups,
+)
+from pallas_kernels.log_linear.chunked import Inputs, log_linear_chunked
+from pallas_kernels.log_linear.levels import (
+    BEYOND_LEVELS,
+    LogLinearState,
+    empty_state,
+    level_count,
+)
+from pallas_kernels.log_linear.reference import log_linear_recurrence
+from pallas_kernels.log_linear.tree import log_linear_ssd_tree
+
+
+def log_linear_ssd(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"],
+    level_scales: Float[Array, "B T H L"],
+    beyond_levels: str = "error",
+    *,
+    scale: float | None = None,
+    initial_state: LogLinearState | None = None,
+    return_state: bool = False,
+    segment_ids: Int[Array, "B T"] | None = None,
+    max_documents: int | None = None,
+    chunk_size: int = 64,
+    implementation: str | Sequence[str] | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> tuple[Float[Array, "B T H V"], LogLinearState | None]:
+    """Log-linear SSD (Log-Linear Mamba-2, arXiv:2506.04761, section 3.3).
+
+        y_t = scale sum_{s <= t} lambda_t[level(t, s)] exp(g_{s+1} + ... + g_t) (k_s . q_t) v_s
+
+    level(t, s) = bit_length(t xor s): the token itself is level 0, and the further back, the
+    coarser. With all level scales equal to one it is `ssd`, whose arguments q, k, v, g,
+    chunk_size, implementation and precision it shares.
+
+    Args:
+        level_scales: lambda, a weight for every level, of any sign, by reading token.
+        beyond_levels: L levels hold 2^(L-1) tokens. For longer documents:
+            "error"   ValueError, or NaN where a length is known only at run time.
+            "clamp"   what is older than the last but one level stays merged in the last.
+            "extend"  levels beyond take the last one's scale and stay apart in the state, which
+                      has as many as T needs, or as the initial state has; NaN beyond those.
+            The results of "clamp" and "extend" are the same; the states differ.
+        scale: of q; None is 1.
+        initial_state: of any length, continued by the row's first document.
+        return_state: also return the state after the last token that is not padding.
+        segment_ids: documents count from 1; levels and state start anew with each. 0 is padding.
+        max_documents: a row may hold (the first one, if it continues a state, included); each
+            takes up to C - 1 empty places. None counts them, which needs concrete `segment_ids`.
+            A row that holds more is NaN.
+        chunk_size: a power of two.
+
+    Returns:
+        y [B,T,H,V] in the dtype of v, and the state in `promote_types(dtype, float32)`, or None.
+        Differentiable in every float input.
+
+    Cost: "chunked" takes 2 T H (C K + C V + K V (1 + log2(T / C) / 2)) FLOPs forward; memory is
+    linear in T.
+    """
+    return _run(
+        "log_linear_ssd", q, k, v, g, None, level_scales, beyond_levels,
+        scale=scale, initial_state=initial_state, return_state=return_state,
+        segment_ids=segment_ids, max_documents=max_documents, chunk_size=chunk_size,
+        implementation=implementation, precision=precision,
+    )  # fmt: skip
+
+
+def log_linear_gated_delta_rule(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"],
+    beta: Float[Array, "B T H"],
+    level_scales: Float[Array, "B T H L"],
+    beyond_levels: str = "error",
+    *,
+    scale: float | None = None,
+    initial_state: LogLinearState | None = None,
+    return_state: bool = False,
+    segment_ids: Int[Array, "B T"] | None = None,
+    max_documents: int | None = None,
+    chunk_size: int = 64,
+    implementation: str | Sequence[str] | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> tuple[Float[Array, "B T H V"], LogLinearState | None]:
+    """The log-linear gated delta rule (Log-Linear Gated DeltaNet, arXiv:2506.04761, section 3.4).
+
+        A_t = exp(g_t) (I - beta_t k_t k_t^T)
+        y_t = scale sum_{s <= t} lambda_t[level(t, s)] q_t^T A_t A_{t-1} ... A_{s+1} k_s beta_s v_s
+
+    With all level scales equal to one it is `gated_delta_rule`, but that `scale=None` is 1. The
+    other arguments, the result and the errors are those of `log_linear_ssd`.
+
+    Cost: "chunked" takes 6 T H K V FLOPs for each level above log2(C), and what the
+    `gated_delta_rule` takes inside chunks; memory is linear in T.
+    """
+    return _run(
+        "log_linear_gated_delta_rule", q, k, v, g, beta, level_scales, beyond_levels,
+        scale=scale, initial_state=initial_state, return_state=return_state,
+        segment_ids=segment_ids, max_documents=max_documents, chunk_size=chunk_size,
+        implementation=implementation, precision=precision,
+    )  # fmt: skip
+
+
+def _reference(q, k, v, g, beta, scales, state, docs, *, precision=None, **unused):
+    del precision, unused
+    q, k = repeat_groups(q, k, v)
+    return log_linear_recurrence(q, k, v, g, beta, scales, state, docs)
+
+
+def _chunked(
+    q, k, v, g, beta, scales, state, docs, *,
+    continues, return_state, chunk_size, max_documents, precision=None,
+):  # fmt: skip
+    length = v.shape[1]
+    chunks = -(-length // chunk_size)
+    padded = 1 << (chunks - 1).bit_length()
+    whole = docs is None and not continues and not return_state
+    if whole and beta is None and padded <= 1.25 * chunks:
+        return log_linear_ssd_tree(q, k, v, g, scales, chunk_size, precision), state
+    q, k = repeat_groups(q, k, v)
+    if length == 1:
+        return log_linear_recurrence(q, k, v, g, beta, scales, state, docs, precision)
+    return log_linear_chunked(
+        Inputs(q, k, v, g, beta, scales), state, continues, docs, chunk_size, max_documents,
+        precision,
+    )  # fmt: skip
+
+
+_AVAILABLE = {"reference": _reference, "chunked": _chunked}
+
+
+def _run(
+    name, q, k, v, g, beta, scales, beyond_levels, *,
+    scale, initial_state, return_state, segment_ids, max_documents, chunk_size, implementation,
+    precision,
+) -> tuple[Array, LogLinearState | None]:  # fmt: skip
+    arrays = (q, k, v, g, beta, scales)
+    q, k, v, g, beta, scales = (None if x is None else jnp.asarray(x) for x in arrays)
+    check_inputs(q, k, v, g=g, beta=beta, level_scales=scales, segment_ids=segment_ids)
+    check_chunk_size(chunk_size)
+    if chunk_size & (chunk_size - 1):
+        raise ValueError(f"chunk_size must be a power of two for levels, got {chunk_size}")
+    if scales.ndim != 4 or not scales.shape[3]:
+        raise ValueError(f"level_scales must be [B,T,H,L] with L >= 1, got {scales.shape}")
+    if beyond_levels not in BEYOND_LEVELS:
+        raise ValueError(
+            f"beyond_levels must be one of {', '.join(BEYOND_LEVELS)}, got {beyond_levels!r}"
+        )
+    batch, length, heads, value_dim = v.shape
+    dtype = accumulation_dtype(q, k, v)
+    scales, levels = _levels(scales, beyond_levels, length, initial_state)
+    state = empty_state(batch, heads, levels, q.shape[3], value_dim, dtype)
+    if initial_state is not None:
+        state = _check_state(initial_state, state)
+    max_documents = _max_documents(max_documents, segment_ids)
+
+    def op(q, k, v, g, beta, scales, levels, lengths, segment_ids):
+        docs = None if segment_ids is None else documents(segment_ids)
+        out_dtype = v.dtype
+        q, k, v, g, beta, scales = promote(docs, dtype, q, k, v, g, beta, scales)
+        y, state = dispatch.run(
+            name, _AVAILABLE, implementation, q if scale is None else q * scale, k, v, g, beta,
+            scales, LogLinearState(levels, lengths), docs,
+            continues=initial_state is not None, return_state=return_state,
+            chunk_size=chunk_size, max_documents=max_documents, precision=precision,
+        )  # fmt: skip
+        if initial_state is not None and beyond_levels != "clamp":
+            # Only the first document can be longer than T, which fits.
+            real = length if docs is None else jnp.sum(docs.real & (docs.index == 0), axis=1)
+            full = lengths + real > 2 ** (scales.shape[-1] - 1)
+            y = jnp.where(full[:, None, None, None], jnp.nan, y)
+        if docs is not None:
+            (y,) = mask_padding(docs.real, y)
+        return y.astype(out_dtype), state.levels, state.length
+
+    group = group_axes(q)
+    in_axes = (group, group, "b.h.", "b.h", "b.h", "b.h.", "bh...", "b", "b.")
+    segment_ids = None if segment_ids is None else jnp.asarray(segment_ids)
+    y, *state = shard_op(
+        op, in_axes, ("b.h.", "bh...", "b"),
+        q, k, v, g, beta, scales, state.levels, state.length, segment_ids,
+    )  # fmt: skip
+    return y, LogLinearState(*state) if return_state else None
+
+
+def _levels(
+    scales: Array, beyond_levels: str, length: int, state: LogLinearState | None
+) -> tuple[Array, int]:
+    """The level scales by the policy, and the levels of the state."""
+    given, needed = scales.shape[3], level_count(length)
+    if beyond_levels == "error" and needed > given:
+        raise ValueError(
+            f"{given} levels hold {2 ** (given - 1)} tokens, got {length}; give {needed} level "
+            'scales, or beyond_levels="clamp" or "extend"'
+        )
+    if beyond_levels != "extend":
+        return scales, given
+    wanted = max(given, needed if state is None else state.levels.shape[2])
+    if needed > wanted:
+        raise ValueError(
+            f"the initial state has {wanted} levels, which hold {2 ** (wanted - 1)} tokens, and "
+            f"{length} more came: start from a state with more levels (they may be zero)"
+        )
+    last = jnp.broadcast_to(scales[..., -1:], (*scales.shape[:3], wanted - given))
+    return jnp.concatenate([scales, last], axis=-1), wanted
+
+
+def _check_state(given: Any, empty: LogLinearState) -> LogLinearState:
+    levels, length = (jnp.asarray(x) for x in given)
+    if levels.shape != empty.levels.shape or length.shape != empty.length.shape:
+        raise ValueError(
+            f"initial_state must be levels [B,H,L,K,V] = {empty.levels.shape} and length [B] = "
+            f"{empty.length.shape}, got {levels.shape} and {length.shape}"
+        )
+    return LogLinearState(levels.astype(empty.levels.dtype), length.astype(jnp.int32))
+
+
+def _max_documents(given: int | None, segment_ids: Any) -> int:
+    if given is not None:
+        if not isinstance(given, int) or given < 1:
+            raise ValueError(f"max_documents must be an integer >= 1, got {given!r}")
+        return given
+    if segment_ids is None:
+        return 1
+    if isinstance(segment_ids, jax.core.Tracer):
+        raise ValueError(
+            "under jit, segment_ids need max_documents: how many documents a row may hold at most"
+        )
+    index = np.asarray(documents(jnp.asarray(segment_ids)).index)
+    return int(index.max()) + 1
