@@ -18,8 +18,11 @@ def ssd_flops(length: int, heads: int, groups: int, key_dim: int, value_dim: int
 def delta_flops(length: int, heads: int, key_dim: int, value_dim: int) -> float:
     """Two C x C products, the triangular inverse, three products with keys or queries, two with
     values, and three with the state."""
-    return 2 * length * heads * (
-        _delta_chunk_flops(length, key_dim, value_dim) + 3 * key_dim * value_dim
+    return (
+        2
+        * length
+        * heads
+        * (_delta_chunk_flops(length, key_dim, value_dim) + 3 * key_dim * value_dim)
     )
 
 
@@ -36,8 +39,11 @@ def log_linear_ssd_flops(
 def log_linear_delta_flops(length: int, heads: int, key_dim: int, value_dim: int) -> float:
     """`delta_flops` with a state for every level above a chunk."""
     levels = math.ceil(math.log2(max(1, length / CHUNK))) + 1
-    return 2 * length * heads * (
-        _delta_chunk_flops(length, key_dim, value_dim) + 3 * key_dim * value_dim * levels
+    return (
+        2
+        * length
+        * heads
+        * (_delta_chunk_flops(length, key_dim, value_dim) + 3 * key_dim * value_dim * levels)
     )
 
 

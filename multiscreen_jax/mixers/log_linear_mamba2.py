@@ -15,8 +15,8 @@ from pallas_kernels import log_linear_ssd
 class LogLinearMamba2Mixer(Mamba2Mixer):
     """Mamba-2 that keeps the past in O(log T) states, by age, each with a weight.
 
-        lambda = softplus(level_gain * (x W_level))
-        y_t    = sum over levels l of lambda_t[l] S_t[l]^T q_t + skip v_t
+    lambda = softplus(level_gain * (x W_level))
+    y_t    = sum over levels l of lambda_t[l] S_t[l]^T q_t + skip v_t
     """
 
     rate_init = staticmethod(log_counting_rate)

@@ -199,9 +199,7 @@ class ScreeningTiles(Mixer):
         return c.num_heads * (c.model_dim * (2 * c.key_dim + 3 * c.value_dim) + 3)
 
     @classmethod
-    def forward_flops(
-        cls, config: "MultiscreenConfig", length: int, windows: Any = None
-    ) -> float:
+    def forward_flops(cls, config: "MultiscreenConfig", length: int, windows: Any = None) -> float:
         """Projections, plus 2 (K + V) for every pair inside a window; a multiply-add counts two.
 
         `windows` [..., H] in tokens, of any number of layers; None stands for the initial ones.

@@ -1,7 +1,7 @@
 """DeltaNet, "Parallelizing Linear Transformers with the Delta Rule" (arXiv:2406.06484).
 
-    x = x + delta_net(norm(x))                       mixers/delta_net.py
-    x = x + swiglu(norm(x))
+x = x + delta_net(norm(x))                       mixers/delta_net.py
+x = x + swiglu(norm(x))
 """
 
 import dataclasses

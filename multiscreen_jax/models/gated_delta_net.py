@@ -1,7 +1,7 @@
 """Gated DeltaNet, "Improving Mamba2 with Delta Rule" (arXiv:2412.06464).
 
-    x = x + gated_delta_net(norm(x))                 mixers/gated_delta_net.py
-    x = x + swiglu(norm(x))
+x = x + gated_delta_net(norm(x))                 mixers/gated_delta_net.py
+x = x + swiglu(norm(x))
 """
 
 import dataclasses

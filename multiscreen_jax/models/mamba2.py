@@ -1,7 +1,7 @@
 """Mamba-2, "Transformers are SSMs" (arXiv:2405.21060), alone or with feed-forward layers.
 
-    x = x + mamba2(norm(x))                          mixers/mamba2.py
-    x = x + swiglu(norm(x))                          where feed_forward_dim is not 0
+x = x + mamba2(norm(x))                          mixers/mamba2.py
+x = x + swiglu(norm(x))                          where feed_forward_dim is not 0
 """
 
 import dataclasses

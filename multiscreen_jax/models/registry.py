@@ -92,7 +92,10 @@ def _small_batch_multiscreen(**overrides: Any) -> MultiscreenConfig:
 
 def _with_attention(**overrides: Any) -> GatedDeltaNetConfig:
     """Every fourth layer attends."""
-    pattern = {"pattern": ("mixer",) * 3 + ("attention",), "attention": AttentionLayers(num_heads=4)}
+    pattern = {
+        "pattern": ("mixer",) * 3 + ("attention",),
+        "attention": AttentionLayers(num_heads=4),
+    }
     return GatedDeltaNetConfig.preset("tiny", **{**pattern, **overrides})
 
 

@@ -1,7 +1,7 @@
 """RetNet, "Retentive Network" (arXiv:2307.08621), as flash-linear-attention builds it.
 
-    x = x + retention(norm(x))                       mixers/retention.py
-    x = x + swiglu(norm(x))
+x = x + retention(norm(x))                       mixers/retention.py
+x = x + swiglu(norm(x))
 """
 
 import dataclasses

@@ -25,7 +25,9 @@ DECAYS = {"ddt", "dA_log", "ddt_bias", "da_raw"}
 
 
 def cases(op):
-    names = [name.split("/")[1].removesuffix(".npz") for name in golden_names("log_linear", f"{op}__*")]
+    names = [
+        name.split("/")[1].removesuffix(".npz") for name in golden_names("log_linear", f"{op}__*")
+    ]
     return pytest.mark.parametrize("name", names)
 
 
