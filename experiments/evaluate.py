@@ -6,6 +6,8 @@ Examples:
     python -m experiments.evaluate runs/quickstart --task relevance --relevance.text "It is so"
     python -m experiments.evaluate runs/quickstart --task positions --sequence-length 2048
     python -m experiments.evaluate runs/abcdigits --task abcdigits --abcdigits.lengths 512 4096
+    python -m experiments.evaluate runs/mqar --task mqar
+    python -m experiments.evaluate runs/books --task needle --data.source books.jsonl.xz
 """
 
 import dataclasses
@@ -22,6 +24,9 @@ import tyro
 from experiments.run_tokenizer import run_tokenizer
 from multiscreen_jax import evaluation, inspect
 from multiscreen_jax.data import DataConfig, Pipeline, Tokenizer, open_pipeline
+from multiscreen_jax.data.config import SYNTHETIC
+from multiscreen_jax.data.needle import Haystack
+from multiscreen_jax.data.sources import NAMED
 from multiscreen_jax.evaluation import figures
 from multiscreen_jax.evaluation.retrieval import DEPTHS
 from multiscreen_jax.inspect.tables import text_table, tile_rows
@@ -43,7 +48,8 @@ class TextConfig:
     """Which text to evaluate on."""
 
     source: _optional("SOURCE", "validation split of the run", str) = None
-    """File, folder or glob, read whole; or sotu or abcdigits, of which the validation split."""
+    """File, folder or glob, read whole; or sotu or a synthetic source, of which the validation
+    split."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,24 @@ class AbcDigitsGrid:
 
 
 @dataclass(frozen=True)
+class NeedleGrid:
+    """Task needle, in the text of --data.source."""
+
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
+    """Context lengths: tokens of prompt and answer."""
+    depths: tuple[float, ...] = DEPTHS
+    """Where the needle that is asked for lies, 0 (first) to 1 (last)."""
+    keys: int = 1
+    """Needles in the text, of which one is asked for."""
+    trials: int = 100
+    """Prompts per cell."""
+    digits: int = 7
+    """Digits of every number."""
+    seed: int = 0
+    """Of keys, numbers and the places in the text."""
+
+
+@dataclass(frozen=True)
 class RelevanceConfig:
     """Task relevance."""
 
@@ -89,8 +113,9 @@ class EvaluateConfig:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Output folder of a training run (or one checkpoint's folder in it)."""
     task: str = "perplexity"
-    """perplexity: loss and bits per byte. positions: loss by position in the row. abcdigits: exact
-    match by length and depth. relevance: pictures of what every tile accepts."""
+    """perplexity: loss and bits per byte. positions: loss by position in the row. abcdigits and
+    needle: exact match by length and depth. mqar: accuracy by length and number of pairs.
+    relevance: pictures of what every tile accepts."""
     step: _optional("INT", "newest", int) = None
     """Which checkpoint."""
     infinite_windows: bool = False
@@ -106,6 +131,7 @@ class EvaluateConfig:
     data: TextConfig = field(default_factory=TextConfig)
     positions: PositionsConfig = field(default_factory=PositionsConfig)
     abcdigits: AbcDigitsGrid = field(default_factory=AbcDigitsGrid)
+    needle: NeedleGrid = field(default_factory=NeedleGrid)
     relevance: RelevanceConfig = field(default_factory=RelevanceConfig)
 
 
@@ -176,10 +202,13 @@ def load(config: EvaluateConfig) -> Loaded:
 
 
 def perplexity(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
-    """Loss, perplexity and bits per byte, beside what token frequencies alone give."""
+    """Loss, accuracy and bits per byte, beside what token frequencies alone give."""
     pipeline = _open(loaded)
     found = evaluation.evaluate(loaded.model, loaded.params, pipeline, config.max_batches)
-    found["unigram_bits_per_byte"] = pipeline.unigram_bits_per_byte()
+    if found["bytes"]:
+        found["unigram_bits_per_byte"] = pipeline.unigram_bits_per_byte()
+    else:  # tokens that are no text
+        del found["bytes"], found["bits_per_byte"]
     print(text_table(("", "value"), [(name, _number(value)) for name, value in found.items()]))
     return {**_data_facts(loaded), **found}
 
@@ -199,10 +228,6 @@ def positions(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str,
 def abcdigits(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
     """Exact match on ABCDigits: abcdigits.csv, abcdigits.png."""
     grid = config.abcdigits
-
-    def progress(row: dict[str, Any]) -> None:
-        print(f"{row['length']} {row['unit']}, depth {row['depth']:g}: {row['exact_match']:.1%}")
-
     rows = evaluation.retrieval_grid(
         loaded.model,
         loaded.params,
@@ -213,12 +238,49 @@ def abcdigits(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str,
         trials=grid.trials,
         digits=grid.digits,
         batch_size=loaded.data.batch_size,
-        progress=progress,
+        progress=_print_cell,
     )
-    _print_rows(rows)
-    evaluation.write_csv(rows, folder / "abcdigits.csv")
-    figures.plot_retrieval(rows).savefig(folder / "abcdigits.png", dpi=150)
-    return {"rows": rows}
+    return _save_grid(rows, folder / "abcdigits")
+
+
+def needle(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
+    """Exact match on magic numbers hidden in books: needle.csv, needle.png."""
+    grid, data = config.needle, loaded.data
+    source = data.valid_source or data.source
+    if source in SYNTHETIC or source.endswith(".bin"):
+        raise ValueError(
+            f"--task needle needs text to hide numbers in, the run's data is {source}; give "
+            "--data.source"
+        )
+    rows = evaluation.needle_grid(
+        loaded.model,
+        loaded.params,
+        loaded.tokenizer,
+        Haystack.read(source, "valid", data.text_field),
+        grid.lengths,
+        grid.depths,
+        keys=grid.keys,
+        trials=grid.trials,
+        digits=grid.digits,
+        seed=grid.seed,
+        batch_size=data.batch_size,
+        progress=_print_cell,
+    )
+    return {"source": source, **_save_grid(rows, folder / "needle")}
+
+
+def mqar(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
+    """Accuracy on associative recall by length and number of pairs: mqar.csv."""
+    if loaded.data.source != "mqar":
+        raise ValueError(
+            f"--task mqar needs a run on mqar, {config.run} is on {loaded.data.source}"
+        )
+    found = evaluation.mqar_accuracy(loaded.model, loaded.params, loaded.data, config.max_batches)
+    _print_rows(found["rows"])
+    for name in ("accuracy", "example_accuracy", "loss"):
+        print(f"{name.replace('_', ' ')} of all: {found[name]:.4f}")
+    evaluation.write_csv(found["rows"], folder / "mqar.csv")
+    return found
 
 
 def relevance(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
@@ -249,6 +311,8 @@ TASKS: dict[str, Callable[[EvaluateConfig, Loaded, Path], dict[str, Any]]] = {
     "perplexity": perplexity,
     "positions": positions,
     "abcdigits": abcdigits,
+    "needle": needle,
+    "mqar": mqar,
     "relevance": relevance,
 }
 
@@ -261,11 +325,11 @@ def _data_config(config: EvaluateConfig, data: DataConfig, tokenizer: Tokenizer)
         changes["batch_size"] = config.batch_size
     source = config.data.source
     if source is not None:
-        synthetic = source == "abcdigits"
+        synthetic = source in SYNTHETIC
         changes |= {
             "source": source,
-            # A file given for validation is read whole; these two have a split of their own.
-            "valid_source": None if source in ("sotu", "abcdigits") else source,
+            # A file given for validation is read whole; the others have a split of their own.
+            "valid_source": None if source in NAMED else source,
             "tokenizer": tokenizer.name,
             "alphabet": None if synthetic else tokenizer.settings.get("alphabet"),
             "eos_token": tokenizer.settings.get("eos_token"),
@@ -306,6 +370,18 @@ def _run_folder(path: str) -> Path:
     while not (folder / FOLDER).is_dir() and (folder.name.isdecimal() or folder.name == FOLDER):
         folder = folder.parent
     return folder
+
+
+def _print_cell(row: dict[str, Any]) -> None:
+    print(f"{row['length']} {row['unit']}, depth {row['depth']:g}: {row['exact_match']:.1%}")
+
+
+def _save_grid(rows: list[dict[str, Any]], path: Path) -> dict[str, Any]:
+    """Prints a grid of exact matches and writes PATH.csv and PATH.png."""
+    _print_rows(rows)
+    evaluation.write_csv(rows, path.with_suffix(".csv"))
+    figures.plot_retrieval(rows).savefig(path.with_suffix(".png"), dpi=150)
+    return {"rows": rows}
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

@@ -1,9 +1,8 @@
 """The tokenizer that a run was trained with."""
 
-from multiscreen_jax.data import DataConfig, Tokenizer, open_tokenizer
-from multiscreen_jax.data.abcdigits import ALPHABET
+from multiscreen_jax.data import DataConfig, Tokenizer, open_tokenizer, synthetic
+from multiscreen_jax.data.config import SYNTHETIC
 from multiscreen_jax.data.loading import find_tokenizer
-from multiscreen_jax.data.tokenizers import CharacterTokenizer
 
 
 def run_tokenizer(data: DataConfig) -> Tokenizer:
@@ -12,10 +11,8 @@ def run_tokenizer(data: DataConfig) -> Tokenizer:
     Raises:
       FileNotFoundError: the corpus is gone and it alone says what the tokens are.
     """
-    if data.source == "abcdigits":
-        if data.tokenizer == "characters":
-            return CharacterTokenizer(ALPHABET, ends_documents=False)
-        return open_tokenizer(data.tokenizer)
+    if data.source in SYNTHETIC:
+        return synthetic.open_tokenizer(data)
     try:
         return find_tokenizer(data)
     except FileNotFoundError:

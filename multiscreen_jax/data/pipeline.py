@@ -11,11 +11,11 @@ import grain
 import numpy as np
 from jaxtyping import Bool
 
-from multiscreen_jax.data.abcdigits import ALPHABET, AbcDigitsSource
-from multiscreen_jax.data.config import SPLITS, DataConfig, near_matches
+from multiscreen_jax.data import synthetic
+from multiscreen_jax.data.config import SPLITS, SYNTHETIC, DataConfig, near_matches
 from multiscreen_jax.data.loading import open_split
 from multiscreen_jax.data.packing import WindowSource
-from multiscreen_jax.data.tokenizers import CharacterTokenizer, Tokenizer, open_tokenizer
+from multiscreen_jax.data.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
@@ -42,7 +42,7 @@ class Pipeline:
       tokenizer: with encode(str) -> int32 [n], decode(tokens) -> str, vocab_size, eos_id.
       vocab_size: every token is smaller.
       num_batches: global batches that show every row once; None for the endless training
-        stream of "abcdigits".
+        streams of synthetic sources.
       rows_per_batch: rows of this process in every batch: batch_size / process_count.
       fingerprint: identifies the data, its order and its shape, whatever the processes.
     """
@@ -74,8 +74,9 @@ class Pipeline:
         self._batches = local[process_index::process_count]
 
     def batch(self, index: int) -> Batch:
-        """Batch number index: tokens int32 [B, T+1], by config segment_ids int32 [B, T+1], and
-        loss_mask float32 [B, T] (valid split and "abcdigits").
+        """Batch number index: tokens int32 [B, T+1], by config segment_ids int32 [B, T+1],
+        loss_mask float32 [B, T] (valid split and synthetic sources), and targets int32 [B, T]
+        ("mqar", whose answers are not the next token).
 
         A pure function of config, split and index: nothing read before matters. B is
         rows_per_batch. The train split repeats in a new order every epoch, whatever the index;
@@ -112,20 +113,20 @@ class Pipeline:
         text: 0 bytes. Exact for bytes, characters and byte-level tokenizers such as GPT-2's;
         with others the decoded text of each row's scored targets is measured.
         """
-        targets = np.asarray(batch["tokens"])[:, 1:]
+        targets = np.asarray(batch.get("targets", batch["tokens"][:, 1:]))
         scored = scored_targets(batch)
         return sum(self._count_bytes(row[keep]) for row, keep in zip(targets, scored, strict=True))
 
     def unigram_bits_per_byte(self) -> float:
         """Entropy of the split's token frequencies, in bits per byte of its text.
 
-        What a model that knows only how often each token occurs would reach. One scan of the
-        tokens ("abcdigits": of some hundred rows).
+        What a model that knows only how often each token occurs would reach; NaN where tokens
+        are no text. One scan of the tokens (endless synthetic streams: of some hundred rows).
         """
         counts = self._rows.token_counts()
         lengths = self.tokenizer.byte_lengths
         text_bytes = self._rows_bytes() if lengths is None else int(counts @ lengths)
-        return entropy_bits(counts) / max(1, text_bytes)
+        return entropy_bits(counts) / text_bytes if text_bytes else math.nan
 
     def _rows_bytes(self) -> int:
         rows = (self._rows[index] for index in range(len(self._rows)))
@@ -201,22 +202,9 @@ def open_pipeline(
 
 
 def _open_rows(config: DataConfig, split: str) -> tuple[Rows, Tokenizer]:
-    if config.source == "abcdigits":
-        characters = config.tokenizer == "characters"
-        tokenizer = (
-            CharacterTokenizer(ALPHABET, ends_documents=False)
-            if characters
-            else open_tokenizer(config.tokenizer)
-        )
-        rows = AbcDigitsSource(
-            config.abcdigits,
-            tokenizer,
-            config.sequence_length,
-            config.seed,
-            split,
-            config.batch_size,
-        )
-        return rows, tokenizer
+    if config.source in SYNTHETIC:
+        tokenizer = synthetic.open_tokenizer(config)
+        return synthetic.open_rows(config, tokenizer, split), tokenizer
     store, tokenizer = open_split(config, split)
     windows = WindowSource(
         store,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from multiscreen_jax.data.config import import_package, neighbours
+from multiscreen_jax.data.config import SYNTHETIC, import_package, neighbours
 
 TEXT = (".txt", ".md")
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
@@ -20,7 +20,7 @@ ARRAY_RECORD = (".array_record", ".arrayrecord")
 TOKENS = (".bin",)
 DOCUMENTS = TEXT + JSON_LINES + PARQUET + ARRAY_RECORD
 KNOWN = DOCUMENTS + TOKENS
-NAMED = ("sotu", "abcdigits")
+NAMED = ("sotu", *SYNTHETIC)
 
 
 @dataclass(frozen=True)

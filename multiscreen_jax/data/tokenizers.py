@@ -142,6 +142,36 @@ class CharacterTokenizer(Tokenizer):
         return "".join(self.alphabet[i] for i in ids if i != self.eos_id)
 
 
+class NumberTokenizer(Tokenizer):
+    """Tokens that stand for nothing: a text is their numbers, with spaces between them.
+
+    Args:
+      vocab_size: numbers are 0 to vocab_size - 1.
+    """
+
+    name = "numbers"
+    eos_id = None
+
+    def __init__(self, vocab_size: int):
+        self.settings = {}
+        self.vocab_size = vocab_size
+        self.fingerprint = f"numbers:{vocab_size}"
+        self.byte_lengths = np.zeros(vocab_size, np.int64)  # no text, so no bits per byte
+
+    def encode(self, text: str) -> np.ndarray:
+        """The numbers in a text, int32 [n]; ValueError for the first word that is none."""
+        words = text.split()
+        for word in words:
+            if not (word.isascii() and word.isdecimal()):
+                raise ValueError(f"{word!r} is not a number; allowed: numbers and spaces")
+        # Of a number with many digits the length is enough to know that it is no token.
+        numbers = [int(word) if len(word) < 19 else 10**18 for word in words]
+        return checked_ids(numbers, self.vocab_size).astype(np.int32)
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        return " ".join(map(str, checked_ids(tokens, self.vocab_size)))
+
+
 def byte_alphabet() -> dict[str, int]:
     """The printable character that stands for each byte in byte-level BPE files -> that byte.
 

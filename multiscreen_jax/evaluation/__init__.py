@@ -1,4 +1,4 @@
-"""Measuring trained models: loss on a split, loss by position, retrieval.
+"""Measuring trained models: loss on a split, loss by position, recall, retrieval.
 
     pipeline = mj.data.open_pipeline(config, split="valid")
     mj.evaluation.evaluate(model, params, pipeline)["bits_per_byte"]
@@ -6,7 +6,16 @@
 Figures of the results are in `evaluation.figures`, which a training run does not load.
 """
 
+from multiscreen_jax.evaluation.needle import needle_grid
 from multiscreen_jax.evaluation.perplexity import evaluate, loss_by_position
+from multiscreen_jax.evaluation.recall import mqar_accuracy
 from multiscreen_jax.evaluation.retrieval import retrieval_grid, write_csv
 
-__all__ = ["evaluate", "loss_by_position", "retrieval_grid", "write_csv"]
+__all__ = [
+    "evaluate",
+    "loss_by_position",
+    "mqar_accuracy",
+    "needle_grid",
+    "retrieval_grid",
+    "write_csv",
+]

@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of a data split, and loss by position in the sequence.
+"""Loss, accuracy and bits per byte of a data split, and loss by position in the sequence.
 
 Sums over targets, not means of batches' means: every target counts once, however the split is
 cut into batches and however many rows of padding complete the last one.
@@ -45,6 +45,7 @@ def evaluate(
       perplexity: exp(loss).
       bits_per_byte: information of all scored targets (weight > 0, each counted fully) over the
         bytes of text behind them; NaN when there are none.
+      accuracy: share of scored targets to which the model gives the largest logit of all.
       tokens, bytes: how many scored targets, and bytes of text behind them.
 
     Raises:
@@ -54,7 +55,7 @@ def evaluate(
     model and batch shape, over all calls.
     """
     step = jitted(_sums, model, params)
-    sums = np.zeros(4)  # weighted nats, weights, nats of scored targets, scored targets
+    sums = np.zeros(5)  # weighted nats, weights; of scored targets: nats, hits, how many
     text_bytes = 0
     pending = None
     for batch in read_batches(pipeline, max_batches):
@@ -66,12 +67,13 @@ def evaluate(
     sums += np.asarray(pending, np.float64)
     if jax.process_count() > 1:  # the sums are of global batches, the bytes of a process's rows
         text_bytes = int(np.sum(multihost_utils.process_allgather(np.asarray(text_bytes))))
-    weighted_nats, weights, nats, tokens = sums.tolist()
+    weighted_nats, weights, nats, hits, tokens = sums.tolist()
     loss = _ratio(weighted_nats, weights)
     return {
         "loss": loss,
         "perplexity": perplexity(loss),
         "bits_per_byte": _ratio(nats / math.log(2), text_bytes),
+        "accuracy": _ratio(hits, tokens),
         "tokens": int(tokens),
         "bytes": text_bytes,
     }
@@ -152,10 +154,11 @@ def read_batches(pipeline: Pipeline, max_batches: int | None) -> Iterator[Batch]
 
 
 def _sums(model: nn.Module, params: Any, batch: Batch) -> jax.Array:
-    nats, weights = losses.token_losses(model, params, batch)
+    nats, hits, weights = losses.token_scores(model, params, batch)
     scored = weights > 0
     nats = jnp.where(scored, nats, 0)
-    parts = jnp.stack([nats * weights, weights, nats, scored.astype(nats.dtype)])
+    counts = [(hits & scored).astype(nats.dtype), scored.astype(nats.dtype)]
+    parts = jnp.stack([nats * weights, weights, nats, *counts])
     return parts.sum(axis=2).sum(axis=1)  # in two stages, which keeps float32 sums accurate
 
 

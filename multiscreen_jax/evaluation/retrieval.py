@@ -20,6 +20,7 @@ DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 UNITS = ("tokens", "lines")
 
 Generate = Callable[..., Any]
+Ask = Callable[[int, float], Sequence[tuple[str, str]]]
 
 
 def retrieval_grid(
@@ -58,15 +59,54 @@ def retrieval_grid(
     Raises:
       ValueError: an empty or bad list, a length too short for the generator.
     """
-    _check(lengths, depths, unit, trials, batch_size)
+    if unit not in UNITS:
+        raise ValueError(f"unit is {unit!r}; allowed: {', '.join(UNITS)}")
+
+    def ask(length: int, depth: float) -> list[tuple[str, str]]:
+        texts = _texts(tokenizer, length, depth, unit, digits, trials)
+        return [split_answer(text, digits) for text in texts]
+
+    check_grid(lengths, depths, trials, batch_size)
+    return score_grid(
+        model,
+        params,
+        tokenizer,
+        [{"length": n, "unit": unit, "depth": depth} for n in lengths for depth in depths],
+        ask,
+        batch_size,
+        generate,
+        progress,
+    )
+
+
+def score_grid(
+    model: nn.Module,
+    params: Any,
+    tokenizer: Tokenizer,
+    cells: Sequence[dict[str, Any]],
+    ask: Ask,
+    batch_size: int,
+    generate: Generate | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Greedy answers to the questions of every cell, compared with the right ones as text.
+
+    Args:
+      cells: what to say of each cell, at least its length and depth.
+      ask: (length, depth) -> the (prompt, answer) pairs of a cell. Where an answer begins with a
+        space, space before what the model says does not matter.
+      model, params, tokenizer, batch_size, generate, progress: as for `retrieval_grid`.
+
+    Returns:
+      One row per cell: what `cells` says of it, prompt_tokens, trials, correct, exact_match.
+    """
     rows = []
-    for length in lengths:
-        for depth in depths:
-            texts = _texts(tokenizer, length, depth, unit, digits, trials)
-            row = _cell(model, params, tokenizer, texts, digits, batch_size, generate)
-            rows.append({"length": length, "unit": unit, "depth": depth, **row})
-            if progress is not None:
-                progress(rows[-1])
+    for cell in cells:
+        questions = ask(cell["length"], cell["depth"])
+        row = _cell(model, params, tokenizer, questions, batch_size, generate)
+        rows.append({**cell, **row})
+        if progress is not None:
+            progress(rows[-1])
     return rows
 
 
@@ -78,11 +118,10 @@ def write_csv(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
         writer.writerows(rows)
 
 
-def _check(
-    lengths: Sequence[int], depths: Sequence[float], unit: str, trials: int, batch_size: int
+def check_grid(
+    lengths: Sequence[int], depths: Sequence[float], trials: int, batch_size: int
 ) -> None:
-    if unit not in UNITS:
-        raise ValueError(f"unit is {unit!r}; allowed: {', '.join(UNITS)}")
+    """One-line ValueError unless a grid has cells, and cells have questions."""
     for name, values in (("lengths", lengths), ("depths", depths)):
         if len(values) == 0:
             raise ValueError(f"{name} is empty; allowed: at least one")
@@ -109,27 +148,33 @@ def _cell(
     model: nn.Module,
     params: Any,
     tokenizer: Tokenizer,
-    texts: list[str],
-    digits: int,
+    questions: Sequence[tuple[str, str]],
     batch_size: int,
     generate: Generate | None,
 ) -> dict[str, Any]:
-    prompts, answers = zip(*(split_answer(text, digits) for text in texts), strict=True)
+    prompts, answers = zip(*questions, strict=True)
     encoded = [np.asarray(tokenizer.encode(prompt), np.int32) for prompt in prompts]
+    # A token carries at least one character: so many tokens always hold the answer.
+    count = max(map(len, answers))
     correct = 0
     for first, batch in _in_batches(encoded, batch_size):
-        # A token carries at least one character: `digits` tokens always hold `digits` digits.
-        new = _generate(generate, model, params, batch, digits)
+        new = _generate(generate, model, params, batch, count)
         for tokens, answer in zip(new, answers[first:], strict=False):
             # A model may have more tokens than the tokenizer knows.
             known = tokens[np.cumsum(tokens >= tokenizer.vocab_size) == 0]
-            correct += tokenizer.decode(known)[:digits] == answer
+            correct += _is_answer(tokenizer.decode(known), answer)
     return {
         "prompt_tokens": max(map(len, encoded)),
-        "trials": len(texts),
+        "trials": len(questions),
         "correct": correct,
-        "exact_match": correct / len(texts),
+        "exact_match": correct / len(questions),
     }
+
+
+def _is_answer(text: str, answer: str) -> bool:
+    if answer.startswith(" "):  # which some tokenizers drop when they decode
+        return text.lstrip().startswith(answer.lstrip())
+    return text.startswith(answer)
 
 
 def _in_batches(

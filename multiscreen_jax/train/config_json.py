@@ -159,5 +159,5 @@ def _value(path: str, kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         return _section(path, kind, value)
     if typing.get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(value)
+        return tuple(tuple(entry) if isinstance(entry, list) else entry for entry in value)
     return value

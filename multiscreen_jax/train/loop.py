@@ -230,10 +230,7 @@ def _nonfinite_text(number: int, host: Any, saved: list[int]) -> str:
 
 def _report_end(run: Run, record: dict[str, Any], reporter: Reporter) -> None:
     if run.validation and record:
-        reporter.say(
-            f"validation {record['validation_bits_per_byte']:.3f} bits per byte; "
-            f"token frequencies alone give {run.validation.unigram_bits_per_byte:.3f}"
-        )
+        reporter.say(run.validation.summary(record))
     if run.config.train.sample_prompts and jax.process_count() == 1:
         write_samples(run, reporter.say)
     reporter.say(f"done: {run.config.train.output_dir}")

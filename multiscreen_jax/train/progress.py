@@ -60,7 +60,10 @@ def summary(record: dict[str, Any]) -> str:
     parts = [f"loss {record['loss']:.4f}"]
     if "validation_loss" in record:
         parts.append(f"validation {record['validation_loss']:.4f}")
-        parts.append(f"{record['validation_bits_per_byte']:.3f} bits/byte")
+        if "validation_bits_per_byte" in record:
+            parts.append(f"{record['validation_bits_per_byte']:.3f} bits/byte")
+        else:
+            parts.append(f"accuracy {record['validation_accuracy']:.2%}")
     parts.append(f"lr {record['learning_rate']:.2e}")
     parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
     parts.append(f"{record['model_flops_per_second'] / 1e9:,.1f} GFLOP/s")

@@ -1,10 +1,39 @@
 """Cutting sequences into chunks, and the decays inside and across them."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+
+def scan_chunks(
+    step: Callable[..., tuple[Any, Array]], state: Any, size: int, *arrays: Array | None
+) -> tuple[Array, Any]:
+    """The step from chunk to chunk, as in `jax.lax.scan`: the result and the last state.
+
+    For its backward pass only the states before the chunks are kept. So the temporaries are those
+    of a single chunk, small enough for a CPU's cache.
+
+    Args:
+        step: (state, *chunks) -> (state, y); arrays are [B,C,...], C = `size`.
+        arrays: [B,T,...], of which the steps get zeros after the end; None stays None.
+
+    Returns:
+        y [B,T,...] and the state.
+    """
+    batch, length = next(x for x in arrays if x is not None).shape[:2]
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -length % size), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
+
+    body = jax.checkpoint(lambda state, chunks: step(state, *chunks), prevent_cse=False)
+    state, y = jax.lax.scan(body, state, jax.tree.map(split, arrays))
+    y = jnp.moveaxis(y, 0, 1)
+    return y.reshape(batch, -1, *y.shape[3:])[:, :length], state
 
 
 def to_chunks(x: Float[Array, "B T *H"], size: int) -> Float[Array, "..."]:
@@ -45,26 +74,50 @@ class Decays(NamedTuple):
 
 
 def chunk_decays(
-    g: Float[Array, "B H N C"] | None, documents: Int[Array, "B N C"] | None, size: int
+    g: Float[Array, "*B C"] | None, documents: Int[Array, "B N C"] | None, size: int
 ) -> Decays:
-    """Decays from g, the logarithm of each token's own; None is no decay.
-
-    Every exponent is a sum over just the tokens between, never a difference of two sums from the
-    start: that would cancel where the decay is strong, and let one document's gates change the
-    rounding of another's. Masks come before `exp`, so that neither it nor its gradient overflows.
+    """`decays` of chunks of `size` tokens; without g only documents end.
 
     The state before the first chunk belongs to document 0.
     """
     if g is None:
         g = jnp.zeros((1, 1, 1, size), jnp.float32)
-    later = np.tri(size, k=-1, dtype=bool)
-    log_pairs = jnp.cumsum(jnp.where(later, g[..., :, None], 0), axis=-2)
-    log_start = jnp.cumsum(g, axis=-1)
-    visible = np.tri(size, dtype=bool)
     if documents is not None:
-        visible = visible & (documents[..., :, None] == documents[..., None, :])[:, None]
-        before = jnp.pad(documents[:, :-1, -1], ((0, 0), (1, 0)))
-        log_start = jnp.where((documents == before[..., None])[:, None], log_start, -jnp.inf)
-    pairs = jnp.exp(jnp.where(visible, log_pairs, -jnp.inf))
-    from_start = jnp.exp(log_start)
+        before = jnp.pad(documents[:, :-1, -1:], ((0, 0), (1, 0), (0, 0)))
+        starts = jnp.diff(documents, prepend=before) != 0
+        g = jnp.where(starts[:, None], -jnp.inf, g)
+    return decays(g)
+
+
+def decays(g: Float[Array, "*B C"]) -> Decays:
+    """Decays from g, the logarithm of each token's own: -inf where a document starts.
+
+    Every exponent is a sum over just the tokens between, never a difference of two sums from the
+    start: that would cancel where the decay is strong, and let one document's gates change the
+    rounding of another's.
+    """
+    pairs, from_start = _pair_decays(g), jnp.exp(jnp.cumsum(g, axis=-1))
     return Decays(pairs, from_start, pairs[..., -1, :], from_start[..., -1])
+
+
+_LEAF = 8  # below this, a table of sums is faster than putting halves together
+
+
+def _pair_decays(g: Float[Array, "*B C"]) -> Float[Array, "*B C C"]:
+    """exp(g_{j+1} + ... + g_i), zero for j > i.
+
+    In halves: between them it is what the later one leaves from its start, times what the earlier
+    one leaves at its end.
+    """
+    size = g.shape[-1]
+    if size <= _LEAF or size % 2:
+        later = np.tri(size, k=-1, dtype=bool)
+        sums = jnp.cumsum(jnp.where(later, g[..., :, None], 0), axis=-2)
+        # The mask comes before exp, so that neither it nor its gradient overflows.
+        return jnp.exp(jnp.where(np.tri(size, dtype=bool), sums, -jnp.inf))
+    halves = g.reshape(*g.shape[:-1], 2, size // 2)
+    inside = _pair_decays(halves)
+    earlier, later = inside[..., 0, :, :], inside[..., 1, :, :]
+    from_start = jnp.exp(jnp.cumsum(halves[..., 1, :], axis=-1))
+    across = from_start[..., :, None] * earlier[..., -1:, :]
+    return jnp.block([[earlier, jnp.zeros_like(across)], [across, later]])

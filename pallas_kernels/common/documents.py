@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Documents(NamedTuple):
@@ -37,3 +37,20 @@ def mask_padding(real: Bool[Array, "B T"] | None, *arrays: Array) -> tuple[Array
     if real is None:
         return arrays
     return tuple(jnp.where(real.reshape(*real.shape, *[1] * (x.ndim - 2)), x, 0) for x in arrays)
+
+
+def gates(
+    g: Float[Array, "B T H"] | None, docs: Documents | None, like: Float[Array, "B T ..."]
+) -> Float[Array, "B T H"]:
+    """g, the logarithms of decays, with -inf where a document starts but a row's first.
+
+    Without g nothing else decays, and one head [B,T,1] stands for all.
+    """
+    if g is None:
+        g = jnp.zeros((*like.shape[:2], 1), like.dtype)
+    return g if docs is None else jnp.where(document_starts(docs)[..., None], -jnp.inf, g)
+
+
+def document_starts(docs: Documents) -> Bool[Array, "B T"]:
+    """Where a document starts, but for a row's first, which goes on with the initial state."""
+    return jnp.diff(docs.index, axis=1, prepend=0) != 0

@@ -55,9 +55,14 @@ def linear_attention(
     `NormalizedState`.
     """
     run = partial(
-        _run, "linear_attention", _ADDITIVE, q, k, scale=_scale(scale, q), segment_ids=segment_ids,
+        _run, "linear_attention", _ADDITIVE, q, k, scale=scale, segment_ids=segment_ids,
         chunk_size=chunk_size, implementation=implementation, precision=precision,
     )  # fmt: skip
+    if initial_state is not None and isinstance(initial_state, tuple) != normalize:
+        raise ValueError(
+            "initial_state must be a NormalizedState with normalize and an array without, got "
+            f"a {type(initial_state).__name__}"
+        )
     if not normalize:
         y, state = run(v, None, None, initial_state)
         return y, state if return_state else None
@@ -105,7 +110,7 @@ def retention(
         raise ValueError(f"g must be [H] = ({heads},), got {g.shape}")
     y, state = _run(
         "retention", _ADDITIVE, q, k, v, jnp.broadcast_to(g, v.shape[:3]), None, initial_state,
-        scale=_scale(scale, q), segment_ids=segment_ids, chunk_size=chunk_size,
+        scale=scale, segment_ids=segment_ids, chunk_size=chunk_size,
         implementation=implementation, precision=precision,
     )  # fmt: skip
     return y, state if return_state else None
@@ -188,7 +193,7 @@ def delta_rule(
     """
     y, state = _run(
         "delta_rule", _DELTA, q, k, v, None, beta, initial_state,
-        scale=_scale(scale, q), segment_ids=segment_ids, chunk_size=chunk_size,
+        scale=scale, segment_ids=segment_ids, chunk_size=chunk_size,
         implementation=implementation, precision=precision,
     )  # fmt: skip
     return y, state if return_state else None
@@ -226,14 +231,10 @@ def gated_delta_rule(
     """
     y, state = _run(
         "gated_delta_rule", _DELTA, q, k, v, g, beta, initial_state,
-        scale=_scale(scale, q), segment_ids=segment_ids, chunk_size=chunk_size,
+        scale=scale, segment_ids=segment_ids, chunk_size=chunk_size,
         implementation=implementation, precision=precision,
     )  # fmt: skip
     return y, state if return_state else None
-
-
-def _scale(scale: float | None, q: Array) -> float:
-    return float(q.shape[-1] ** -0.5) if scale is None else scale
 
 
 def repeat_groups(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
@@ -269,11 +270,12 @@ def _run(
     scale, segment_ids, chunk_size, implementation, precision,
 ):  # fmt: skip
     """Check, promote, mask the padding, and run on every device's own rows and heads."""
-    arrays = {"q": q, "k": k, "v": v, "g": g, "beta": beta}
-    q, k, v, g, beta = (None if x is None else jnp.asarray(x) for x in arrays.values())
+    q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+    g, beta = (None if x is None else jnp.asarray(x) for x in (g, beta))
     check_inputs(q, k, v, g=g, beta=beta, segment_ids=segment_ids)
     check_chunk_size(chunk_size)
     batch, _, heads, value_dim = v.shape
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = accumulation_dtype(q, k, v)
     shape = (batch, heads, q.shape[3], value_dim)
     state = jnp.zeros(shape, dtype) if state is None else jnp.asarray(state).astype(dtype)

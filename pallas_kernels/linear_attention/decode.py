@@ -17,10 +17,10 @@ def transition(
     beta: Float[Array, "B H"] | None,
     precision: jax.lax.PrecisionLike,
 ) -> Float[Array, "B H *L K V"]:
-    """exp(g) (I - beta k k^T) S; without `beta`, exp(g) S. Axes L: several states per head."""
+    """exp(g) (I - beta k k^T) S; without k and beta, exp(g) S. Axes L: several states per head."""
     levels = state.ndim - 4
     state = state * jnp.exp(g).reshape(*g.shape, *[1] * (levels + 2))
-    if beta is None:
+    if k is None or beta is None:
         return state
     read = jnp.einsum("bhk,bh...kv->bh...v", k, state, precision=precision)
     erase = (beta[..., None] * k).reshape(*k.shape[:2], *[1] * levels, -1, 1)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.common.documents import Documents
+from pallas_kernels.common.documents import Documents, document_starts
 from pallas_kernels.linear_attention.decode import additive_write, transition
 
 
@@ -25,9 +25,7 @@ def recurrence(
     batch, length, heads = v.shape[:3]
     if g is None:
         g = jnp.zeros((batch, length, heads), q.dtype)
-    starts = jnp.zeros((batch, length), bool)
-    if documents is not None:
-        starts = starts.at[:, 1:].set(documents.index[:, 1:] != documents.index[:, :-1])
+    starts = jnp.zeros((batch, length), bool) if documents is None else document_starts(documents)
 
     def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
         q, k, v, g, beta, starts = token

@@ -1,27 +1,69 @@
-"""Inverses of the unit lower triangular matrices in the chunk forms of the delta rules."""
+"""Unit lower triangular systems, as the chunk forms of the delta rules have them."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+_LEAF = 16  # below this, substitution row by row is faster than products of halves
+
 
 @jax.custom_jvp
 def unit_lower_inverse(n: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     """(I + N)^-1 for a strictly lower triangular N; what N holds elsewhere must be zero.
 
-    By forward substitution: powers of N would be fewer products, but for keys that resemble each
-    other they grow like binomial coefficients and cancel.
+    In halves, of which only the last are solved by substitution:
+
+        (I + [[N11, 0], [N21, N22]])^-1 = [[X11, 0], [-X22 N21 X11, X22]]
+
+    The product (I - N)(I + N^2)(I + N^4)... would need fewer steps, but for keys that resemble each
+    other powers of N grow like binomial coefficients and cancel.
     """
-    eye = jnp.broadcast_to(jnp.eye(n.shape[-1], dtype=n.dtype), n.shape)
-    return jax.lax.linalg.triangular_solve(
-        n + eye, eye, left_side=True, lower=True, unit_diagonal=True
-    )
+    size = n.shape[-1]
+    if size <= _LEAF or size % 2:
+        eye = jnp.broadcast_to(jnp.eye(size, dtype=n.dtype), n.shape)
+        return jax.lax.linalg.triangular_solve(
+            n + eye, eye, left_side=True, lower=True, unit_diagonal=True
+        )
+    half = size // 2
+    n21 = n[..., half:, :half]
+    inverses = unit_lower_inverse(jnp.stack([n[..., :half, :half], n[..., half:, half:]]))
+    x11, x22 = inverses[0], inverses[1]
+    x21 = -_product(x22, _product(n21, x11))
+    return jnp.block([[x11, jnp.zeros_like(x21)], [x21, x22]])
 
 
 @unit_lower_inverse.defjvp
 def _unit_lower_inverse_jvp(primals, tangents):
-    (n,), (dn,) = primals, tangents
+    inverse = unit_lower_inverse(*primals)
+    return inverse, -_product(inverse, _product(_strictly_lower(*tangents), inverse))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def unit_lower_solve(
+    n: Float[Array, "*B C C"], r: Float[Array, "*B C V"], precision: jax.lax.PrecisionLike
+) -> Float[Array, "*B C V"]:
+    """X with (I + N) X = R, for N as in `unit_lower_inverse`.
+
+    `precision` is that of the product with the inverse, which is itself always at the highest: a
+    later row has the errors of all before it.
+    """
+    return jnp.matmul(unit_lower_inverse(n), r, precision=precision)
+
+
+@unit_lower_solve.defjvp
+def _unit_lower_solve_jvp(precision, primals, tangents):
+    (n, r), (dn, dr) = primals, tangents
+    product = partial(jnp.matmul, precision=precision)
     inverse = unit_lower_inverse(n)
-    dn = jnp.where(np.tri(n.shape[-1], k=-1, dtype=bool), dn, 0)
-    return inverse, -(inverse @ dn @ inverse)
+    x = product(inverse, r)
+    return x, product(inverse, dr - product(_strictly_lower(dn), x))
+
+
+_product = partial(jnp.matmul, precision="highest")
+
+
+def _strictly_lower(x: Array) -> Array:
+    return jnp.where(np.tri(x.shape[-1], k=-1, dtype=bool), x, 0)

@@ -1,5 +1,7 @@
 """Log-linear attention as a scan over tokens: the oracle, and the form for single tokens."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -28,7 +30,7 @@ def log_linear_recurrence(
         starts = starts.at[:, 1:].set(documents.index[:, 1:] != documents.index[:, :-1])
         real = documents.real
 
-    def step(state: LogLinearState, token: tuple[Array, ...]) -> tuple[LogLinearState, Array]:
+    def step(state: LogLinearState, token: Any) -> tuple[LogLinearState, Array]:
         q, k, v, g, beta, scales, starts, real = token
         index = jnp.where(starts, 0, state.length)
         levels = merge(jnp.where(starts[:, None, None, None, None], 0, state.levels), index)

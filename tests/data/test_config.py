@@ -27,6 +27,10 @@ BAD_FIELDS = [
     ({"source": "abcdigits", "packing": "segments"}, "packing is 'segments' with source"),
     ({"source": "abcdigits", "valid_source": "sotu"}, "valid_source is 'sotu' with source"),
     ({"source": "sotu", "valid_source": "abcdigits"}, "valid_source is 'abcdigits' with"),
+    ({"mqar": 6}, "mqar is 6; allowed: a MqarConfig"),
+    ({"source": "mqar", "sequence_length": 64}, "tokenizer is 'bytes' with source 'mqar'; .*numb"),
+    ({"source": "mqar", "tokenizer": "numbers"}, "sequence_length is 256 .* allowed: 64, the long"),
+    ({"tokenizer": "numbers"}, "tokenizer is 'numbers'; allowed: bytes, characters, gpt2"),
     ({"source": "abcdigits", "sequence_length": 20}, "sequence_length is 20; .* >= 25"),
 ]
 

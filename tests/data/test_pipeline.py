@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from multiscreen_jax.data import AbcDigitsConfig, DataConfig, open_pipeline
+from multiscreen_jax.data import AbcDigitsConfig, DataConfig, MqarConfig, open_pipeline
 from tests.data.corpora import (
     TEXTS,
     metaspace_tokenizer,
@@ -25,6 +25,15 @@ ABCDIGITS = DataConfig(
     abcdigits=AbcDigitsConfig(num_digits=3, valid_sequences=6),
 )
 
+MQAR = DataConfig(
+    source="mqar",
+    tokenizer="numbers",
+    sequence_length=16,
+    batch_size=4,
+    mqar=MqarConfig(vocab_size=32, train=((16, 2, 50), (8, 2, 9)), valid=((16, 4, 6),)),
+)
+KINDS = ("stream", "segments", "abcdigits", "mqar")
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
@@ -40,10 +49,10 @@ def assert_same(first, second):
 
 
 def variants(corpus):
-    return [corpus, dataclasses.replace(corpus, packing="segments"), ABCDIGITS]
+    return [corpus, dataclasses.replace(corpus, packing="segments"), ABCDIGITS, MQAR]
 
 
-@pytest.mark.parametrize("which", range(3), ids=["stream", "segments", "abcdigits"])
+@pytest.mark.parametrize("which", range(4), ids=KINDS)
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_batches_are_pure_functions_of_their_number(corpus, which, split):
     config = variants(corpus)[which]
@@ -58,7 +67,7 @@ def test_batches_are_pure_functions_of_their_number(corpus, which, split):
     assert tokens.shape == (4, config.sequence_length + 1)
 
 
-@pytest.mark.parametrize("which", range(3), ids=["stream", "segments", "abcdigits"])
+@pytest.mark.parametrize("which", range(4), ids=KINDS)
 @pytest.mark.parametrize("prefetch", [0, 3])
 def test_iterate_equals_batch(corpus, which, prefetch):
     config = dataclasses.replace(variants(corpus)[which], prefetch=prefetch)
@@ -96,7 +105,7 @@ def test_every_epoch_reads_every_window_once_in_a_new_order(corpus):
     assert order not in epochs  # grain alone would give epoch 1 of seed 0 here
 
 
-@pytest.mark.parametrize("which", range(3), ids=["stream", "segments", "abcdigits"])
+@pytest.mark.parametrize("which", range(4), ids=KINDS)
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_process_slices_make_the_global_batch(corpus, which, split):
     config = variants(corpus)[which]

@@ -9,6 +9,7 @@ from multiscreen_jax.data.tokenizers import (
     CharacterTokenizer,
     Gpt2Tokenizer,
     HuggingFaceTokenizer,
+    NumberTokenizer,
     byte_alphabet,
     gpt2_merges,
     gpt2_pieces,
@@ -172,3 +173,26 @@ def test_bad_tokenizer_files(tmp_path):
     with pytest.raises(ValueError, match=r"is not a readable tokenizer.json") as caught:
         open_tokenizer(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_round_trip_and_are_no_text():
+    tokenizer = NumberTokenizer(300)
+    assert tokenizer.encode(" 7 299\n0 ").tolist() == [7, 299, 0]
+    assert tokenizer.decode([7, 299, 0]) == "7 299 0"
+    assert tokenizer.encode("").shape == (0,)
+    assert tokenizer.byte_lengths.sum() == 0
+    assert tokenizer.fingerprint != NumberTokenizer(301).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("7 seven", "'seven' is not a number; allowed: numbers and spaces"),
+        ("-1", "'-1' is not a number"),
+        ("4 300", "token 1 is 300; allowed: 0 to 299"),
+        ("9" * 400, "token 0 is 10+; allowed: 0 to 299"),
+    ],
+)
+def test_what_is_no_number_of_the_vocabulary_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        NumberTokenizer(300).encode(text)

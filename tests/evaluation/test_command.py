@@ -1,6 +1,7 @@
 """`python -m experiments.evaluate` on a run of two steps."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from experiments.configs import tiny
+from experiments.configs import mqar_small_transformer, tiny
 from experiments.evaluate import (
     AbcDigitsGrid,
     EvaluateConfig,
+    NeedleGrid,
     PositionsConfig,
     RelevanceConfig,
     TextConfig,
@@ -21,7 +23,7 @@ from experiments.evaluate import (
     run,
 )
 from experiments.run_tokenizer import run_tokenizer
-from multiscreen_jax.data import DataConfig, open_pipeline
+from multiscreen_jax.data import DataConfig, MqarConfig, open_pipeline
 from multiscreen_jax.train import override, train
 
 
@@ -117,10 +119,79 @@ def test_abcdigits(finished, tmp_path):
     assert (tmp_path / "abcdigits.csv").exists()
 
 
+def test_needle(finished, tmp_path):
+    text = tmp_path / "book.txt"
+    text.write_text("Call me whatever. I walked on and on. " * 200)
+    config = EvaluateConfig(
+        run=str(finished),
+        task="needle",
+        data=TextConfig(str(text)),
+        output=str(tmp_path),
+        needle=NeedleGrid(lengths=(600,), depths=(0.2, 0.8), trials=2, keys=2),
+    )
+    record = run(config)
+    assert record["source"] == str(text)
+    assert [row["depth"] for row in record["rows"]] == [0.2, 0.8]
+    assert (tmp_path / "needle.png").stat().st_size > 3000
+    assert len((tmp_path / "needle.csv").read_text().splitlines()) == 3
+
+
+@pytest.fixture(scope="module")
+def recalled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "mqar"
+    parts = {"train": ((16, 2, 16),), "valid": ((16, 2, 6), (24, 4, 5))}
+    data = MqarConfig(vocab_size=16, **parts)
+    settings = dict(output_dir=str(folder), steps=3, evaluate_every=2, tensorboard=False)
+    base = mqar_small_transformer.config()
+    train(
+        override(
+            base,
+            train=settings,
+            data=dict(mqar=data, sequence_length=16, batch_size=4),
+            model=dict(vocab_size=16, model_dim=8, num_layers=1),
+        )
+    )
+    return folder
+
+
+def test_mqar(recalled, tmp_path, capsys):
+    records = [json.loads(line) for line in (recalled / "metrics.jsonl").read_text().splitlines()]
+    logged = records[-1]
+    assert "validation_bits_per_byte" not in logged
+    config = EvaluateConfig(run=str(recalled), task="mqar", output=str(tmp_path))
+    record = run(config)
+    assert [(row["length"], row["pairs"]) for row in record["rows"]] == [(16, 2), (24, 4)]
+    assert [row["answers"] for row in record["rows"]] == [12, 20]
+    assert record["accuracy"] == pytest.approx(logged["validation_accuracy"])
+    assert record["loss"] == pytest.approx(logged["validation_loss"], rel=1e-5)
+    assert "accuracy of all" in capsys.readouterr().out
+    assert len((tmp_path / "mqar.csv").read_text().splitlines()) == 3
+    whole = run(dataclasses.replace(config, task="perplexity"))
+    assert whole["accuracy"] == pytest.approx(record["accuracy"])
+    assert "bits_per_byte" not in whole
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "perplexities"}, "allowed: perplexity, positions, abcdigits, relevance"),
+        ({"task": "needle"}, "needs text to hide numbers in, the run's data is mqar"),
+        ({"task": "mqar", "sequence_length": 64}, "sequence_length is 64 .* allowed: 16"),
+        ({"data": TextConfig("sotu")}, "tokenizer is 'numbers'; allowed: bytes"),
+    ],
+)
+def test_what_a_run_on_mqar_cannot_be_asked(recalled, settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        run(EvaluateConfig(**{"run": str(recalled), **settings}))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "mqar"}, "needs a run on mqar, .* is on sotu"),
+        ({"data": TextConfig("mqar")}, "tokenizer is 'bytes' with source 'mqar'"),
+        ({"task": "needle", "needle": NeedleGrid(lengths=(64,))}, "length is 64; allowed"),
+        ({"task": "perplexities"}, "allowed: perplexity, positions, abcdigits, needle, mqar"),
         ({"run": "/no/such/run"}, "no run at /no/such/run"),
         ({"step": 7}, "no checkpoint of step 7"),
         ({"sequence_length": 0}, "sequence_length is 0"),

@@ -148,6 +148,22 @@ def test_weights_shape_the_loss_and_not_the_information():
     bits = (nats * (weights > 0)).sum() / math.log(2)
     assert found["bits_per_byte"] == pytest.approx(bits / 10, rel=1e-5)
     assert found["tokens"] == (weights > 0).sum()
+    right = (logits.argmax(-1) == tokens[:, 1:]) & (weights > 0)
+    assert found["accuracy"] == pytest.approx(right.sum() / found["tokens"])
+
+
+def test_accuracy_is_the_share_of_best_guesses():
+    model, params = tiny()
+    tokens = Weighted.batch["tokens"]
+    logits = np.stack([_logits(model, params, row[None, :-1]) for row in tokens])
+    answers = logits.argmax(-1).astype(np.int32)
+    wrong = np.arange(LENGTH) % 4 == 0
+    pipeline = Weighted()
+    pipeline.batch = {**Weighted.batch, "targets": np.where(wrong, (answers + 1) % 256, answers)}
+    scored = Weighted.batch["loss_mask"] > 0
+    expected = (scored & ~wrong).sum() / scored.sum()
+    assert 0 < expected < 1
+    assert evaluate(model, params, pipeline)["accuracy"] == pytest.approx(expected)
 
 
 def test_one_compiled_step_for_all_calls(corpus):

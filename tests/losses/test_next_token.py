@@ -82,6 +82,29 @@ def test_token_losses_are_the_dense_ones():
     np.testing.assert_allclose(got, wanted, rtol=2e-6)
 
 
+def test_hits_are_where_the_target_is_the_largest_logit():
+    hidden, table, _, _ = example(2, 10, 4, 9, np.float32)
+    order = jnp.argsort(jnp.einsum("btd,od->bto", hidden, table), axis=-1)
+    targets = jnp.stack([order[0, :, -1], order[1, :, -2]])
+    nats, hits = losses.token_hits(hidden, table, targets, chunk=4)
+    np.testing.assert_array_equal(nats, losses.token_cross_entropy(hidden, table, targets, chunk=4))
+    assert hits[0].all()
+    assert not hits[1].any()
+    _, ties = losses.token_hits(jnp.zeros_like(hidden), table, targets)
+    assert not ties.any()
+
+
+def test_given_targets_take_the_place_of_the_next_token(model_and_params):
+    model, params = model_and_params
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 40, (2, 12)), jnp.int32)
+    answers = jnp.asarray(np.random.default_rng(1).integers(0, 40, (2, 11)), jnp.int32)
+    mask = jnp.zeros((2, 11)).at[:, 3].set(1)
+    batch = {"tokens": tokens, "targets": answers, "loss_mask": mask}
+    logits = model.apply({"params": params}, tokens[:, :-1])
+    wanted = -jax.nn.log_softmax(logits[:, 3])[jnp.arange(2), answers[:, 3]].mean()
+    np.testing.assert_allclose(losses.next_token(model, params, batch), wanted, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("batch", "length", "vocabulary", "budget", "chunk"),
     [(16, 256, 257, 2**24, 256), (1, 10, 1, 8, 5), (4, 100, 1000, 10, 1), (1, 7, 2, 8, 4)],
@@ -165,6 +188,10 @@ def test_next_token_of_a_model_is_the_mean_over_scored_targets(model_and_params)
             "segment_ids",
         ),
         ({"tokens": np.zeros((1, 4), np.int32), "loss_mask": np.ones((1, 4))}, "loss_mask"),
+        (
+            {"tokens": np.zeros((1, 4), np.int32), "targets": np.ones((1, 4), np.int32)},
+            "one shorter than the tokens",
+        ),
     ],
 )
 def test_wrong_shapes_are_named(batch, message):

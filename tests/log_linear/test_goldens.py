@@ -1,0 +1,79 @@
+"""The log-linear ops against recorded runs of the PyTorch references."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.goldens import golden_names, golden_path
+from tests.log_linear.cases import assert_close, run
+
+NAMES = [
+    f"{op}__{tag}" for op in ("loglinear_ssd", "loglinear_gdn") for tag in ("T7", "T96_signed")
+]
+NAMES.append("loglinear_gdn__T96_strong")
+MORE = sorted(
+    {path.removeprefix("log_linear/").removesuffix(".npz")
+     for pattern in ("loglinear_ssd__*.npz", "loglinear_gdn__*.npz")
+     for path in golden_names("log_linear", pattern)} - set(NAMES)
+)  # fmt: skip
+# Chunks of 16: every case has several. "tree" is what SSD takes when no state is asked for.
+FORMS = {
+    "reference": {"implementation": "reference"},
+    "chunked": {"implementation": "chunked", "chunk_size": 16},
+    "tree": {"implementation": "chunked", "chunk_size": 16, "return_state": False},
+}
+TOLERANCES = {
+    "float64": {"": 1e-6},
+    "float32": {"": 3e-6, "dg": 2e-5},
+    "bfloat16": {"": 2e-2, "o": 1e-2, "states": 1e-2},
+}
+
+
+def check(name, form, dtype):
+    if form == "tree" and "ssd" not in name:
+        pytest.skip("the tree form is of SSD")
+    file = np.load(golden_path(f"log_linear/{name}.npz"))
+    op = "ssd" if "ssd" in name else "gated_delta_rule"
+    short = {"level_scales": "lam"}
+    names = ["q", "k", "v", "g", "level_scales"] + ([] if op == "ssd" else ["beta"])
+    with jax.enable_x64(dtype == "float64"):
+        wide = "float64" if dtype == "float64" else "float32"
+        kept = {"g": wide, "beta": wide, "level_scales": wide}
+        x = {n: jnp.asarray(file[f"in_{short.get(n, n)}"], kept.get(n, dtype)) for n in names}
+        cotangent = jnp.asarray(file["in_do"], wide)
+
+        @jax.jit
+        def outputs(x):
+            def loss(x):
+                y, state = run(op, x, **FORMS[form])
+                return jnp.sum(y * cotangent), (y, state)
+
+            (_, (y, state)), gradients = jax.value_and_grad(loss, has_aux=True)(x)
+            return y, state, gradients
+
+        y, state, gradients = outputs(x)
+        got = {"o": y} | {f"d{n}": gradients[n] for n in names}
+        if state is not None:
+            got["states"] = jnp.moveaxis(state.levels, 2, -1)
+            assert state.levels.dtype == wide
+            assert (np.asarray(state.length) == y.shape[1]).all()
+        for key, value in got.items():
+            want = file[f"out_{'dlam' if key == 'dlevel_scales' else key}"]
+            limits = TOLERANCES[dtype]
+            assert_close(value, want, limits.get(key, limits[""]), f"{name} {form} {key}")
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_states_and_gradients(name, form, dtype):
+    check(name, form, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("name", MORE)
+def test_all_of_the_full_set(name, form, dtype):
+    check(name, form, dtype)
