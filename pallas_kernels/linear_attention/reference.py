@@ -27,7 +27,7 @@ def recurrence(
         g = jnp.zeros((batch, length, heads), q.dtype)
     starts = jnp.zeros((batch, length), bool) if documents is None else document_starts(documents)
 
-    def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
+    def step(state: Array, token: tuple[Array | None, ...]) -> tuple[Array, Array]:
         q, k, v, g, beta, starts = token
         state = jnp.where(starts[:, None, None, None], 0, state)
         write = additive_write(k, v if beta is None else beta[..., None] * v)
