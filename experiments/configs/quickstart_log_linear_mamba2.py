@@ -1,6 +1,6 @@
 """Log-Linear Mamba-2 of the quickstart's size on the same text and batches.
 
-    python -m experiments.train quickstart_log_linear_mamba2 --train.output-dir runs/log_linear_mamba2
+    python -m experiments.train quickstart_log_linear_mamba2 --train.output-dir runs/ll_mamba2
 
 The learning rate is the Transformer's, doubled; it has not been swept.
 """

@@ -208,7 +208,8 @@ MAMBA2 = Source(
     copies=_tied_head("backbone"),
     constants=_no_gain("backbone", "norm_f"),
     notes=(
-        "Mamba2ForCausalLM of flash-linear-attention, commit bc3b101; with feed-forward layers "
+        "Mamba2ForCausalLM of flash-linear-attention, commit bc3b101, and of transformers (with "
+        "several groups its gated norm takes the mean over all heads); with feed-forward layers "
         "the mamba2mlp of HanGuo97/log-linear-attention, commit 7f86441. state_size is our "
         "key_dim, head_dim our value_dim, n_groups our num_groups. Biases of the projections, D by "
         "channel and limits of dt have no counterpart."

@@ -1,5 +1,7 @@
 """The linear family as a scan over tokens: the oracle, and the form for single tokens."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -27,7 +29,7 @@ def recurrence(
         g = jnp.zeros((batch, length, heads), q.dtype)
     starts = jnp.zeros((batch, length), bool) if documents is None else document_starts(documents)
 
-    def step(state: Array, token: tuple[Array | None, ...]) -> tuple[Array, Array]:
+    def step(state: Array, token: tuple[Any, ...]) -> tuple[Array, Array]:
         q, k, v, g, beta, starts = token
         state = jnp.where(starts[:, None, None, None], 0, state)
         write = additive_write(k, v if beta is None else beta[..., None] * v)

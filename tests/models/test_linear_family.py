@@ -1,6 +1,7 @@
 """RetNet, DeltaNet, Mamba-2, Gated DeltaNet, their log-linear forms, and hybrids."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from multiscreen_jax.models import (
     build,
     preset_names,
 )
+from multiscreen_jax.train import config_json
 from multiscreen_jax.train.optimizer import decay_mask
 from multiscreen_jax.train.state import abstract_params
 from tests.models.linear_family import CONFIGS, NAMES, logits, params_of
@@ -48,6 +50,14 @@ def test_the_papers_counts():
         "mamba2-mlp-800m": 802_225_872,
     }
     assert {n: mj.models.config_for(n).parameter_count() for n in paper} == paper
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_survive_json(name):
+    config = CONFIGS[name]
+    plain = json.loads(json.dumps(config_json.model_to_dict(config)))
+    assert config_json.model_from_dict(plain) == config
+    assert hash(config) == hash(config_json.model_from_dict(plain))
 
 
 def test_create_takes_fields():

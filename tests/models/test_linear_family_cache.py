@@ -24,7 +24,7 @@ def test_every_split_of_seventy_tokens(name):
     cache_suite.check_every_split_in_one_batch(*_model(name), LONG)
 
 
-@models
+@pytest.mark.parametrize("name", ["log-linear-mamba2", "log-linear-gdn+screening"])
 def test_every_split_of_a_short_row(name):
     cache_suite.check_every_split(*_model(name), TOKENS[:, :9], tolerance=5e-5)
 
