@@ -33,24 +33,42 @@ class LogicalAxes:
     key_heads: tuple[str, ...] | None = ("model",)
     key: tuple[str, ...] | None = None
     value: tuple[str, ...] | None = None
+    level: tuple[str, ...] | None = None
+    tap: tuple[str, ...] | None = None
     feed_forward: tuple[str, ...] | None = ("model",)
     gain: tuple[str, ...] | None = None
 
+
+# Where a pattern of several layers is repeated, each of them has a name of its own.
+_LAYER = r"layers(/layer_\d+)?"
 
 # The first pattern that matches the whole path (layers/tiles/query, ...) decides.
 PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(un)?embedding/rows", ("vocabulary", "embed")),
     (r"embedding/log_(input|output)_scale", ()),
-    (r"layers/tiles/(query|key)", ("layers", "embed", "heads", "key")),
-    (r"layers/tiles/(value|gate)", ("layers", "embed", "heads", "value")),
-    (r"layers/tiles/output", ("layers", "heads", "value", "embed")),
-    (r"layers/tiles/(log_window|logit_width|log_output_scale)", ("layers", "heads")),
-    (r"layers/attention/query", ("layers", "embed", "heads", "key")),
-    (r"layers/attention/(key|value)", ("layers", "embed", "key_heads", "key")),
-    (r"layers/attention/output", ("layers", "heads", "key", "embed")),
-    (r"layers/feed_forward/(gate|up)", ("layers", "embed", "feed_forward")),
-    (r"layers/feed_forward/down", ("layers", "feed_forward", "embed")),
-    (r"layers/(attention|feed_forward)_norm/scale", ("layers", "gain")),
+    (rf"{_LAYER}/tiles/(query|key)", ("layers", "embed", "heads", "key")),
+    (rf"{_LAYER}/tiles/(value|gate)", ("layers", "embed", "heads", "value")),
+    (rf"{_LAYER}/tiles/output", ("layers", "heads", "value", "embed")),
+    (rf"{_LAYER}/tiles/(log_window|logit_width|log_output_scale)", ("layers", "heads")),
+    (rf"{_LAYER}/attention/query", ("layers", "embed", "heads", "key")),
+    (rf"{_LAYER}/attention/(key|value)", ("layers", "embed", "key_heads", "key")),
+    (rf"{_LAYER}/attention/output", ("layers", "heads", "key", "embed")),
+    (rf"{_LAYER}/mixer/(query|key)", ("layers", "embed", "key_heads", "key")),
+    (rf"{_LAYER}/mixer/(value|gate)", ("layers", "embed", "heads", "value")),
+    (rf"{_LAYER}/mixer/(beta|step)", ("layers", "embed", "heads")),
+    (rf"{_LAYER}/mixer/level", ("layers", "embed", "heads", "level")),
+    (rf"{_LAYER}/mixer/output", ("layers", "heads", "value", "embed")),
+    (rf"{_LAYER}/mixer/(query|key)_conv/kernel", ("layers", "tap", "key_heads", "key")),
+    (rf"{_LAYER}/mixer/value_conv/kernel", ("layers", "tap", "heads", "value")),
+    (rf"{_LAYER}/mixer/(query|key)_conv/bias", ("layers", "key_heads", "key")),
+    (rf"{_LAYER}/mixer/value_conv/bias", ("layers", "heads", "value")),
+    (rf"{_LAYER}/mixer/(log_rate|step_bias|skip)", ("layers", "heads")),
+    (rf"{_LAYER}/mixer/level_gain", ("layers", "heads", "level")),
+    (rf"{_LAYER}/mixer/output_norm/scale", ("layers", "value")),
+    (rf"{_LAYER}/mixer/output_norm/head_scale", ("layers", "heads", "value")),
+    (rf"{_LAYER}/feed_forward/(gate|up)", ("layers", "embed", "feed_forward")),
+    (rf"{_LAYER}/feed_forward/down", ("layers", "feed_forward", "embed")),
+    (rf"{_LAYER}/(attention|tiles|mixer|feed_forward)_norm/scale", ("layers", "gain")),
     (r"final_norm/scale", ("gain",)),
 )
 

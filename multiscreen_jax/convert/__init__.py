@@ -7,7 +7,8 @@
     params, config = mj.convert.load_safetensors("weights.safetensors")
 
 One table per PyTorch implementation says which tensor holds which of our arrays, and how
-(`multiscreen.py`, `transformer.py`); `engine.py` reads a table in both directions.
+(`multiscreen.py`, `transformer.py`, `linear_family.py`); `engine.py` reads a table in both
+directions.
 """
 
 from multiscreen_jax.convert.engine import from_torch, to_torch, trained_length

@@ -119,7 +119,7 @@ def _hint(
     """The likely cause, where all tensors but a few point at one."""
     names = set(state_dict)
     for other in TABLES.values():
-        kin = other is not table and isinstance(config, other.config_class)
+        kin = other is not table and type(config) is other.config_class
         if kin and _expected(other, config)[0].keys() <= names:
             return f" (these are the names of source {other.name!r})"
     prefixes = {name.removesuffix(required[0]) for name in extra if name.endswith(required[0])}

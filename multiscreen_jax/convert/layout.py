@@ -2,6 +2,7 @@
 
     "(h k) d"       a matrix whose rows run over heads (outer) and key dims (inner)
     "(h k+v) d"     the same with two arrays fused: in each head first k rows, then v rows
+    "[h v | h] d"   rows of one array after those of another: first h v, then h
     "1"             an axis of length one that our array does not have
     ""              a scalar
 
@@ -28,11 +29,27 @@ def _length(token: str, sizes: Mapping[str, int]) -> int:
     return 1 if token == "1" else sum(sizes[letter] for letter in token.split("+"))
 
 
+def _blocks(axes: str) -> tuple[list[str], int]:
+    """Axes of every block of "[h v | h] d", and the axis they follow each other on."""
+    bracket = re.search(r"\[([^\]]*)\]", axes)
+    if bracket is None:
+        return [axes], 0
+    before, after = axes[: bracket.start()], axes[bracket.end() :]
+    blocks = [f"{before}({block.strip()}){after}" for block in bracket[1].split("|")]
+    return blocks, len(axis_groups(before))
+
+
 def shape_of(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The tensor's shape for these dim lengths."""
-    return tuple(
-        int(np.prod([_length(token, sizes) for token in group])) for group in axis_groups(axes)
-    )
+    blocks, axis = _blocks(axes)
+    shapes = [
+        [int(np.prod([_length(token, sizes) for token in group])) for group in axis_groups(block)]
+        for block in blocks
+    ]
+    shape = shapes[0]
+    if len(blocks) > 1:
+        shape[axis] = sum(other[axis] for other in shapes)
+    return tuple(shape)
 
 
 def spelled_shape(axes: str, fields: Mapping[str, str]) -> str:
@@ -42,7 +59,11 @@ def spelled_shape(axes: str, fields: Mapping[str, str]) -> str:
         words = [fields.get(letter, letter) for letter in token.split("+")]
         return words[0] if len(words) == 1 else f"({'+'.join(words)})"
 
-    groups = ["*".join(spell(token) for token in group) for group in axis_groups(axes)]
+    blocks, axis = _blocks(axes)
+    spelled = [["*".join(map(spell, group)) for group in axis_groups(b)] for b in blocks]
+    groups = spelled[0]
+    if len(blocks) > 1:
+        groups[axis] = "+".join(other[axis] for other in spelled)
     return f"({', '.join(groups)}{',' if len(groups) == 1 else ''})"
 
 
@@ -66,6 +87,11 @@ def split_tensor(
     tensor: np.ndarray, axes: str, part_axes: Sequence[str], sizes: Mapping[str, int]
 ) -> list[np.ndarray]:
     """Our arrays out of one torch tensor, in the order of `part_axes` (views where possible)."""
+    blocks, axis = _blocks(axes)
+    if len(blocks) > 1:
+        ends = np.cumsum([shape_of(block, sizes)[axis] for block in blocks])
+        cut = zip(np.split(tensor, ends[:-1], axis), blocks, part_axes, strict=True)
+        return [split_tensor(x, block, [part], sizes)[0] for x, block, part in cut]
     elementary = tensor.reshape([_length(token, sizes) for token in _flat(axes)])
     parts = []
     for index, target in enumerate(part_axes):
@@ -80,6 +106,10 @@ def join_tensor(
     parts: Sequence[np.ndarray], axes: str, part_axes: Sequence[str], sizes: Mapping[str, int]
 ) -> np.ndarray:
     """The inverse of `split_tensor`: one torch tensor, a fresh contiguous array."""
+    blocks, axis = _blocks(axes)
+    if len(blocks) > 1:
+        pieces = zip(parts, blocks, part_axes, strict=True)
+        return np.concatenate([join_tensor([x], b, [p], sizes) for x, b, p in pieces], axis)
     tokens = _flat(axes)
     shape = [_length(token, sizes) for token in tokens]
     joined = np.empty(shape, parts[0].dtype)

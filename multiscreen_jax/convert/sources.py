@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from multiscreen_jax.convert import multiscreen, transformer
+from multiscreen_jax.convert import linear_family, multiscreen, transformer
 from multiscreen_jax.convert.table import Source
 from multiscreen_jax.models import fields
 
-TABLES = {table.name: table for table in (*multiscreen.TABLES, *transformer.TABLES)}
+TABLES = {
+    table.name: table for table in (*multiscreen.TABLES, *transformer.TABLES, *linear_family.TABLES)
+}
 
 
 def sources() -> list[str]:
@@ -29,19 +31,21 @@ def table_named(source: str) -> Source:
 
 
 def table_for(source: str, config: Any) -> Source:
-    """The table of this source, once the config is seen to be of its class."""
+    """The table of this source, once the config is seen to be of its class and of equal layers."""
     table = table_named(source)
-    if not isinstance(config, table.config_class):
+    if type(config) is not table.config_class:  # a subclass has other parameters
         raise TypeError(
             f"source {source!r} needs a {table.config_class.__name__}, got {_kind(config)}"
         )
+    if getattr(config, "pattern", ("mixer",)) != ("mixer",):
+        raise ValueError(f"source {source!r} has no layers of a pattern, got {config.pattern!r}")
     return table
 
 
 def canonical_source(config: Any) -> str:
     """The source in which models of this config are saved: the first of its class."""
     for table in TABLES.values():
-        if isinstance(config, table.config_class):
+        if type(config) is table.config_class:
             return table.name
     raise TypeError(f"no conversion source for a config of class {_kind(config)}")
 

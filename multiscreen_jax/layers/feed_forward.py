@@ -1,5 +1,7 @@
 """SwiGLU feed-forward layer."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,30 +12,29 @@ class SwiGLU(nn.Module):
     """y = (silu(x G) * (x U)) D without biases. (arXiv:2002.05202, eq. 6)
 
     Attributes:
-        model_dim, hidden_dim: D and F.
-        init_scale, output_init_scale: standard deviations of gate and up, and of down.
-        dtype, param_dtype, precision: of the products, of the weights, of the multiplications.
+        config: has model_dim D, feed_forward_dim F, dtypes, precision and initialisers.
     """
 
-    model_dim: int
-    hidden_dim: int
-    init_scale: float
-    output_init_scale: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-    precision: str | None = None
+    config: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        def product(name: str, x: Array, rows: int, columns: int, deviation: float) -> Array:
-            weight = self.param(
-                name, nn.initializers.normal(deviation), (rows, columns), self.param_dtype
-            )
-            return jnp.dot(
-                x.astype(self.dtype), weight.astype(self.dtype), precision=self.precision
-            )
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
 
-        gate = product("gate", x, self.model_dim, self.hidden_dim, self.init_scale)
-        up = product("up", x, self.model_dim, self.hidden_dim, self.init_scale)
-        hidden = jax.nn.silu(gate) * up
-        return product("down", hidden, self.hidden_dim, self.model_dim, self.output_init_scale)
+        def product(name: str, x: Array, columns: int, init: Any) -> Array:
+            weight = self.param(name, init, (x.shape[-1], columns), jnp.dtype(c.param_dtype))
+            return jnp.dot(x.astype(dtype), weight.astype(dtype), precision=c.precision)
+
+        gate = product("gate", x, c.feed_forward_dim, c.weight_init())
+        up = product("up", x, c.feed_forward_dim, c.weight_init())
+        return product("down", jax.nn.silu(gate) * up, c.model_dim, c.output_init(2))
+
+    @staticmethod
+    def parameter_count(config: Any) -> int:
+        return 3 * config.model_dim * config.feed_forward_dim
+
+    @staticmethod
+    def forward_flops(config: Any, length: int) -> float:
+        """FLOPs over one sequence (a multiply-add counts two)."""
+        return 2 * length * SwiGLU.parameter_count(config)

@@ -4,7 +4,7 @@ One layer holds H tiles ("heads") that read the same input and whose outputs are
 projections are batched over tiles.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from multiscreen_jax.cache import Chunk, Cursor, check_size, new_cursor
 from multiscreen_jax.layers.positions import mipe, mipe_turns
 from multiscreen_jax.layers.stack import mark_mixer_output
+from multiscreen_jax.mixers.mixer import Context, Mixer
 from pallas_kernels import screening
 from pallas_kernels.common.numerics import accumulation_dtype, tanh_norm, unit_norm
 from pallas_kernels.screening import screening_decode
@@ -56,7 +57,7 @@ def tile_width(logit_width: Float[Array, "*H"]) -> Float[Array, "*H"]:
     return jnp.maximum(jax.nn.sigmoid(logit_width), jnp.finfo(logit_width.dtype).epsneg)
 
 
-class ScreeningTiles(nn.Module):
+class ScreeningTiles(Mixer):
     """H gated screening tiles. (v3 eq. 4-18)
 
         q, k, v = unit(x WQ), unit(x WK), unit(x WV)        MiPE turns q and k
@@ -92,11 +93,13 @@ class ScreeningTiles(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        segment_ids: Int[Array, "B T"] | None,
-        positions: Int[Array, "B T"],
-        cached: "CachedTiles | None" = None,
+        layer: tuple[Int[Array, "H"], Int[Array, "H"]] | None,
+        context: Context,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
-        """Sum of the tiles' outputs, and the keys and values to write if a cache is read."""
+        """Sum of the tiles' outputs, and the keys and values to write if a cache is read.
+
+        `layer` are the offsets and sizes of the layer's rings.
+        """
         if self.is_initializing():  # the parameters exist by now; nothing has to be compiled
             return jnp.zeros_like(x), None
         c = self.config
@@ -107,7 +110,7 @@ class ScreeningTiles(nn.Module):
             return _matrix_product(x.astype(dtype), weight.astype(dtype), c.precision)
 
         turns = mipe_turns(
-            positions,
+            context.positions,
             window.astype(accumulation_dtype(x)),
             c.window_threshold,
             c.wrap_length if c.position_rule == "wrap" else None,
@@ -116,13 +119,13 @@ class ScreeningTiles(nn.Module):
         k = mipe(unit_norm(project(self.key)), turns).astype(dtype)
         v = unit_norm(project(self.value)).astype(dtype)
 
-        if cached is None:
+        if layer is None:
             h = screening(
-                q, k, v, window, width, segment_ids,
+                q, k, v, window, width, context.segment_ids,
                 implementation=c.implementation, precision=c.precision,
             )  # fmt: skip
         else:
-            h = self._screen_with_cache(q, k, v, window, width, cached)
+            h = self._screen_with_cache(q, k, v, window, width, layer, context)
         h = mark_mixer_output(h)
         u = tanh_norm(h)
         gate = jnp.tanh(jax.nn.silu(project(self.gate).astype(u.dtype)))
@@ -141,15 +144,15 @@ class ScreeningTiles(nn.Module):
             "screening_output": u, "gate": gate, "delta": y,
         }.items():  # fmt: skip
             self.sow("intermediates", name, value, reduce_fn=lambda _, new: new)
-        return y, None if cached is None else (k, v)
+        return y, None if layer is None else (k, v)
 
-    def _screen_with_cache(self, q, k, v, window, width, cached):
+    def _screen_with_cache(self, q, k, v, window, width, rings, context):
         """Old keys from the rings plus the new tokens' own keys: the sums simply add."""
-        c, cache, chunk = self.config, cached.cache, cached.chunk
+        c, cache, chunk = self.config, context.cache, context.chunk
         old = screening_decode(
             q, cache.keys, cache.values, jnp.where(chunk.continues, chunk.index, -1),
             cache.cursor.length, cache.cursor.start,
-            cached.offset, cached.size, window, width,
+            *rings, window, width,
             summaries=cache.summaries, precision=c.precision,
         )  # fmt: skip
         if q.shape[1] == 1:  # a token reads itself at distance 0, where the mask is one
@@ -158,10 +161,56 @@ class ScreeningTiles(nn.Module):
             alpha = jnp.where(chunk.segment_ids[..., None] != 0, alpha, 0)
             return old + alpha[..., None] * v.astype(old.dtype)
         new = screening(
-            q, k, v.astype(old.dtype), window, width, cached.segment_ids,
+            q, k, v.astype(old.dtype), window, width, context.segment_ids,
             implementation=c.implementation, precision=c.precision,
         )  # fmt: skip
         return old + new
+
+    @classmethod
+    def init_cache(
+        cls,
+        config: "MultiscreenConfig",
+        params: Any,
+        layers: int,
+        batch: int,
+        max_length: int,
+        dtype: jnp.dtype,
+    ) -> "ScreeningCache":
+        """An empty cache for the windows in `params`, those of all `layers`; not under jit."""
+        c = config
+        window = tile_window(c, params["log_window"])
+        return init_screening_cache(
+            window, batch, max_length, c.key_dim, c.value_dim, dtype, c.block_summaries
+        )
+
+    @classmethod
+    def split_cache(cls, cache: "ScreeningCache") -> tuple[tuple[Array, Array], "ScreeningCache"]:
+        return (cache.offset, cache.size), cache
+
+    @classmethod
+    def write_cache(
+        cls, cache: "ScreeningCache", chunk: Chunk, cursor: Cursor, written: tuple[Array, Array]
+    ) -> "ScreeningCache":
+        return write_screening_cache(cache, chunk, cursor, *written)
+
+    @classmethod
+    def parameter_count(cls, config: "MultiscreenConfig") -> int:
+        c = config
+        return c.num_heads * (c.model_dim * (2 * c.key_dim + 3 * c.value_dim) + 3)
+
+    @classmethod
+    def forward_flops(cls, config: "MultiscreenConfig", length: int, windows: Any = None) -> float:
+        """Projections, plus 2 (K + V) for every pair inside a window; a multiply-add counts two.
+
+        `windows` [..., H] in tokens, of any number of layers; None stands for the initial ones.
+        """
+        c = config
+        if windows is None:
+            windows = np.exp(np.linspace(0, np.log(c.window_threshold), c.num_heads)) + 1
+        reach = np.minimum(np.ceil(np.asarray(windows, np.float64)), length)
+        pairs = np.sum(reach * length - reach * (reach - 1) / 2)
+        per_token = 2 * c.model_dim * (2 * c.key_dim + 3 * c.value_dim) * reach.size
+        return float(per_token * length + 2 * (c.key_dim + c.value_dim) * pairs)
 
 
 def _matrix_product(x, weight, precision):
@@ -211,17 +260,6 @@ class ScreeningCache:
     size: Int[Array, "N H"]
     cursor: Cursor
     summaries: BlockSummaries | None
-
-
-@struct.dataclass
-class CachedTiles:
-    """What one layer needs to read the cache."""
-
-    cache: ScreeningCache
-    chunk: Chunk
-    segment_ids: Int[Array, "B T"] | None
-    offset: Int[Array, "H"]
-    size: Int[Array, "H"]
 
 
 def init_screening_cache(

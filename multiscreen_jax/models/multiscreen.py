@@ -20,14 +20,8 @@ from multiscreen_jax.cache import check_rows, place
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, lookup
 from multiscreen_jax.layers.positions import POSITION_RULES, document_positions
 from multiscreen_jax.layers.stack import LayerStack, check_remat
-from multiscreen_jax.mixers.screening import (
-    CachedTiles,
-    ScreeningCache,
-    ScreeningTiles,
-    init_screening_cache,
-    tile_window,
-    write_screening_cache,
-)
+from multiscreen_jax.mixers.mixer import Context
+from multiscreen_jax.mixers.screening import ScreeningCache, ScreeningTiles
 from multiscreen_jax.models import fields
 from multiscreen_jax.models.language_model import LanguageModel
 from pallas_kernels.common.dispatch import check_implementation
@@ -131,9 +125,8 @@ class MultiscreenConfig:
         return cls.from_psi(PSI[name.lower()], **overrides)
 
     def parameter_count(self) -> int:
-        per_tile = self.model_dim * (2 * self.key_dim + 3 * self.value_dim) + 3
-        tiles = self.num_layers * self.num_heads
-        return self.vocab_size * self.model_dim + 2 + tiles * per_tile
+        tiles = self.num_layers * ScreeningTiles.parameter_count(self)
+        return self.vocab_size * self.model_dim + 2 + tiles
 
     def forward_flops(self, length: int, windows: Any = None) -> float:
         """FLOPs of one forward pass over one sequence (a multiply-add counts two).
@@ -142,14 +135,10 @@ class MultiscreenConfig:
         in tokens; None stands for the initial ones.
         """
         if windows is None:
-            windows = np.exp(np.linspace(0, np.log(self.window_threshold), self.num_heads)) + 1
-            windows = np.broadcast_to(windows, (self.num_layers, self.num_heads))
-        reach = np.minimum(np.ceil(np.asarray(windows, np.float64)), length)
-        pairs = np.sum(reach * length - reach * (reach - 1) / 2)
-        per_token = 2 * self.num_layers * self.num_heads * self.model_dim
-        per_token *= 2 * self.key_dim + 3 * self.value_dim
-        per_token += 2 * self.vocab_size * self.model_dim
-        return float(per_token * length + 2 * (self.key_dim + self.value_dim) * pairs)
+            tiles = self.num_layers * ScreeningTiles.forward_flops(self, length)
+        else:
+            tiles = ScreeningTiles.forward_flops(self, length, windows)
+        return 2 * length * self.vocab_size * self.model_dim + tiles
 
 
 class TiedEmbedding(nn.Module):
@@ -188,9 +177,9 @@ class ScreeningLayer(nn.Module):
 
     def __call__(self, x: Float[Array, "B T D"], rings: Any, shared: Any) -> tuple[Array, Any]:
         segment_ids, positions, cache, chunk = shared
-        cached = None if cache is None else CachedTiles(cache, chunk, segment_ids, *rings)
         self.sow("intermediates", "residual", x, reduce_fn=lambda _, new: new)
-        y, written = self.tiles(x, segment_ids, positions, cached)
+        context = Context(segment_ids, positions, cache=cache, chunk=chunk)
+        y, written = self.tiles(x, rings, context)
         return x + y.astype(x.dtype), written
 
 
@@ -222,11 +211,10 @@ class Multiscreen(LanguageModel):
             return x, None
         check_rows(cache.cursor, tokens.shape[0])
         chunk, cursor = place(cache.cursor, segment_ids, tokens.shape[1])
-        x, (keys, values) = self.layers(
-            x, (cache.offset, cache.size), (segment_ids, chunk.position, cache, chunk)
-        )
+        rings, whole = ScreeningTiles.split_cache(cache)
+        x, written = self.layers(x, rings, (segment_ids, chunk.position, whole, chunk))
         x = jnp.where(chunk.overflow[:, None, None], jnp.nan, x)
-        return x, write_screening_cache(cache, chunk, cursor, keys, values)
+        return x, ScreeningTiles.write_cache(cache, chunk, cursor, written)
 
     def unembedding(self) -> Float[Array, "O D"]:
         """exp(s_F) unit(W_E): logits are the residual stream times this, transposed."""
@@ -240,8 +228,7 @@ class Multiscreen(LanguageModel):
         Tiles with a finite window keep a ring of ceil(window) entries, whatever `max_length` is.
         """
         c = self.config
-        window = tile_window(c, params["layers"]["tiles"]["log_window"])
         dtype = fields.cache_dtype(c.dtype, dtype)
-        return init_screening_cache(
-            window, batch, max_length, c.key_dim, c.value_dim, dtype, c.block_summaries
+        return ScreeningTiles.init_cache(
+            c, params["layers"]["tiles"], c.num_layers, batch, max_length, dtype
         )

@@ -12,11 +12,17 @@ from multiscreen_jax.train.config import OptimConfig
 # A matrix multiplies activations. Everything else (scales, gains, windows, widths) is a scalar per
 # layer, head or channel, and pulling it to zero is not regularisation.
 _NEVER_DECAYED = (
+    "bias",
+    "head_scale",
+    "level_gain",
     "log_input_scale",
     "log_output_scale",
+    "log_rate",
     "log_window",
     "logit_width",
     "scale",
+    "skip",
+    "step_bias",
 )
 
 

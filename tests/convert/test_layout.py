@@ -29,6 +29,8 @@ def test_shape_in_words():
     words = {"h": "num_heads", "k": "key_dim", "v": "value_dim", "d": "model_dim"}
     assert spelled_shape("(h k+v) d", words) == "(num_heads*(key_dim+value_dim), model_dim)"
     assert spelled_shape("h", words) == "(num_heads,)"
+    blocks = spelled_shape("[h v | h] d", words)
+    assert blocks == "(num_heads*value_dim+num_heads, model_dim)"
 
 
 def test_fused_rows_are_cut_inside_each_head():
@@ -38,6 +40,13 @@ def test_fused_rows_are_cut_inside_each_head():
     assert second.shape == (7, 2, 5)
     np.testing.assert_array_equal(first[:, 1], tensor[8:11].T)
     np.testing.assert_array_equal(second[:, 0], tensor[3:8].T)
+
+
+def test_blocks_follow_each_other():
+    tensor = np.arange(15 * 7).reshape(15, 7)
+    first, second = split_tensor(tensor, "[h v | v] d", ["d h v", "d v"], SIZES)
+    np.testing.assert_array_equal(first[:, 1], tensor[5:10].T)
+    np.testing.assert_array_equal(second, tensor[10:].T)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +59,9 @@ def test_fused_rows_are_cut_inside_each_head():
         ("1", [""]),
         ("", [""]),
         ("d 1 k", ["k d"]),
+        ("[h v | h | k] d", ["d h v", "h d", "d k"]),
+        ("[h v | k] 1 d", ["d h v", "d k"]),
+        ("[h v | k]", ["h v", "k"]),
     ],
 )
 def test_join_undoes_split(axes, parts):

@@ -1,10 +1,22 @@
 """Random parameter trees and configs for every conversion source."""
 
+import jax
 import numpy as np
 from flax import traverse_util
 
-from multiscreen_jax.models.multiscreen import MultiscreenConfig
-from multiscreen_jax.models.transformer import TransformerConfig
+from multiscreen_jax.models import (
+    DeltaNetConfig,
+    GatedDeltaNetConfig,
+    LogLinearGatedDeltaNetConfig,
+    LogLinearMamba2Config,
+    Mamba2Config,
+    MultiscreenConfig,
+    RetNetConfig,
+    TransformerConfig,
+    build,
+)
+from multiscreen_jax.sharding import path_name
+from multiscreen_jax.train.state import abstract_params
 
 # Every dim length is different, so that no wrong layout can have the right shape.
 MULTISCREEN = MultiscreenConfig(
@@ -22,12 +34,34 @@ TRANSFORMER = TransformerConfig(
     tie_embeddings=False,
 )
 
+_SHAPE = {"vocab_size": 13, "model_dim": 12, "num_layers": 3, "key_dim": 5, "value_dim": 7}
+_DELTA = {**_SHAPE, "num_heads": 2, "feed_forward_dim": 17, "conv_width": 4}
+_MAMBA2 = {**_SHAPE, "num_heads": 6, "num_groups": 2, "conv_width": 4}
+LINEAR_FAMILY = {
+    "retnet/fla": RetNetConfig(
+        **{**_SHAPE, "key_dim": 4}, num_heads=2, feed_forward_dim=17, tie_embeddings=True
+    ),
+    "deltanet/fla": DeltaNetConfig(**_DELTA),
+    "mamba2/fla": Mamba2Config(**_MAMBA2),
+    "gated_deltanet/fla": GatedDeltaNetConfig(**_DELTA, final_norm_gain=False),
+    "log_linear_mamba2/hattention": LogLinearMamba2Config(
+        **_MAMBA2, feed_forward_dim=17, num_levels=9
+    ),
+    "log_linear_mamba2/fla": LogLinearMamba2Config(**_MAMBA2, feed_forward_dim=17, num_levels=9),
+    "log_linear_gdn/hattention": LogLinearGatedDeltaNetConfig(**_DELTA, num_levels=9),
+}
+
 
 def config_for(source: str):
+    if source in LINEAR_FAMILY:
+        return LINEAR_FAMILY[source]
     return MULTISCREEN if source.startswith("multiscreen/") else TRANSFORMER
 
 
 def shapes(config) -> dict[str, tuple[int, ...]]:
+    if not isinstance(config, MultiscreenConfig | TransformerConfig):
+        leaves = jax.tree_util.tree_flatten_with_path(abstract_params(build(config)))[0]
+        return {path_name(path): leaf.shape for path, leaf in leaves}
     n, d = config.num_layers, config.model_dim
     if isinstance(config, MultiscreenConfig):
         h, k, v = config.num_heads, config.key_dim, config.value_dim

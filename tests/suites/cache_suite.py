@@ -60,6 +60,32 @@ def check_every_split(model, params, tokens, tolerance=2e-5):
         assert_close(np.concatenate(logits, 1), want, tolerance, f"prefill {first} of {length}")
 
 
+def check_every_split_in_one_batch(model, params, tokens, tolerance=2e-5):
+    """The same for longer rows: row b of one batch has a prefill of b + 1 tokens.
+
+    `tokens` is one row [1, T]. Rows step on until all are whole; those that are get padding, which
+    must leave them alone.
+    """
+    length = tokens.shape[1]
+    want = forward(model, params, tokens)[0]
+    rows = jnp.repeat(tokens, length, axis=0)
+    first = jnp.arange(length) + 1
+    real = (jnp.arange(length)[None, :] < first[:, None]).astype(jnp.int32)
+    cache = model.init_cache(params, length, length)
+    out = _apply(model, params, rows, real, cache)
+    prefill = np.asarray(out.logits)
+    for b in range(length):
+        assert_close(prefill[b, : b + 1], want[: b + 1], tolerance, f"prefill of {b + 1}")
+    for step in range(length - 1):
+        place = first + step
+        more = (place < length).astype(jnp.int32)
+        new = tokens[0, jnp.minimum(place, length - 1)]
+        out = _apply(model, params, new[:, None], more[:, None], out.cache)
+        logits = np.asarray(out.logits)[:, 0]
+        for b in range(length - 1 - step):
+            assert_close(logits[b], want[b + 1 + step], 5 * tolerance, f"{b + 1} + step {step}")
+
+
 def check_uneven_chunks(
     model, params, tokens, sizes, segment_ids=None, max_length=None, tolerance=2e-5
 ):

@@ -1,0 +1,22 @@
+"""Gated DeltaNet of the quickstart's size on the same text and batches.
+
+    python -m experiments.train quickstart_gdn --train.output-dir runs/gdn
+
+The learning rate is the Transformer's, doubled; it has not been swept.
+"""
+
+from experiments.configs import _quickstart
+from multiscreen_jax.train import ExperimentConfig
+
+
+def config() -> ExperimentConfig:
+    return _quickstart.experiment(
+        "gdn",
+        "gdn-tiny",
+        learning_rate=2e-3,
+        model_dim=80,
+        num_heads=2,
+        key_dim=24,
+        value_dim=48,
+        feed_forward_dim=176,
+    )

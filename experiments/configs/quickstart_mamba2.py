@@ -1,0 +1,21 @@
+"""Mamba-2 of the quickstart's size on the same text and batches.
+
+    python -m experiments.train quickstart_mamba2 --train.output-dir runs/mamba2
+
+The learning rate is the Transformer's, doubled; it has not been swept.
+"""
+
+from experiments.configs import _quickstart
+from multiscreen_jax.train import ExperimentConfig
+
+
+def config() -> ExperimentConfig:
+    return _quickstart.experiment(
+        "mamba2",
+        "mamba2-tiny",
+        learning_rate=2e-3,
+        model_dim=96,
+        num_heads=7,
+        key_dim=32,
+        value_dim=32,
+    )

@@ -1,0 +1,114 @@
+"""What a token mixer is to the decoder: a module, its part of the cache, and its counts."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from multiscreen_jax.cache import Chunk, Cursor
+from pallas_kernels.common.numerics import accumulation_dtype
+
+
+@struct.dataclass
+class Context:
+    """What all layers of one kind share in a forward pass.
+
+    Attributes:
+        segment_ids: [B, T] documents of packed rows, 0 for padding; None where all tokens of a row
+            are one document, the one its cache ends with.
+        positions: [B, T] (or [1, T]) of every token in its document.
+        prepared: what the mixer's `prepare` made, once for all layers.
+        cache: what its `split_cache` leaves whole, read in place by all layers.
+        chunk: where the tokens come in a cache; None without one.
+    """
+
+    segment_ids: Int[Array, "B T"] | None
+    positions: Int[Array, "B T"]
+    prepared: Any = None
+    cache: Any = None
+    chunk: Chunk | None = None
+
+
+class Mixer(nn.Module):
+    """y_t depends on x_s for s <= t only; [B, T, D] -> [B, T, D].
+
+    A mixer defines `__call__`, `init_cache`, `split_cache` and `write_cache`, and the two counts.
+
+    Attributes:
+        config: of the model, or of the part of it that these layers are.
+    """
+
+    config: Any
+
+    def __call__(
+        self, x: Float[Array, "B T D"], layer: Any, context: Context
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Mixed tokens, and what `write_cache` takes of this layer (None without a cache).
+
+        `layer` is this layer's share of the cache.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__")
+
+    @staticmethod
+    def prepare(config: Any, positions: Int[Array, "B T"], dtype: jnp.dtype) -> Any:
+        """What layers share and need not compute again, for example rotations."""
+        del config, positions, dtype
+        return None
+
+    @classmethod
+    def init_cache(
+        cls, config: Any, params: Any, layers: int, batch: int, max_length: int, dtype: jnp.dtype
+    ) -> Any:
+        """An empty cache of `layers` layers, a pytree with a `cursor`."""
+        raise NotImplementedError(f"{cls.__name__} does not define init_cache")
+
+    @classmethod
+    def split_cache(cls, cache: Any) -> tuple[Any, Any]:
+        """(leaves stacked by layer, each layer gets its own; what every layer sees whole)."""
+        raise NotImplementedError(f"{cls.__name__} does not define split_cache")
+
+    @classmethod
+    def write_cache(cls, cache: Any, chunk: Chunk, cursor: Cursor, written: Any) -> Any:
+        """The cache after a chunk; `written` is stacked by layer, `cursor` the one after it."""
+        raise NotImplementedError(f"{cls.__name__} does not define write_cache")
+
+    @classmethod
+    def parameter_count(cls, config: Any) -> int:
+        """Numbers in one layer's parameters, without the norm before it."""
+        raise NotImplementedError(f"{cls.__name__} does not define parameter_count")
+
+    @classmethod
+    def forward_flops(cls, config: Any, length: int) -> float:
+        """FLOPs of one layer over one sequence (a multiply-add counts two)."""
+        raise NotImplementedError(f"{cls.__name__} does not define forward_flops")
+
+    def project(self, name: str, x: Float[Array, "B T D"], *shape: int) -> Float[Array, "..."]:
+        """x W, [B, T, *shape], in the config's dtype; W is the parameter `name` [D, *shape]."""
+        dtype = jnp.dtype(self.config.dtype)
+        return self._product(name, x, shape, dtype)
+
+    def project_gate(self, name: str, x: Float[Array, "B T D"], *shape: int) -> Float[Array, "..."]:
+        """The same, accumulated and kept in `promote_types(dtype, float32)`: for gates."""
+        return self._product(name, x, shape, accumulation_dtype(x))
+
+    def project_out(self, name: str, y: Float[Array, "B T H V"]) -> Float[Array, "B T D"]:
+        """y W summed over heads; W is the parameter `name` [H, V, D]."""
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        shape = (*y.shape[2:], c.model_dim)
+        weight = self.param(name, c.output_init(len(shape)), shape, jnp.dtype(c.param_dtype))
+        return jnp.einsum(
+            "bthv,hvd->btd", y.astype(dtype), weight.astype(dtype), precision=c.precision
+        )
+
+    def _product(self, name: str, x: Array, shape: tuple[int, ...], out: jnp.dtype) -> Array:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        shape = (x.shape[-1], *shape)
+        weight = self.param(name, c.weight_init(), shape, jnp.dtype(c.param_dtype))
+        return jnp.einsum(
+            "btd,d...->bt...", x.astype(dtype), weight.astype(dtype),
+            precision=c.precision, preferred_element_type=out,
+        )  # fmt: skip

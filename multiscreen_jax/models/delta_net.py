@@ -1,0 +1,55 @@
+"""DeltaNet, "Parallelizing Linear Transformers with the Delta Rule" (arXiv:2406.06484).
+
+x = x + delta_net(norm(x))                       mixers/delta_net.py
+x = x + swiglu(norm(x))
+"""
+
+import dataclasses
+from typing import Any
+
+from multiscreen_jax.mixers.delta_net import DeltaNetMixer
+from multiscreen_jax.models import fields
+from multiscreen_jax.models.decoder import Decoder
+from multiscreen_jax.models.linear import LinearConfig, preset
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 2, "key_dim": 32,
+        "value_dim": 32, "feed_forward_dim": 176,
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaNetConfig(LinearConfig):
+    """Shape and settings of a DeltaNet, beside those of `LinearConfig`.
+
+    Attributes:
+        conv_width: of the short convolutions.
+        output_gate: multiply the mixer's normalised output by silu(x W_G).
+        negative_eigenvalues: beta in (0, 2) instead of (0, 1). (arXiv:2411.12537)
+    """
+
+    conv_width: int = 4
+    output_gate: bool = False
+    negative_eigenvalues: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fields.positive_integers(self, "conv_width", at_least=2)
+        fields.booleans(self, "output_gate", "negative_eigenvalues")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "DeltaNetConfig":
+        """A named shape: "tiny"."""
+        return preset(cls, "DeltaNet", PRESETS, name, overrides)
+
+    @property
+    def mixer_class(self) -> type[DeltaNetMixer]:
+        return DeltaNetMixer
+
+
+class DeltaNet(Decoder):
+    """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
+
+    config: DeltaNetConfig

@@ -1,0 +1,47 @@
+"""Gated DeltaNet, "Improving Mamba2 with Delta Rule" (arXiv:2412.06464).
+
+x = x + gated_delta_net(norm(x))                 mixers/gated_delta_net.py
+x = x + swiglu(norm(x))
+"""
+
+import dataclasses
+from typing import Any
+
+from multiscreen_jax.mixers.gated_delta_net import GatedDeltaNetMixer
+from multiscreen_jax.models.decoder import Decoder
+from multiscreen_jax.models.delta_net import DeltaNetConfig
+from multiscreen_jax.models.linear import preset
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 2, "key_dim": 24,
+        "value_dim": 48, "feed_forward_dim": 176,
+    },
+    # The baseline of the Log-Linear Attention paper, 793M.
+    "800m": {
+        "vocab_size": 32000, "model_dim": 1536, "num_layers": 21, "num_heads": 6, "key_dim": 192,
+        "value_dim": 384, "initializer_range": 0.006,
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatedDeltaNetConfig(DeltaNetConfig):
+    """Shape and settings of a Gated DeltaNet: those of `DeltaNetConfig`, with an output gate."""
+
+    output_gate: bool = True
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "GatedDeltaNetConfig":
+        """A named shape: "tiny", "800m"."""
+        return preset(cls, "Gated DeltaNet", PRESETS, name, overrides)
+
+    @property
+    def mixer_class(self) -> type[GatedDeltaNetMixer]:
+        return GatedDeltaNetMixer
+
+
+class GatedDeltaNet(Decoder):
+    """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
+
+    config: GatedDeltaNetConfig

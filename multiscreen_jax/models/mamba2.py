@@ -1,0 +1,71 @@
+"""Mamba-2, "Transformers are SSMs" (arXiv:2405.21060), alone or with feed-forward layers.
+
+x = x + mamba2(norm(x))                          mixers/mamba2.py
+x = x + swiglu(norm(x))                          where feed_forward_dim is not 0
+"""
+
+import dataclasses
+from typing import Any
+
+from multiscreen_jax.mixers.mamba2 import Mamba2Mixer
+from multiscreen_jax.models import fields
+from multiscreen_jax.models.decoder import Decoder
+from multiscreen_jax.models.linear import LinearConfig, preset
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 4, "key_dim": 32,
+        "value_dim": 32,
+    },
+    "mlp-tiny": {
+        "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 4, "key_dim": 32,
+        "value_dim": 32, "feed_forward_dim": 176,
+    },
+    # The baseline of the Log-Linear Attention paper, 802M.
+    "mlp-800m": {
+        "vocab_size": 32000, "model_dim": 1536, "num_layers": 21, "num_heads": 48, "key_dim": 128,
+        "value_dim": 64, "feed_forward_dim": 4096, "initializer_range": 0.006,
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mamba2Config(LinearConfig):
+    """Shape and settings of a Mamba-2, beside those of `LinearConfig`.
+
+    Attributes:
+        key_dim, value_dim: the state size and the head dimension of the paper.
+        num_groups: G, a divisor of H: heads of a group share keys and queries.
+        feed_forward_dim: 0, the paper's, is none.
+        conv_width: of the short convolutions.
+    """
+
+    feed_forward_dim: int | None = 0
+    norm_eps: float = 1e-5
+    num_groups: int = 1
+    conv_width: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fields.positive_integers(self, "num_groups")
+        fields.positive_integers(self, "conv_width", at_least=2)
+        if self.num_heads % self.num_groups:
+            raise ValueError(
+                f"num_heads must be a multiple of num_groups, got num_heads={self.num_heads}, "
+                f"num_groups={self.num_groups}"
+            )
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "Mamba2Config":
+        """A named shape: "tiny", "mlp-tiny", "mlp-800m"."""
+        return preset(cls, "Mamba-2", PRESETS, name, overrides)
+
+    @property
+    def mixer_class(self) -> type[Mamba2Mixer]:
+        return Mamba2Mixer
+
+
+class Mamba2(Decoder):
+    """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
+
+    config: Mamba2Config
