@@ -15,8 +15,11 @@ class TpuBlock(NamedTuple):
 
     rows: int  # tokens of the side that stays
     columns: int  # tokens of the side that is streamed
-    strip: int  # rows that are masked at a time
+    strip: int  # rows that are judged at a time
+    part_rows: int = 128  # of a part of a tile on the window's edge
+    part_columns: int = 128
     staged: bool = False  # whether the products of the backward are scheduled apart
+    rolled: bool = False  # whether strips are a loop, which overlaps nothing, at run time
 
 
 class TpuBlocks(NamedTuple):

@@ -129,13 +129,10 @@ def _launch(kernel, exact, sizes, rows_are_queries, *inputs):
             key_dim=key_dim,
             value_dim=arrays[2].shape[2],
             length=length,
-            rows=sizes.rows,
-            columns=sizes.columns,
-            strip=sizes.strip,
+            block=sizes,
             rows_are_queries=rows_are_queries,
             exact=exact,
             packed=segments is not None,
-            staged=sizes.staged,
         )
         return tuple(kernel(plan, reach, numbers, segments, *arrays))
 

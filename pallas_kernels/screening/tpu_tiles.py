@@ -19,7 +19,11 @@ keys for dk and dv), and streams blocks of the other side past it, the columns. 
 time-minor, [features, tokens]: XLA keeps [.., T, K] with K < 128 that way, and registers are full.
 
 A bf16 product rounds its factors to 8 bits, too few for cosines and for q/r. So each factor goes in
-as a sum of two bf16 numbers, which takes rows of the contraction that are empty otherwise.
+as a sum of two bf16 numbers, which takes rows of the contraction that are empty otherwise. With
+float32 products all operands are sums of three bf16 numbers: 24 bits.
+
+A tile inside the window is worked on as a whole, and one on its edge in parts of which those beyond
+the edge are left out.
 """
 
 import math
@@ -32,8 +36,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.screening.block_sizes import TpuBlock
+
 LANES = 128
 SUBLANES = 8
+PRODUCT_DTYPE = jnp.bfloat16  # of all operands of products
 # Tokens whose factors are computed at a time, so that the registers suffice.
 FACTOR_TOKENS = 128
 
@@ -46,17 +53,33 @@ class Plan(NamedTuple):
     key_dim: int
     value_dim: int
     length: int  # padded
-    rows: int  # tokens of the block that stays
-    columns: int  # tokens of a streamed block
-    strip: int  # rows of a tile that are masked at a time
+    block: TpuBlock
     rows_are_queries: bool
     exact: bool  # float32 products, else bf16 with float32 sums
     packed: bool  # several documents in a row
-    staged: bool  # whether the backward's products are kept apart, see `in_stages`
+
+    @property
+    def rows(self) -> int:
+        return self.block.rows
+
+    @property
+    def columns(self) -> int:
+        return self.block.columns
 
     @property
     def dtype(self) -> jnp.dtype:
+        """Of what is kept of a tile and enters no product."""
         return jnp.dtype(jnp.float32 if self.exact else jnp.bfloat16)
+
+    @property
+    def parts(self) -> int:
+        """How many bf16 numbers stand for a number of a tile, or of v or dh."""
+        return 3 if self.exact else 1
+
+    @property
+    def factor_parts(self) -> int:
+        """How many bf16 numbers stand for a number of a factor of g."""
+        return 3 if self.exact else 2
 
     @property
     def factor_rows(self) -> int:
@@ -64,14 +87,14 @@ class Plan(NamedTuple):
         return 2 * self.key_dim + SUBLANES
 
     @property
-    def gradient_rows(self) -> int:
-        """Rows of an operand that hold the factor once: high parts, then low parts if split."""
-        return self.factor_rows * (1 if self.exact else 2)
-
-    @property
     def contraction(self) -> int:
         """Length of the product that gives g."""
-        return ceil_to(self.factor_rows * (1 if self.exact else 3), LANES)
+        return ceil_to(self.factor_rows * len(part_pairs(self.factor_parts)), LANES)
+
+    @property
+    def value_contraction(self) -> int:
+        """Length of the product of v and dh."""
+        return self.value_dim * len(part_pairs(self.parts))
 
 
 class Head(NamedTuple):
@@ -102,12 +125,47 @@ def ceil_to(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def dot(a, b, contract: tuple[int, int], plan: Plan):
-    """Product over one axis of each, in float32."""
+def dot(a, b, contract: tuple[int, int]):
+    """Product of bf16 arrays over one axis of each, in float32."""
     dims = (((contract[0],), (contract[1],)), ((), ()))
-    # The compiler's default for float32 operands is a single bf16 pass.
-    precision = lax.Precision.HIGHEST if plan.exact else None
+    precision = lax.Precision.DEFAULT  # whatever the user's default for other products
     return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+# -- numbers as sums of bf16 numbers ---------------------------------------------------------------
+
+
+def split(x, parts: int) -> list[jax.Array]:
+    """x as a sum of float32 numbers: all but the last are bf16 numbers exactly, that one nearly."""
+    split_off = []
+    for _ in range(parts - 1):
+        # By bits: a compiler may take a conversion to bf16 and back for nothing.
+        bits = lax.bitcast_convert_type(x, jnp.int32)
+        high = lax.bitcast_convert_type((bits + 0x8000) & ~0xFFFF, jnp.float32)
+        split_off.append(high)
+        x = x - high
+    return [*split_off, x]
+
+
+def part_pairs(parts: int) -> list[tuple[int, int]]:
+    """Which parts of two numbers are multiplied: all but those below the last bit kept."""
+    return [(i, j) for i in range(parts) for j in range(parts - i)]
+
+
+def operand(x, parts: int, contraction: int, left: bool):
+    """x [features, tokens] as an operand of a product over features: [contraction, tokens]."""
+    pieces = split(x, parts)
+    rows = [pieces[i if left else j] for i, j in part_pairs(parts)]
+    empty = contraction - len(rows) * x.shape[0]
+    if empty:
+        rows.append(jnp.zeros((empty, x.shape[1]), jnp.float32))
+    return jnp.concatenate(rows)
+
+
+def store_split(ref, where, x) -> None:
+    """x as bf16 parts, along the first axis of ref."""
+    for n, part in enumerate(split(x, ref.shape[0])):
+        ref[n, *where] = part.astype(ref.dtype)
 
 
 # -- factors ---------------------------------------------------------------------------------------
@@ -158,26 +216,6 @@ def key_factor(k_kt, turned: Turn):
     return factor(k_kt.astype(jnp.float32), 1, turned.cosine, turned.sine)
 
 
-def split(x):
-    """x as a sum of two float32 numbers: the first is exactly a bf16 number, the second nearly."""
-    # By bits: a compiler may take a conversion to bf16 and back for nothing.
-    bits = lax.bitcast_convert_type(x, jnp.int32)
-    high = lax.bitcast_convert_type((bits + 0x8000) & ~0xFFFF, jnp.float32)
-    return high, x - high
-
-
-def operand(rows, plan: Plan, left: bool):
-    """A factor as the left or the right operand of the product that gives g: [D, tokens]."""
-    parts = [rows]
-    if not plan.exact:
-        high, low = split(rows)
-        parts = [high, high, low] if left else [high, low, high]
-    empty = plan.contraction - sum(part.shape[0] for part in parts)
-    if empty:
-        parts.append(jnp.zeros((empty, rows.shape[1]), jnp.float32))
-    return jnp.concatenate(parts).astype(plan.dtype)
-
-
 def for_factor_tokens(tokens: int, body: Callable[[jax.Array], None]) -> None:
     """body(first token) for each part of a block whose factors fit the registers together."""
     size = factor_tokens(tokens)
@@ -196,34 +234,42 @@ def keep_left(left_ref, turn_ref, x_ref, head: Head, plan: Plan) -> None:
     """Writes the left operand of all tiles of this grid step, [rows, D], and its angles."""
     size = factor_tokens(plan.rows)
 
-    def body(first):
-        turned, x_kt = turn(first, size, head), x_ref[:, pl.ds(first, size)]
-        for n, x in enumerate(turned):
+    def keep_turn(first):
+        for n, x in enumerate(turn(first, size, head)):
             turn_ref[n, :, pl.ds(first, size)] = x
+
+    def keep_factor(first):
+        where = pl.ds(first, size)
+        turned, x_kt = kept_turn(turn_ref, where), x_ref[:, where]
         if plan.rows_are_queries:
             rows = query_factor(x_kt, turned, head)
         else:
             rows = key_factor(x_kt, turned)
-        # Registers of 32 bits transpose everywhere.
-        flat = operand(rows, plan, left=True).astype(jnp.float32).T
-        left_ref[pl.ds(first, size)] = flat.astype(plan.dtype)
+        _store_transposed(left_ref, where, rows, plan.factor_parts)
+
+    # One after the other, for the sake of registers.
+    for_factor_tokens(plan.rows, keep_turn)
+    for_factor_tokens(plan.rows, keep_factor)
+
+
+def keep_left_values(y_ref, x_ref, plan: Plan) -> None:
+    """Writes the left operand of the product of v and dh, [rows, D]."""
+    size = factor_tokens(plan.rows)
+
+    def body(first):
+        where = pl.ds(first, size)
+        _store_transposed(y_ref, where, x_ref[:, where].astype(jnp.float32), plan.parts)
 
     for_factor_tokens(plan.rows, body)
+
+
+def _store_transposed(y_ref, where, x, parts):
+    # Registers of 32 bits transpose everywhere.
+    y_ref[where] = operand(x, parts, y_ref.shape[1], left=True).T.astype(y_ref.dtype)
 
 
 def kept_turn(turn_ref, where) -> Turn:
     return Turn(*(turn_ref[n, :, where] for n in range(3)))
-
-
-def keep_transposed(y_ref, x_ref, plan: Plan) -> None:
-    """y = x^T, in the dtype of products."""
-    size = factor_tokens(plan.rows)
-
-    def body(first):
-        part = x_ref[:, pl.ds(first, size)].astype(jnp.float32).T
-        y_ref[pl.ds(first, size)] = part.astype(plan.dtype)
-
-    for_factor_tokens(plan.rows, body)
 
 
 # -- one tile --------------------------------------------------------------------------------------
@@ -238,6 +284,72 @@ class Tile(NamedTuple):
     column_segments_ref: Any  # [1, columns], or None
 
 
+class Part(NamedTuple):
+    """What is worked on at a time: a tile, or a part of one on the window's edge."""
+
+    rows: pl.Slice
+    columns: pl.Slice
+    masked: bool
+
+
+def for_parts(tile: Tile, plan: Plan, work: Callable[[Part], None]) -> None:
+    """work(part) on the tile as a whole if all its pairs count, else on parts with some that do."""
+    if plan.packed:
+        _for_edge_parts(tile, plan, work)
+        return
+    span = (plan.columns if plan.rows_are_queries else plan.rows) - 1
+    other = (plan.rows if plan.rows_are_queries else plan.columns) - 1
+    inside = (tile.distance >= span) & (tile.distance + other <= tile.reach)
+    whole = Part(pl.ds(0, plan.rows), pl.ds(0, plan.columns), masked=False)
+    pl.when(inside)(lambda: work(whole))
+    pl.when(~inside)(lambda: _for_edge_parts(tile, plan, work))
+
+
+def _for_edge_parts(tile, plan, work):
+    rows, columns = plan.block.part_rows, plan.block.part_columns
+
+    def row_step(n, _):
+        first = pl.multiple_of(n * rows, rows)
+        start, stop = edge_columns(tile, first, plan)
+
+        def column_step(m, _):
+            column = pl.multiple_of(m * columns, columns)
+            work(Part(pl.ds(first, rows), pl.ds(column, columns), masked=True))
+
+        lax.fori_loop(start, stop, column_step, None)
+
+    lax.fori_loop(0, plan.rows // rows, row_step, None)
+
+
+def edge_columns(tile: Tile, first, plan: Plan):
+    """First and one past the last part of columns that hold a pair within reach of a part's rows."""
+    columns = plan.block.part_columns
+    if plan.rows_are_queries:
+        lowest = first + tile.distance - tile.reach
+        highest = first + tile.distance
+    else:
+        lowest = first - tile.distance
+        highest = lowest + tile.reach
+    highest += plan.block.part_rows - 1
+    stop = jnp.minimum(highest // columns + 1, plan.columns // columns)
+    return jnp.maximum(lowest, 0) // columns, stop
+
+
+def for_strips(part: Part, plan: Plan, body: Callable[[pl.Slice, Any], Any], carry: Any = None):
+    """carry = body(rows, carry) over the part's rows, a strip at a time; the last carry."""
+    size = min(plan.block.strip, part.rows.size)
+    count = part.rows.size // size
+
+    def step(n, carry):
+        return body(pl.ds(pl.multiple_of(part.rows.start + n * size, size), size), carry)
+
+    if plan.block.rolled:
+        return lax.fori_loop(0, count, step, carry)
+    for n in range(count):
+        carry = step(n, carry)
+    return carry
+
+
 def keep_row_segments(row_segments_ref, segments_ref) -> None:
     """Writes the documents of the rows, each along a register's lanes."""
     segments = segments_ref[...]
@@ -246,22 +358,23 @@ def keep_row_segments(row_segments_ref, segments_ref) -> None:
     row_segments_ref[...] = jnp.broadcast_to(segments, (LANES, segments.shape[1])).T
 
 
-def _allowed(tile: Tile, first, plan: Plan):
+def _allowed(tile: Tile, rows: pl.Slice, columns: pl.Slice, plan: Plan):
     """Which pairs of a strip are within reach, and in one document."""
-    shape = (plan.strip, plan.columns)
-    row, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    row, column = (
+        lax.broadcasted_iota(jnp.int32, (rows.size, columns.size), axis) for axis in (0, 1)
+    )
     # 0 <= i - j <= reach, with all that is constant in the strip moved to the bounds.
     if plan.rows_are_queries:
-        nearest = -(tile.distance + first)
+        nearest = columns.start - rows.start - tile.distance
         steps = row - column
     else:
-        nearest = first - tile.distance
+        nearest = rows.start - columns.start - tile.distance
         steps = column - row
     allowed = (steps >= nearest) & (steps <= nearest + tile.reach)
     if plan.packed:
-        rows = tile.row_segments_ref[pl.ds(first, plan.strip)]
-        rows = jnp.concatenate([rows] * (plan.columns // LANES), axis=1)
-        allowed &= rows == tile.column_segments_ref[...]
+        segments = tile.row_segments_ref[rows]
+        segments = jnp.concatenate([segments] * (columns.size // LANES), axis=1)
+        allowed &= segments == tile.column_segments_ref[:, columns]
     return allowed
 
 
@@ -275,51 +388,65 @@ def _or_registers(x):
     return x
 
 
-def judge(tile: Tile, left_ref, right_ref, plan: Plan, keep: Callable[[Any, jax.Array], jax.Array]):
-    """Whether the tile holds an accepted pair; keep(rows, sqrt(alpha m)) stores a strip of them.
+def screen(
+    tile: Tile,
+    part: Part,
+    left_ref,
+    right_ref,
+    plan: Plan,
+    keep: Callable[[pl.Slice, jax.Array], jax.Array],
+):
+    """Calls keep(rows, sqrt(alpha m)) on each strip of a part, which is to store it.
 
-    `keep` returns numbers >= 0 of which one is not zero if a pair of the strip is accepted.
+    `keep` returns numbers >= 0 of which one is not zero if a pair of the strip is accepted. Their
+    bits, or-ed, are the result.
     """
 
-    def strip(first, masked):
-        rows = pl.ds(first, plan.strip)
-        root = jnp.maximum(dot(left_ref[rows], right_ref[...], (1, 0), plan), 0)
-        if masked:
-            root = jnp.where(_allowed(tile, first, plan), root, 0)
-        return _or_registers(keep(rows, root))
+    def strip(rows, found):
+        root = jnp.maximum(dot(left_ref[rows], right_ref[:, part.columns], (1, 0)), 0)
+        if part.masked:
+            root = jnp.where(_allowed(tile, rows, part.columns, plan), root, 0)
+        return found | _or_registers(keep(rows, root))
 
-    def full():
-        found = strip(0, False)
-        for first in range(plan.strip, plan.rows, plan.strip):
-            found |= strip(first, False)
-        return found
+    return for_strips(part, plan, strip, jnp.zeros((SUBLANES, LANES), jnp.int32))
 
-    def masked():
-        # A loop, since the masks of all strips at once do not fit the registers.
-        def step(n, found):
-            return found | strip(pl.multiple_of(n * plan.strip, plan.strip), True)
 
-        nothing = jnp.zeros((SUBLANES, LANES), jnp.int32)
-        return lax.fori_loop(0, plan.rows // plan.strip, step, nothing)
-
-    if plan.packed:
-        found = masked()
-    else:
-        span = (plan.columns if plan.rows_are_queries else plan.rows) - 1
-        other = (plan.rows if plan.rows_are_queries else plan.columns) - 1
-        inside = (tile.distance >= span) & (tile.distance + other <= tile.reach)
-        found = lax.cond(inside, full, masked)
+def any_accepted(found):
+    """Whether a bit is set of what `screen` gave. A scalar is far from the vector unit."""
     # As numbers, since the vector unit reduces no integers.
     return jnp.max(jnp.where(found != 0, 1.0, 0.0)) > 0
 
 
-def in_stages(accepted, flag_ref, plan: Plan, *stages: Callable[[], None]) -> None:
-    """Runs what a tile with accepted pairs needs.
+def accumulate(total_ref, features_ref, tile_ref, part: Part, plan: Plan, parts: int) -> None:
+    """total [features, rows] += features [features, columns] . tile [parts, rows, columns]^T.
+
+    Features are split into `parts` parts, one below the other; the products of small parts with
+    small parts are left out, and what is summed for each part of the features is still to be joined.
+    """
+
+    def add(where, rows, n):
+        tile = tile_ref[n, rows, part.columns]
+        total_ref[where, rows] += dot(features_ref[where, part.columns], tile, (1, 1))
+
+    size = total_ref.shape[0]
+    for n in range(tile_ref.shape[0]):
+        stop = size - n * (size // parts)
+        if not plan.block.rolled:
+            add(slice(0, stop), part.rows, n)
+            continue
+        for first in range(0, stop, LANES):
+            where = slice(first, min(first + LANES, stop))
+            for_strips(part, plan, lambda rows, _, where=where, n=n: add(where, rows, n))
+
+
+def in_stages(found, flag_ref, plan: Plan, *stages: Callable[[], None]) -> None:
+    """Runs what a part with accepted pairs needs.
 
     In one piece, its products overlap. A compiler that then starts too much at once, and spills
     registers, gets pieces: it does not see that the conditions of all of them are the same.
     """
-    if not plan.staged:
+    accepted = any_accepted(found)
+    if not plan.block.staged:
 
         @pl.when(accepted)
         def _():

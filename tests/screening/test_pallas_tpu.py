@@ -28,9 +28,11 @@ from tests.screening.test_chunked import (
 )
 
 WINDOWS = (1.5, 17.0, 256.0, 1000.5, np.inf)
-SMALL = TpuBlocks(TpuBlock(128, 128, 64), TpuBlock(128, 128, 64, True), TpuBlock(128, 128, 64))
+SMALL = TpuBlocks(
+    TpuBlock(128, 128, 64), TpuBlock(128, 128, 64, staged=True), TpuBlock(128, 128, 64, rolled=True)
+)
 UNEVEN = TpuBlocks(
-    TpuBlock(256, 128, 64), TpuBlock(128, 256, 128), TpuBlock(256, 128, 64, staged=True)
+    TpuBlock(256, 128, 128, rolled=True), TpuBlock(128, 256, 128), TpuBlock(256, 256, 64, staged=True)
 )
 
 
@@ -250,8 +252,7 @@ def test_no_races():
 
 
 def test_one_bf16_pass_needs_the_split():
-    """On a TPU a bf16 product rounds its factors: with the split, g keeps 16 bits, without it 8."""
-    plan = tpu_tiles.Plan(1, 1, 16, 64, 128, 128, 128, 64, True, False, False, False)
+    """On a TPU a bf16 product rounds its factors: g keeps 8 bits, 16 of two parts, 24 of three."""
     head = tpu_tiles.Head(jnp.int32(127), *(jnp.float32(x) for x in (0.25 / 200, 0.0, 1 / 0.5)))
     q, k = (jnp.asarray(x[0, :, 0].T, jnp.bfloat16) for x in inputs_of(128, (200.0,), 16)[:2])
     turned = tpu_tiles.turn(0, 128, head)
@@ -259,26 +260,27 @@ def test_one_bf16_pass_needs_the_split():
     q, k = (np.asarray(x, np.float64) for x in (q, k))
     distance = np.arange(128)[:, None] - np.arange(128)
     expected = (1 - (1 - q.T @ k) / 0.5) * np.cos(np.pi * distance / 400)
-    left, right = (
-        tpu_tiles.operand(x, plan, left=side)
-        for x, side in zip(factors, (True, False), strict=True)
-    )
-    assert left.dtype == jnp.bfloat16
-    error = np.abs(tpu_tiles.dot(left.T, right, (1, 0), plan) - expected).max()
-    assert error < 1e-4
-    left, right = (x.astype(jnp.bfloat16) for x in factors)
-    assert np.abs(tpu_tiles.dot(left.T, right, (1, 0), plan) - expected).max() > 20 * error
+    errors = []
+    for parts in (1, 2, 3):
+        left, right = (
+            tpu_tiles.operand(x, parts, 256, left=side).astype(jnp.bfloat16)
+            for x, side in zip(factors, (True, False), strict=True)
+        )
+        errors.append(np.abs(tpu_tiles.dot(left.T, right, (1, 0)) - expected).max())
+    assert errors[0] > 1e-3 > 20 * errors[1]
+    assert errors[1] > 5 * errors[2]
+    assert errors[2] < 4e-6  # float32 itself
 
 
 def test_count_tiles_is_what_the_kernel_does(monkeypatch):
     length, visits = 600, []
-    judge = tpu_tiles.judge
+    for_parts = tpu_tiles.for_parts
 
     def counting(*args):
         jax.debug.callback(lambda: visits.append(1))
-        return judge(*args)
+        for_parts(*args)
 
-    monkeypatch.setattr(tpu_tiles, "judge", counting)
+    monkeypatch.setattr(tpu_tiles, "for_parts", counting)
     monkeypatch.setattr(block_sizes, "tpu_blocks", lambda *_: SMALL)
     ones = [jnp.ones((1, length, 1, d)) for d in (8, 8, 32)]
     for window in (1.5, 129.0, 130.5, 400.0, np.inf):
