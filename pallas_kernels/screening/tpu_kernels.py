@@ -105,7 +105,8 @@ def _call(name, plan, kernel, outputs, with_sums, scratch, reach, numbers, segme
         pltpu.VMEM((plan.rows, plan.contraction), PRODUCT_DTYPE),
         pltpu.VMEM((plan.contraction, plan.columns), PRODUCT_DTYPE),
         pltpu.VMEM((plan.value_contraction, plan.columns), PRODUCT_DTYPE),
-        pltpu.VMEM((3, SUBLANES, plan.rows), jnp.float32),  # angles
+        pltpu.VMEM((len(tiles.Head._fields), SUBLANES, LANES), jnp.float32),
+        pltpu.VMEM((len(tiles.Turn._fields), SUBLANES, plan.rows), jnp.float32),
         *[pltpu.VMEM((2, x.shape[2], plan.columns), x.dtype) for x in columns],
         pltpu.SemaphoreType.DMA((2, 3)),
         pltpu.SMEM((1,), jnp.int32),
@@ -148,17 +149,18 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
         refs[num_outputs + num_shared :],
     )
     rows, columns = inputs[:num_rows], inputs[num_rows : num_rows + 2]
-    left_ref, right_ref, values_ref, turn_ref, *buffers, semaphores, slot_ref = shared[:8]
+    left_ref, right_ref, values_ref, head_ref, turn_ref, *buffers, semaphores, slot_ref = shared[:9]
     row_segments_ref = None
     batch, index, step = (pl.program_id(axis) for axis in range(3))
-    head = tiles.read_head(reach_ref, numbers_ref, index, plan.heads)
+    reach = reach_ref[index]
+    tiles.keep_head(head_ref, numbers_ref, index, plan.heads)
     sources = [x.at[batch, index] for x in columns]
     if plan.packed:
-        row_segments_ref, segment_buffer = shared[8:]
+        row_segments_ref, segment_buffer = shared[9:]
         tiles.keep_row_segments(row_segments_ref, inputs[-2])
         sources.append(inputs[-1].at[batch])
         buffers.append(segment_buffer)
-    tiles.keep_left(left_ref, turn_ref, rows[0], head, plan)
+    tiles.keep_left(left_ref, turn_ref, rows[0], head_ref, plan)
 
     def copies(block, slot):
         where = pl.ds(pl.multiple_of(block * plan.columns, plan.columns), plan.columns)
@@ -172,21 +174,17 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
         if not plan.rows_are_queries:
             distance = -distance
         segments_ref = buffers[2].at[slot] if plan.packed else None
-        return tiles.Tile(distance, head.reach, row_segments_ref, segments_ref)
+        return tiles.Tile(distance, reach, head_ref, row_segments_ref, segments_ref)
 
     def right(block, slot, extra=None):
         """Writes the right operands; extra(columns, factor, turn) may write more."""
         start = block * plan.columns - step * plan.rows
-        size = tiles.factor_tokens(plan.columns)
 
-        def write(first):
-            where = pl.ds(first, size)
-            turned = tiles.turn(start + first, size, head)
-            x_kt = buffers[0][slot, :, where]
-            if plan.rows_are_queries:
-                factor = tiles.key_factor(x_kt, turned)
-            else:
-                factor = tiles.query_factor(x_kt, turned, head)
+        def write(where):
+            head, x_kt = tiles.read_head(head_ref), buffers[0][slot, :, where]
+            turned = tiles.turn((start + where.start).astype(jnp.float32), head)
+            make = tiles.key_factor if plan.rows_are_queries else tiles.query_factor
+            factor = make(x_kt, turned.cosine, turned.sine, head)
             _store_right(right_ref, where, factor, plan.factor_parts)
             values = buffers[1][slot, :, where].astype(jnp.float32)
             _store_right(values_ref, where, values, plan.parts)
@@ -196,8 +194,8 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
         if plan.block.rolled:
             tiles.for_factor_tokens(plan.columns, write)
         else:
-            for first in range(0, plan.columns, size):
-                write(first)
+            for first in range(0, plan.columns, LANES):
+                write(pl.ds(first, LANES))
 
     def run(work, extra=None):
         def visit(block, slot):
@@ -205,9 +203,10 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
             tile = tile_of(block, slot)
             tiles.for_parts(tile, plan, partial(work, tile))
 
-        tiles.stream(plan, step, head.reach, copies, slot_ref, visit)
+        tiles.stream(plan, step, reach, copies, slot_ref, visit)
 
-    kernel(plan, head, step, run, left_ref, right_ref, values_ref, turn_ref, rows, outputs, *scratch)
+    operands = left_ref, right_ref, values_ref
+    kernel(plan, step, run, *operands, head_ref, turn_ref, rows, outputs, *scratch)
 
 
 def _store_right(ref, where, x, parts):
@@ -218,7 +217,7 @@ def _store_right(ref, where, x, parts):
 
 
 def _forward_kernel(
-    plan, head, step, run, left_ref, right_ref, values_ref, turn_ref, rows, outputs,
+    plan, step, run, left_ref, right_ref, values_ref, head_ref, turn_ref, rows, outputs,
     relevance_ref, total_ref,
 ):  # fmt: skip
     (h_ref,) = outputs
@@ -246,17 +245,14 @@ def _forward_kernel(
 
 
 def _finish_values(out_ref, total_ref, plan):
-    size = tiles.factor_tokens(plan.rows)
-
-    def finish(first):
-        where = pl.ds(first, size)
+    def finish(where):
         out_ref[:, where] = _joined(total_ref[:, where], plan.parts).astype(out_ref.dtype)
 
     tiles.for_factor_tokens(plan.rows, finish)
 
 
 def _backward_queries_kernel(
-    plan, head, step, run, left_ref, right_ref, values_ref, turn_ref, rows, outputs,
+    plan, step, run, left_ref, right_ref, values_ref, head_ref, turn_ref, rows, outputs,
     flag_ref, dh_ref, root_ref, dg_ref, keys_ref, total_ref,
 ):  # fmt: skip
     q_ref, dh_time_minor_ref = rows
@@ -270,7 +266,7 @@ def _backward_queries_kernel(
 
     def keep_keys(where, factor, turned):
         """Keys as gradients need them: the factor, and the factor times the angle."""
-        angle = jnp.concatenate([turned.angle] * (plan.factor_rows // SUBLANES))
+        angle = tiles.repeated(turned.angle, plan.factor_rows)
         both = jnp.concatenate([factor, factor * angle])
         parts = tiles.split(both, plan.factor_parts)
         keys_ref[:, where] = jnp.concatenate(parts).astype(keys_ref.dtype)
@@ -292,30 +288,25 @@ def _backward_queries_kernel(
 
     run(work, keep_keys)
 
-    size = tiles.factor_tokens(plan.rows)
-
-    def finish(first):
-        where = pl.ds(first, size)
-        turned = tiles.kept_turn(turn_ref, where)
+    def finish(where):
+        turned, head = tiles.kept_turn(turn_ref, where), tiles.read_head(head_ref)
         q_kt = q_ref[:, where].astype(jnp.float32)
         gradient, by_angle = jnp.split(2 * _joined(total_ref[:, where], plan.factor_parts), 2)
         dq, dconstant = _through_factor(gradient, turned, plan)
-        dq_ref[:, where] = (dq * head.inverse_width).astype(dq_ref.dtype)
+        inverse_width = tiles.repeated(head.inverse_width, plan.key_dim)
+        dq_ref[:, where] = (dq * inverse_width).astype(dq_ref.dtype)
         # The angle of a pair is the query's less the key's.
-        slope = tiles.factor(
-            q_kt * head.inverse_width, 1 - head.inverse_width, -turned.sine, turned.cosine
-        )
-        angle = jnp.concatenate([turned.angle] * (plan.factor_rows // SUBLANES))
+        slope = tiles.query_factor(q_kt, -turned.sine, turned.cosine, head)
+        angle = tiles.repeated(turned.angle, plan.factor_rows)
         dwindow = jnp.sum(slope * (gradient * angle - by_angle), axis=0, keepdims=True)
         dwidth = jnp.sum(q_kt * dq, axis=0, keepdims=True) - dconstant
-        row = lax.broadcasted_iota(jnp.int32, (SUBLANES, size), 0)
-        sums_ref[...] += jnp.where(row == 0, dwindow, jnp.where(row == 1, dwidth, 0))
+        sums_ref[...] += tiles.in_two_rows(dwindow, dwidth, head)
 
     tiles.for_factor_tokens(plan.rows, finish)
 
 
 def _backward_keys_kernel(
-    plan, head, step, run, left_ref, right_ref, values_ref, turn_ref, rows, outputs,
+    plan, step, run, left_ref, right_ref, values_ref, head_ref, turn_ref, rows, outputs,
     flag_ref, v_ref, root_ref, relevance_ref, dg_ref, dfactor_ref, dv_total_ref,
 ):  # fmt: skip
     dk_ref, dv_ref = outputs
@@ -347,10 +338,7 @@ def _backward_keys_kernel(
 
     run(work)
 
-    size = tiles.factor_tokens(plan.rows)
-
-    def finish(first):
-        where = pl.ds(first, size)
+    def finish(where):
         gradient = 2 * _joined(dfactor_ref[:, where], plan.factor_parts)
         dk, _ = _through_factor(gradient, tiles.kept_turn(turn_ref, where), plan)
         dk_ref[:, where] = dk.astype(dk_ref.dtype)
@@ -378,8 +366,7 @@ def _joined(total, parts):
 def _through_factor(gradient, turned, plan):
     """From the gradient of a factor to that of its vector [K, tokens] and constant [1, tokens]."""
     by_cosine, by_sine, by_constants = jnp.split(gradient, [plan.key_dim, 2 * plan.key_dim])
-    times = plan.key_dim // SUBLANES
-    cosine, sine = (jnp.concatenate([x] * times) for x in (turned.cosine, turned.sine))
+    cosine, sine = (tiles.repeated(x, plan.key_dim) for x in (turned.cosine, turned.sine))
     vector = cosine * by_cosine + sine * by_sine
     constant = turned.cosine[:1] * by_constants[:1] + turned.sine[:1] * by_constants[1:2]
     return vector, constant

@@ -41,8 +41,6 @@ from pallas_kernels.screening.block_sizes import TpuBlock
 LANES = 128
 SUBLANES = 8
 PRODUCT_DTYPE = jnp.bfloat16  # of all operands of products
-# Tokens whose factors are computed at a time, so that the registers suffice.
-FACTOR_TOKENS = 128
 
 
 class Plan(NamedTuple):
@@ -98,16 +96,21 @@ class Plan(NamedTuple):
 
 
 class Head(NamedTuple):
-    """A head's scalars, in a kernel."""
+    """What makes a head's factors, each [8, LANES].
 
-    reach: jax.Array  # int32, the largest distance at which a key counts
+    A kernel keeps them in memory and reads them where it needs them: in registers, all its loops
+    through, they would take the place of a tile.
+    """
+
     turns_hi: jax.Array  # turns_hi + turns_lo is 1 / 4w, full turns of the angle per token
     turns_lo: jax.Array
     inverse_width: jax.Array
+    token: jax.Array  # 0, 1, ... along the lanes
+    row: jax.Array  # 0, 1, ... 7
 
 
 def head_scalars(window: jax.Array, width: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """int32 [H] and float32 [3 H] from which a kernel reads its `Head`."""
+    """int32 [H], the largest distances at which keys count, and float32 [3 H] for `make_head`."""
     # In this order, a window of infinity or NaN does no harm.
     reach = jnp.clip(jnp.minimum(jnp.ceil(window) - 1, length - 1).astype(jnp.int32), 0, length - 1)
     turns = 0.25 / window
@@ -117,8 +120,20 @@ def head_scalars(window: jax.Array, width: jax.Array, length: int) -> tuple[jax.
     return reach, jnp.concatenate([turns_hi, turns - turns_hi, 1 / width])
 
 
-def read_head(reach_ref, numbers_ref, head, heads: int) -> Head:
-    return Head(reach_ref[head], *(numbers_ref[n * heads + head] for n in range(3)))
+def make_head(turns_hi, turns_lo, inverse_width) -> Head:
+    shape = (SUBLANES, LANES)
+    scalars = (jnp.full(shape, x, jnp.float32) for x in (turns_hi, turns_lo, inverse_width))
+    counts = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 0))
+    return Head(*scalars, *(x.astype(jnp.float32) for x in counts))
+
+
+def keep_head(head_ref, numbers_ref, head, heads: int) -> None:
+    for n, x in enumerate(make_head(*(numbers_ref[n * heads + head] for n in range(3)))):
+        head_ref[n] = x
+
+
+def read_head(head_ref) -> Head:
+    return Head(*(head_ref[n] for n in range(len(Head._fields))))
 
 
 def ceil_to(length: int, multiple: int) -> int:
@@ -186,9 +201,9 @@ def _polynomial(x, coefficients):
     return total
 
 
-def turn(start, size: int, head: Head) -> Turn:
+def turn(start, head: Head) -> Turn:
     """The angles of positions start, start + 1, ..."""
-    x = (lax.broadcasted_iota(jnp.int32, (SUBLANES, size), 1) + start).astype(jnp.float32)
+    x = head.token + start
     coarse, fine = x * head.turns_hi, x * head.turns_lo
     half = math.pi * ((coarse - jnp.round(coarse)) + fine)  # half the angle, within pi / 2
     square = half * half
@@ -198,53 +213,51 @@ def turn(start, size: int, head: Head) -> Turn:
     return Turn(angle, 1 - 2 * (sine * sine), 2 * (sine * cosine))
 
 
-def factor(x_kt, constant, cosine, sine):
+def repeated(x, rows: int):
+    """[rows, tokens] from equal rows [8, tokens]."""
+    return jnp.concatenate([x] * (rows // SUBLANES))
+
+
+def factor(x_kt, constant, cosine, sine, head: Head):
     """x cosine, x sine, constant cosine, constant sine: one factor of g, [F, tokens] in float32."""
-    times = x_kt.shape[0] // SUBLANES
-    turned = [x_kt * jnp.concatenate([y] * times) for y in (cosine, sine)]
-    row = lax.broadcasted_iota(jnp.int32, cosine.shape, 0)
-    constants = jnp.where(row == 0, constant * cosine, jnp.where(row == 1, constant * sine, 0))
-    return jnp.concatenate([*turned, constants])
+    turned = [x_kt * repeated(y, x_kt.shape[0]) for y in (cosine, sine)]
+    return jnp.concatenate([*turned, in_two_rows(constant * cosine, constant * sine, head)])
 
 
-def query_factor(q_kt, turned: Turn, head: Head):
-    q_kt = q_kt.astype(jnp.float32) * head.inverse_width
-    return factor(q_kt, 1 - head.inverse_width, turned.cosine, turned.sine)
+def in_two_rows(first, second, head: Head):
+    """[8, tokens] with these in the first two rows, and zeros."""
+    return jnp.where(head.row == 0, first, jnp.where(head.row == 1, second, 0))
 
 
-def key_factor(k_kt, turned: Turn):
-    return factor(k_kt.astype(jnp.float32), 1, turned.cosine, turned.sine)
+def query_factor(q_kt, cosine, sine, head: Head):
+    q_kt = q_kt.astype(jnp.float32) * repeated(head.inverse_width, q_kt.shape[0])
+    return factor(q_kt, 1 - head.inverse_width, cosine, sine, head)
 
 
-def for_factor_tokens(tokens: int, body: Callable[[jax.Array], None]) -> None:
-    """body(first token) for each part of a block whose factors fit the registers together."""
-    size = factor_tokens(tokens)
+def key_factor(k_kt, cosine, sine, head: Head):
+    return factor(k_kt.astype(jnp.float32), 1, cosine, sine, head)
+
+
+def for_factor_tokens(tokens: int, body: Callable[[pl.Slice], None]) -> None:
+    """body(tokens) for each part of a block whose factors fit the registers together."""
 
     def step(n, _):
-        body(pl.multiple_of(n * size, size))
+        body(pl.ds(pl.multiple_of(n * LANES, LANES), LANES))
 
-    lax.fori_loop(0, tokens // size, step, None)
-
-
-def factor_tokens(tokens: int) -> int:
-    return min(tokens, FACTOR_TOKENS)
+    lax.fori_loop(0, tokens // LANES, step, None)
 
 
-def keep_left(left_ref, turn_ref, x_ref, head: Head, plan: Plan) -> None:
+def keep_left(left_ref, turn_ref, x_ref, head_ref, plan: Plan) -> None:
     """Writes the left operand of all tiles of this grid step, [rows, D], and its angles."""
-    size = factor_tokens(plan.rows)
 
-    def keep_turn(first):
-        for n, x in enumerate(turn(first, size, head)):
-            turn_ref[n, :, pl.ds(first, size)] = x
+    def keep_turn(where):
+        for n, x in enumerate(turn(where.start.astype(jnp.float32), read_head(head_ref))):
+            turn_ref[n, :, where] = x
 
-    def keep_factor(first):
-        where = pl.ds(first, size)
+    def keep_factor(where):
         turned, x_kt = kept_turn(turn_ref, where), x_ref[:, where]
-        if plan.rows_are_queries:
-            rows = query_factor(x_kt, turned, head)
-        else:
-            rows = key_factor(x_kt, turned)
+        make = query_factor if plan.rows_are_queries else key_factor
+        rows = make(x_kt, turned.cosine, turned.sine, read_head(head_ref))
         _store_transposed(left_ref, where, rows, plan.factor_parts)
 
     # One after the other, for the sake of registers.
@@ -254,10 +267,8 @@ def keep_left(left_ref, turn_ref, x_ref, head: Head, plan: Plan) -> None:
 
 def keep_left_values(y_ref, x_ref, plan: Plan) -> None:
     """Writes the left operand of the product of v and dh, [rows, D]."""
-    size = factor_tokens(plan.rows)
 
-    def body(first):
-        where = pl.ds(first, size)
+    def body(where):
         _store_transposed(y_ref, where, x_ref[:, where].astype(jnp.float32), plan.parts)
 
     for_factor_tokens(plan.rows, body)
@@ -280,6 +291,7 @@ class Tile(NamedTuple):
 
     distance: jax.Array  # i - j of the first row and column, int32
     reach: jax.Array
+    head_ref: Any
     row_segments_ref: Any  # [rows, LANES], or None
     column_segments_ref: Any  # [1, columns], or None
 
@@ -360,17 +372,19 @@ def keep_row_segments(row_segments_ref, segments_ref) -> None:
 
 def _allowed(tile: Tile, rows: pl.Slice, columns: pl.Slice, plan: Plan):
     """Which pairs of a strip are within reach, and in one document."""
-    row, column = (
-        lax.broadcasted_iota(jnp.int32, (rows.size, columns.size), axis) for axis in (0, 1)
-    )
-    # 0 <= i - j <= reach, with all that is constant in the strip moved to the bounds.
+    # 0 <= i - j <= reach, with all that is constant in the strip moved to the bounds. Floats hold
+    # these integers.
+    head = read_head(tile.head_ref)
+    step = head.row - head.token
+    steps = jnp.concatenate([step + n for n in range(0, rows.size, SUBLANES)])
+    steps = jnp.concatenate([steps - n for n in range(0, columns.size, LANES)], axis=1)
     if plan.rows_are_queries:
         nearest = columns.start - rows.start - tile.distance
-        steps = row - column
     else:
         nearest = rows.start - columns.start - tile.distance
-        steps = column - row
-    allowed = (steps >= nearest) & (steps <= nearest + tile.reach)
+        steps = -steps
+    farthest = (nearest + tile.reach).astype(jnp.float32)
+    allowed = (steps >= nearest.astype(jnp.float32)) & (steps <= farthest)
     if plan.packed:
         segments = tile.row_segments_ref[rows]
         segments = jnp.concatenate([segments] * (columns.size // LANES), axis=1)
@@ -436,7 +450,12 @@ def accumulate(total_ref, features_ref, tile_ref, part: Part, plan: Plan, parts:
             continue
         for first in range(0, stop, LANES):
             where = slice(first, min(first + LANES, stop))
-            for_strips(part, plan, lambda rows, _, where=where, n=n: add(where, rows, n))
+
+            def step(m, _, where=where, n=n):
+                start = pl.multiple_of(part.rows.start + m * LANES, LANES)
+                add(where, pl.ds(start, LANES), n)
+
+            lax.fori_loop(0, part.rows.size // LANES, step, None)
 
 
 def in_stages(found, flag_ref, plan: Plan, *stages: Callable[[], None]) -> None:

@@ -253,10 +253,13 @@ def test_no_races():
 
 def test_one_bf16_pass_needs_the_split():
     """On a TPU a bf16 product rounds its factors: g keeps 8 bits, 16 of two parts, 24 of three."""
-    head = tpu_tiles.Head(jnp.int32(127), *(jnp.float32(x) for x in (0.25 / 200, 0.0, 1 / 0.5)))
+    head = tpu_tiles.make_head(0.25 / 200, 0.0, 1 / 0.5)
     q, k = (jnp.asarray(x[0, :, 0].T, jnp.bfloat16) for x in inputs_of(128, (200.0,), 16)[:2])
-    turned = tpu_tiles.turn(0, 128, head)
-    factors = tpu_tiles.query_factor(q, turned, head), tpu_tiles.key_factor(k, turned)
+    _, cosine, sine = tpu_tiles.turn(0, head)
+    factors = (
+        tpu_tiles.query_factor(q, cosine, sine, head),
+        tpu_tiles.key_factor(k, cosine, sine, head),
+    )
     q, k = (np.asarray(x, np.float64) for x in (q, k))
     distance = np.arange(128)[:, None] - np.arange(128)
     expected = (1 - (1 - q.T @ k) / 0.5) * np.cos(np.pi * distance / 400)
