@@ -3,8 +3,8 @@
     python -m experiments.bench.candidates v5e bfloat16 16 64      (v4, v5e, v5p, v6e, 7x)
     python -m experiments.bench.candidates sm_90 float32 16 64     (sm_80, sm_90)
 
-Needs no device but the chip's compiler, as `compile_tpu` and `compile_gpu` do. Prints JSON: for each
-kernel a list of blocks, most promising first, and for a TPU the cycles that `cost` gives each.
+Needs no device but the chip's compiler, as `compile_tpu` and `compile_gpu` do. Prints JSON: for
+each kernel a list of blocks, most promising first, and for a TPU the cycles that `cost` gives each.
 """
 
 import functools
@@ -20,6 +20,7 @@ from pallas_kernels.screening.block_sizes import TpuBlock, check_memory
 from pallas_kernels.screening.gpu_block_sizes import Block, BlockSizes
 
 LENGTH, HEADS = 4096, 2
+EDGE_PARTS = ((128, 128), (256, 128), (512, 128), (128, 256), (128, 512), (256, 256))
 ENOUGH = 4  # candidates per kernel on a GPU
 TPU_KERNELS = {
     # function, whether rows are queries, and how many of q, k, v, dh it takes
@@ -35,7 +36,7 @@ TPU_KERNELS = {
 def tpu_blocks_to_try(
     chip: str, kernel: str, exact: bool, key_dim: int
 ) -> Iterator[list[TpuBlock]]:
-    """From large to small tiles; of each list, the next is worth trying if the last one is good."""
+    """From large to small tiles; of each list, the others are worth trying if the first is good."""
     sizes = [(1024, 512), (512, 512), (512, 256), (256, 256), (128, 128)]
     if exact:
         # See `block_sizes.tpu_blocks` for the few rows.
@@ -52,7 +53,7 @@ def tpu_blocks_to_try(
                 for staged in stages:
                     yield [
                         TpuBlock(rows, columns, strip, *part, staged, rolled)
-                        for part in ((128, 128), (128, 256), (256, 256))
+                        for part in EDGE_PARTS
                         if part[0] <= rows and part[1] <= columns
                     ]
 
@@ -91,21 +92,24 @@ def cost(report, block: TpuBlock) -> float:
 
 def tpu_candidates(chip, kernel, dtype, key_dim, value_dim) -> list[tuple[float, TpuBlock]]:
     exact = dtype == jnp.float32
-    found = []
-    for blocks in tpu_blocks_to_try(chip, kernel, exact, key_dim):
-        for block in blocks:
-            shape = (block, dtype, key_dim, value_dim)
-            try:
-                check_memory(block_sizes.TpuBlocks(block, block, block), key_dim, value_dim, exact)
-            except NotImplementedError:
-                break
-            report = compile_tpu_kernel(chip, kernel, *shape)
-            if report.spills or compile_tpu_kernel(chip, kernel, *shape, packed=True).spills:
-                break
-            found.append((cost(report, block), block))
-        if found:
-            break
-    return sorted(found)
+
+    def good(block):
+        """(cost, block), or None if it does not fit the memory or spills."""
+        shape = (block, dtype, key_dim, value_dim)
+        try:
+            check_memory(block_sizes.TpuBlocks(block, block, block), key_dim, value_dim, exact)
+        except NotImplementedError:
+            return None
+        report = compile_tpu_kernel(chip, kernel, *shape)
+        if report.spills or compile_tpu_kernel(chip, kernel, *shape, packed=True).spills:
+            return None
+        return cost(report, block), block
+
+    for first, *others in tpu_blocks_to_try(chip, kernel, exact, key_dim):
+        found = good(first)
+        if found is not None:
+            return sorted([found, *filter(None, map(good, others))])
+    return []
 
 
 # -- GPU -------------------------------------------------------------------------------------------

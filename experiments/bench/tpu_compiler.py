@@ -105,9 +105,7 @@ class Kernel:
         """The loop over parts of a tile on the window's edge, which compares distances."""
         loops = [[]]
         for piece in self.tile:
-            if piece.depth == _TILE_DEPTH or (
-                piece.starts_loop and piece.depth == _TILE_DEPTH + 1
-            ):
+            if piece.depth == _TILE_DEPTH or (piece.starts_loop and piece.depth == _TILE_DEPTH + 1):
                 loops.append([])
             if piece.depth > _TILE_DEPTH:
                 loops[-1].append(piece)

@@ -128,7 +128,9 @@ def main(
                 shape = (dtype, key_dim, value_dim)
                 name = block_tables.configuration(*shape)
                 chosen.pop(name, None)
-                candidates = interpreted_candidates() if interpreted else candidates_of(chip, *shape)
+                candidates = (
+                    interpreted_candidates() if interpreted else candidates_of(chip, *shape)
+                )
                 if not all(candidates.values()):
                     print(f"{name}: refused, no block without spills", flush=True)
                     continue

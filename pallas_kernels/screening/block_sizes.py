@@ -25,8 +25,8 @@ class TpuBlock(NamedTuple):
 
     def within(self, tokens: int) -> "TpuBlock":
         """The same with no extent above that of a short sequence."""
-        extents = (min(x, tokens) for x in self[:5])
-        return TpuBlock(*extents, self.staged, self.rolled)
+        names = ("rows", "columns", "strip", "part_rows", "part_columns")
+        return self._replace(**{name: min(getattr(self, name), tokens) for name in names})
 
 
 class TpuBlocks(NamedTuple):
@@ -126,7 +126,6 @@ class TilesVisited(NamedTuple):
 
     block: TpuBlock
     tiles: int
-    needed: int  # tiles of this shape that hold a pair within the window
 
 
 def count_tiles(
@@ -142,14 +141,8 @@ def count_tiles(
 def _count(length: int, window: float, block: TpuBlock) -> TilesVisited:
     reach = int(min(max(-(-window // 1) - 1, 0), length - 1)) if window < length else length - 1
     padded = -(-length // max(block.rows, block.columns)) * max(block.rows, block.columns)
-    tiles = needed = 0
+    tiles = 0
     for start in range(0, padded, block.rows):
-        first = max(start - reach, 0) // block.columns
-        stop = (start + block.rows - 1) // block.columns + 1
-        tiles += stop - first
-        # Brute force: a tile is needed if its nearest pair 0 <= i - j is within reach.
-        for key in range(0, padded, block.columns):
-            nearest = max(start - (key + block.columns - 1), 0)
-            farthest = start + block.rows - 1 - key
-            needed += start < length and key < length and farthest >= 0 and nearest <= reach
-    return TilesVisited(block, tiles, needed)
+        tiles += (start + block.rows - 1) // block.columns + 1
+        tiles -= max(start - reach, 0) // block.columns
+    return TilesVisited(block, tiles)

@@ -12,7 +12,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -195,7 +194,7 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
             tiles.for_factor_tokens(plan.columns, write)
         else:
             for first in range(0, plan.columns, LANES):
-                write(pl.ds(first, LANES))
+                write(pl.Slice(first, LANES))
 
     def run(work, extra=None):
         def visit(block, slot):
@@ -360,7 +359,8 @@ def _keep_gradient_of_g(dg_ref, root_ref, left_ref, right_ref, part, plan):
 
 def _joined(total, parts):
     """Adds what the parts of a split factor gave."""
-    return sum(jnp.split(total, parts))
+    first, *others = jnp.split(total, parts)
+    return sum(others, first)
 
 
 def _through_factor(gradient, turned, plan):

@@ -28,7 +28,7 @@ the edge are left out.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -242,7 +242,7 @@ def for_factor_tokens(tokens: int, body: Callable[[pl.Slice], None]) -> None:
     """body(tokens) for each part of a block whose factors fit the registers together."""
 
     def step(n, _):
-        body(pl.ds(pl.multiple_of(n * LANES, LANES), LANES))
+        body(pl.Slice(pl.multiple_of(n * LANES, LANES), LANES))
 
     lax.fori_loop(0, tokens // LANES, step, None)
 
@@ -312,7 +312,7 @@ def for_parts(tile: Tile, plan: Plan, work: Callable[[Part], None]) -> None:
     span = (plan.columns if plan.rows_are_queries else plan.rows) - 1
     other = (plan.rows if plan.rows_are_queries else plan.columns) - 1
     inside = (tile.distance >= span) & (tile.distance + other <= tile.reach)
-    whole = Part(pl.ds(0, plan.rows), pl.ds(0, plan.columns), masked=False)
+    whole = Part(pl.Slice(0, plan.rows), pl.Slice(0, plan.columns), masked=False)
     pl.when(inside)(lambda: work(whole))
     pl.when(~inside)(lambda: _for_edge_parts(tile, plan, work))
 
@@ -326,7 +326,7 @@ def _for_edge_parts(tile, plan, work):
 
         def column_step(m, _):
             column = pl.multiple_of(m * columns, columns)
-            work(Part(pl.ds(first, rows), pl.ds(column, columns), masked=True))
+            work(Part(pl.Slice(first, rows), pl.Slice(column, columns), masked=True))
 
         lax.fori_loop(start, stop, column_step, None)
 
@@ -334,7 +334,7 @@ def _for_edge_parts(tile, plan, work):
 
 
 def edge_columns(tile: Tile, first, plan: Plan):
-    """First and one past the last part of columns that hold a pair within reach of a part's rows."""
+    """First and one past the last part of columns with a pair within reach of a part's rows."""
     columns = plan.block.part_columns
     if plan.rows_are_queries:
         lowest = first + tile.distance - tile.reach
@@ -351,9 +351,10 @@ def for_strips(part: Part, plan: Plan, body: Callable[[pl.Slice, Any], Any], car
     """carry = body(rows, carry) over the part's rows, a strip at a time; the last carry."""
     size = min(plan.block.strip, part.rows.size)
     count = part.rows.size // size
+    start = cast(Any, part.rows.start)
 
     def step(n, carry):
-        return body(pl.ds(pl.multiple_of(part.rows.start + n * size, size), size), carry)
+        return body(pl.Slice(pl.multiple_of(start + n * size, size), size), carry)
 
     if plan.block.rolled:
         return lax.fori_loop(0, count, step, carry)
@@ -434,8 +435,8 @@ def any_accepted(found):
 def accumulate(total_ref, features_ref, tile_ref, part: Part, plan: Plan, parts: int) -> None:
     """total [features, rows] += features [features, columns] . tile [parts, rows, columns]^T.
 
-    Features are split into `parts` parts, one below the other; the products of small parts with
-    small parts are left out, and what is summed for each part of the features is still to be joined.
+    Features are split into `parts` parts, one below the other. The products of small parts with
+    small parts are left out, and what is summed for each part of features is still to be joined.
     """
 
     def add(where, rows, n):
@@ -453,7 +454,7 @@ def accumulate(total_ref, features_ref, tile_ref, part: Part, plan: Plan, parts:
 
             def step(m, _, where=where, n=n):
                 start = pl.multiple_of(part.rows.start + m * LANES, LANES)
-                add(where, pl.ds(start, LANES), n)
+                add(where, pl.Slice(start, LANES), n)
 
             lax.fori_loop(0, part.rows.size // LANES, step, None)
 
