@@ -25,8 +25,7 @@ from pallas_kernels.screening.pallas_tpu import KEY_DIMS, VALUE_DIMS, screening_
 
 CHIPS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 LENGTHS = (4096, 32768, 131072)
-# Heads, K and V of the models.
-SHAPES = ((16, 16, 64), (32, 16, 64), (64, 16, 64))
+HEADS = (16, 32, 64)  # of the models 28M, 286M and 4B, one for each length
 SHORT = (128, 256, 512)  # lengths with blocks of their own
 KERNELS = {
     "screening_forward": "forward",
@@ -104,9 +103,12 @@ def main(
         float32: compile float32 inputs too.
         name: of the file.
     """
-    cases = [(t, *shape, jnp.bfloat16, False) for t in lengths for shape in SHAPES]
     dtypes = (jnp.bfloat16, jnp.float32) if float32 else (jnp.bfloat16,)
-    cases += [(t, 16, 16, 64, jnp.float32, False) for t in lengths if float32]
+    cases = [
+        (t, heads, 16, 64, d, False)
+        for d in dtypes
+        for t, heads in zip(lengths, HEADS, strict=False)
+    ]
     cases += [(t, 16, 16, 64, dtype, False) for dtype in dtypes for t in SHORT]
     cases += [(lengths[0], 16, 16, 64, dtype, True) for dtype in dtypes]
     cases += [

@@ -349,12 +349,12 @@ def edge_columns(tile: Tile, first, plan: Plan):
 
 def for_strips(part: Part, plan: Plan, body: Callable[[pl.Slice, Any], Any], carry: Any = None):
     """carry = body(rows, carry) over the part's rows, a strip at a time; the last carry."""
-    size = min(plan.block.strip, part.rows.size)
-    count = part.rows.size // size
-    start = cast(Any, part.rows.start)
+    tokens = cast(int, part.rows.size)
+    size = min(plan.block.strip, tokens)
+    count = tokens // size
 
     def step(n, carry):
-        return body(pl.Slice(pl.multiple_of(start + n * size, size), size), carry)
+        return body(pl.Slice(pl.multiple_of(part.rows.start + n * size, size), size), carry)
 
     if plan.block.rolled:
         return lax.fori_loop(0, count, step, carry)
