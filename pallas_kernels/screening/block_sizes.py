@@ -63,7 +63,7 @@ def tpu_blocks(length: int, key_dim: int, value_dim: int, exact: bool) -> TpuBlo
         blocks = TpuBlocks(**{kernel: TpuBlock(**block) for kernel, block in sizes[name].items()})
     elif path_of(chip).exists():
         raise NotImplementedError(
-            f"{name} on {chip}: registers would be spilled with every block size tried"
+            f"{name} on {chip}: no block sizes are known that spill no registers"
         )
     else:
         blocks = usual_blocks(exact)

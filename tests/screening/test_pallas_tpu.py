@@ -355,7 +355,7 @@ def test_highest_precision_on_bfloat16_inputs():
 def test_says_what_would_spill(monkeypatch):
     monkeypatch.setattr(block_sizes, "tpu_chip", lambda: "v4")
     *inputs, _ = inputs_of(8)
-    with pytest.raises(NotImplementedError, match="on v4: registers would be spilled"):
+    with pytest.raises(NotImplementedError, match="on v4: no block sizes are known"):
         screening_pallas_tpu(*map(jnp.asarray, inputs))
 
 
