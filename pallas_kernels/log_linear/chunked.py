@@ -74,9 +74,7 @@ def log_linear_chunked(
         layout = aligned_layout(
             documents, state.length, length, chunk_size, max_documents, continues
         )
-    chunks = Inputs(
-        *(None if x is None else to_chunks(to_slots(x, layout), chunk_size) for x in inputs)
-    )
+    chunks = jax.tree.map(lambda x: to_chunks(to_slots(x, layout), chunk_size), inputs)
     slots = max(1, levels - inside)
     if not continues:
         slots = min(slots, (-(-length // chunk_size) - 1).bit_length())
@@ -225,7 +223,7 @@ def _continue_chunk(
     size, levels = scales.shape[-2:]
     maps = jax.tree.map(lambda x: x[:, :, 0], maps)
     start = _block_starts(offset, older.shape[2])  # [B, I]
-    level = bit_length(np.arange(size)[:, None] ^ start[:, None, :])  # [B, C, I]
+    level = bit_length(jnp.arange(size)[:, None] ^ start[:, None, :])  # [B, C, I]
     weights = jnp.take_along_axis(scales, jnp.minimum(level, levels - 1)[:, None], axis=-1)
     y = product("bhik,bhlkv->bhilv", maps.reads, older)
     passed = older * maps.through[..., None, None, None]
@@ -254,7 +252,7 @@ def _open_levels(
     A chunk is linear in its values: with those of one level only, what it writes is that level.
     """
     row = np.arange(len(at))
-    chunk = Inputs(*(None if x is None else x[row, :, last][:, :, None] for x in chunks))
+    chunk = jax.tree.map(lambda x: x[row, :, last][:, :, None], chunks)
     size = chunk.q.shape[-2]
     table = jnp.asarray(level_table(size, levels))[at]  # [B, C]
     present = np.arange(size) <= at[:, None]
@@ -277,4 +275,4 @@ def _spread(
 
 
 def _chunk(chunks: Inputs, n: int) -> Inputs:
-    return Inputs(*(None if x is None else x[:, :, n : n + 1] for x in chunks))
+    return jax.tree.map(lambda x: x[:, :, n : n + 1], chunks)
