@@ -21,7 +21,6 @@ from pallas_kernels.screening.gpu_block_sizes import Block, BlockSizes
 
 LENGTH, HEADS = 4096, 2
 EDGE_PARTS = ((128, 128), (256, 128), (512, 128), (128, 256), (128, 512), (256, 256))
-ENOUGH = 4  # candidates per kernel on a GPU
 TPU_KERNELS = {
     # function, whether rows are queries, and how many of q, k, v, dh it takes
     "forward": (tpu_kernels.forward, True, 3),
@@ -64,15 +63,15 @@ def compile_tpu_kernel(chip, kernel, block, dtype, key_dim, value_dim, packed=Fa
 
     function, rows_are_queries, arrays = TPU_KERNELS[kernel]
 
-    def run(reach, numbers, segments, *arrays):
-        exact = dtype == jnp.float32
-        launch = functools.partial(pallas_tpu._launch, function, exact, block, rows_are_queries)
-        return launch(reach, numbers, segments, *arrays)
+    def run(reach, numbers, *rest):
+        segments, arrays = (rest[0], rest[1:]) if packed else (None, rest)
+        launch = functools.partial(pallas_tpu._launch, function, dtype == jnp.float32, block)
+        return launch(rows_are_queries, reach, numbers, segments, *arrays)
 
     shapes = [
         jax.ShapeDtypeStruct((HEADS,), jnp.int32),
         jax.ShapeDtypeStruct((3 * HEADS,), jnp.float32),
-        jax.ShapeDtypeStruct((1, 1, LENGTH), jnp.int32) if packed else None,
+        *[jax.ShapeDtypeStruct((1, 1, LENGTH), jnp.int32)] * packed,
         *(
             jax.ShapeDtypeStruct((1, HEADS, features, LENGTH), dtype)
             for features in (key_dim, key_dim, value_dim, value_dim)[:arrays]
@@ -135,7 +134,8 @@ def gpu_candidates(chip, dtype, key_dim, value_dim) -> dict[str, list[Block]]:
         except jax.errors.JaxRuntimeError:  # too much shared memory
             continue
         for kernel, report in kernels.items():
-            if not report.spills and len(found[kernel]) < ENOUGH:
+            # Of warps and stages, the first that do; of tiles, all.
+            if not report.spills and block[:2] not in [other[:2] for other in found[kernel]]:
                 found[kernel].append(block)
     return found
 
