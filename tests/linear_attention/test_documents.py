@@ -13,6 +13,7 @@ from tests.linear_attention.cases import (
     make_case,
     run,
     run_float64,
+    slow_unless,
 )
 
 LENGTH = 200
