@@ -13,6 +13,7 @@ from tests.linear_attention.cases import (
     make_case,
     run,
     run_float64,
+    slow_unless,
 )
 
 LENGTH = 200
@@ -43,7 +44,9 @@ def segments():
 def packed(op):
     """A case of all rows, and its results."""
     case = make_case(op, LENGTH, batch=len(ROWS))
-    return case, run(op, case, segments())
+    results = run(op, case, segments())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
+    return case, results
 
 
 def per_token(tree):
