@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
-from pallas_kernels.common.documents import documents, mask_padding
+from pallas_kernels.common.documents import Documents, document_starts, documents, mask_padding
 from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.linear_attention.api import (
@@ -59,7 +59,8 @@ def log_linear_ssd(
     Args:
         level_scales: lambda, a weight for every level, of any sign, by reading token.
         beyond_levels: L levels hold 2^(L-1) tokens. For longer documents:
-            "error"   ValueError, or NaN where a length is known only at run time.
+            "error"   ValueError; in packed rows and after an initial state, whose lengths are
+                      known only at run time, the row is NaN.
             "clamp"   what is older than the last but one level stays merged in the last.
             "extend"  levels beyond take the last one's scale and stay apart in the state, which
                       has as many as T needs, or as the initial state has; NaN beyond those.
@@ -172,7 +173,9 @@ def _run(
         )
     batch, length, heads, value_dim = v.shape
     dtype = accumulation_dtype(q, k, v)
-    scales, levels = _levels(scales, beyond_levels, length, initial_state)
+    scales, levels = _levels(
+        scales, beyond_levels, length, initial_state, packed=segment_ids is not None
+    )
     state = empty_state(batch, heads, levels, q.shape[3], value_dim, dtype)
     if initial_state is not None:
         state = _check_state(initial_state, state)
@@ -188,10 +191,8 @@ def _run(
             continues=initial_state is not None, return_state=return_state,
             chunk_size=chunk_size, max_documents=max_documents, precision=precision,
         )  # fmt: skip
-        if initial_state is not None and beyond_levels != "clamp":
-            # Only the first document can be longer than T, which fits.
-            real = length if docs is None else jnp.sum(docs.real & (docs.index == 0), axis=1)
-            full = lengths + real > 2 ** (levels - 1)
+        if beyond_levels != "clamp" and (initial_state is not None or docs is not None):
+            full = _longest(docs, lengths, length) > 2 ** min(levels - 1, 30)
             y = jnp.where(full[:, None, None, None], jnp.nan, y)
         if docs is not None:
             (y,) = mask_padding(docs.real, y)
@@ -208,11 +209,11 @@ def _run(
 
 
 def _levels(
-    scales: Array, beyond_levels: str, length: int, state: LogLinearState | None
+    scales: Array, beyond_levels: str, length: int, state: LogLinearState | None, packed: bool
 ) -> tuple[Array, int]:
     """The level scales by the policy, and the levels of the state."""
     given, needed = scales.shape[3], level_count(length)
-    if beyond_levels == "error" and needed > given:
+    if beyond_levels == "error" and needed > given and not packed:
         raise ValueError(
             f"{given} levels hold {2 ** (given - 1)} tokens, got {length}; give {needed} level "
             'scales, or beyond_levels="clamp" or "extend"'
@@ -227,6 +228,15 @@ def _levels(
         )
     last = jnp.broadcast_to(scales[..., -1:], (*scales.shape[:3], wanted - given))
     return jnp.concatenate([scales, last], axis=-1), wanted
+
+
+def _longest(docs: Documents | None, start: Int[Array, "B"], length: int) -> Int[Array, "B"]:
+    """Tokens of each row's longest document; the first one has `start` before the row."""
+    if docs is None:
+        return start + length
+    tokens = jnp.cumsum(docs.real, axis=1, dtype=jnp.int32)
+    before = jnp.where(document_starts(docs), tokens - 1, -start[:, None])
+    return jnp.max(tokens - jax.lax.cummax(before, axis=1), axis=1)
 
 
 def _check_state(given: Any, empty: LogLinearState) -> LogLinearState:

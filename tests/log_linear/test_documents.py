@@ -31,7 +31,9 @@ def gradients(op, x, ids, chunk_size=16):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("start", [1, 37, 63, 64, 65])
+@pytest.mark.parametrize(
+    "start", [1, 64, *(pytest.param(start, marks=pytest.mark.slow) for start in (37, 63, 65))]
+)
 def test_a_packed_document_is_the_document_alone(op, start):
     x = inputs(LENGTH, 9)
     ids = segments(start, 50, 9)
@@ -85,6 +87,7 @@ def test_padding_may_hold_anything(op):
         np.testing.assert_array_equal(want[name], got[name], name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_rows_cut_anywhere_continue_and_keep_their_state(op):
     x = inputs(LENGTH, 9)
@@ -118,3 +121,14 @@ def test_a_row_with_more_documents_than_allowed_is_nan():
     y, _ = run("ssd", x, segment_ids=jnp.asarray(ids), max_documents=2, chunk_size=16)
     assert np.isnan(np.asarray(y)[0][ids[0] != 0]).all()
     assert np.isfinite(np.asarray(y)[1]).all()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_levels_are_for_documents_not_for_rows(op):
+    x = inputs(LENGTH, 7)  # 64 tokens
+    ids = jnp.asarray(segments(64, 64))
+    want, _ = run(op, x, segment_ids=ids, beyond_levels="extend", chunk_size=16)
+    y, _ = run(op, x, segment_ids=ids, chunk_size=16)
+    assert_close(y, want, 1e-6, op)
+    y, _ = run(op, x, segment_ids=jnp.asarray(segments(65, 60)), chunk_size=16)
+    assert np.isnan(np.asarray(y)[0, :125]).all()

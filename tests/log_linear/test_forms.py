@@ -33,10 +33,10 @@ def values_and_gradients(op, x, **settings):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     ("length", "chunk_size"),
-    [(1, 16), (2, 64), (7, 4), (65, 16), (200, 64)]
+    [(1, 16), (7, 4), (200, 64)]
     + [
         pytest.param(length, size, marks=pytest.mark.slow)
-        for length in (63, 64, 257, 1000)
+        for length in (2, 63, 64, 65, 257, 1000)
         for size in (16, 64, 256)
     ],
 )
@@ -174,6 +174,7 @@ def test_a_state_that_grows_beyond_its_levels_is_loud(op):
     assert np.isfinite(y).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_works_under_vmap_and_remat(op):
     x = inputs(33, 7)
