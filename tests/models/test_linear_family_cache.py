@@ -21,7 +21,7 @@ def _model(name):
 
 @models
 def test_every_split_of_seventy_tokens(name):
-    cache_suite.check_every_split_in_one_batch(*_model(name), LONG)
+    cache_suite.check_every_split_in_one_batch(*_model(name), LONG, tolerance=5e-5)
 
 
 @pytest.mark.parametrize("name", ["log-linear-mamba2", "log-linear-gdn+screening"])
