@@ -3,9 +3,12 @@
     python -m experiments.bench.compile_tpu
     python -m experiments.bench.compile_tpu --chips v5e --lengths 8192 --no-float32
 
-Per kernel: scheduled cycles per 256 x 256 pairs of a tile inside the window (`full`) and of one on
-its edge (`masked`), of the slot that bounds the full one, registers spilled, and vector memory; per
-program, the temporaries in device memory. A schedule counts stalls and no waits for memory.
+Per kernel: scheduled cycles per 256 x 256 pairs of a tile inside the window (`full`), of the slots
+that bound it, and cycles of one part of a tile on the window's edge (`edge`), of the size given;
+registers spilled, and vector memory; per program, the temporaries in device memory. A schedule
+counts stalls and no waits for memory. Loops inside a tile are counted once, see `rolled`.
+
+First come the models' shapes at all lengths, then short sequences, documents, and other K and V.
 """
 
 import csv
@@ -18,12 +21,12 @@ import tyro
 from experiments.bench import tpu_compiler  # first, see there
 from experiments.bench.report import RESULTS, command, machine_facts
 from pallas_kernels.screening.block_sizes import tpu_blocks
-from pallas_kernels.screening.pallas_tpu import screening_pallas_tpu
+from pallas_kernels.screening.pallas_tpu import KEY_DIMS, VALUE_DIMS, screening_pallas_tpu
 
 CHIPS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 LENGTHS = (4096, 32768, 131072)
-# Heads, K and V of the models.
-SHAPES = ((16, 16, 64), (32, 16, 64), (64, 16, 64))
+HEADS = (16, 32, 64)  # of the models 28M, 286M and 4B, one for each length
+SHORT = (128, 256, 512)  # lengths with blocks of their own
 KERNELS = {
     "screening_forward": "forward",
     "screening_backward_queries": "queries",
@@ -47,21 +50,10 @@ def rows_of(chip, length, heads, key_dim, value_dim, dtype, packed=False):
     """One row of the table per kernel."""
     shapes = shapes_of(length, heads, key_dim, value_dim, dtype, packed)
     with tpu_compiler.target(chip):
-        blocks = tpu_blocks(length, key_dim, value_dim, dtype == jnp.float32, packed)
+        blocks = tpu_blocks(length, key_dim, value_dim, dtype == jnp.float32)
     kernels, memory = tpu_compiler.compile_for(chip, forward_and_backward, *shapes)
     for kernel in kernels:
         block = getattr(blocks, KERNELS[kernel.name])
-        area = block.rows * block.columns / 256**2
-        slots = {}
-        for piece in kernel.full_tile:
-            for slot, cycles in piece.slots.items():
-                slots[slot] = slots.get(slot, 0) + cycles
-        busiest = sorted(slots, key=slots.get, reverse=True)[:3]
-        # A masked tile runs its strips one after the other, in place of the first piece's product.
-        strips = block.rows // block.strip
-        pieces = kernel.tile if packed else kernel.tile[1:]
-        masked = sum(piece.cycles * (strips if piece.depth > 2 else 1) for piece in pieces)
-        full = "" if packed else round(sum(piece.cycles for piece in kernel.full_tile) / area)
         yield {
             "chip": chip,
             "T": length,
@@ -72,14 +64,29 @@ def rows_of(chip, length, heads, key_dim, value_dim, dtype, packed=False):
             "packed": int(packed),
             "kernel": kernel.name,
             "block": f"{block.rows}x{block.columns}",
-            "full": full,
-            "masked": round(masked / area),
-            "slots": " ".join(f"{slot}:{round(slots[slot] / area)}" for slot in busiest),
+            "part": f"{block.part_rows}x{block.part_columns}",
+            "rolled": int(block.rolled),
+            **cycles_of(kernel, block, packed),
             "spills": kernel.spills,
-            "spills in tiles": sum(piece.spills for piece in kernel.tile),
             "vmem KiB": kernel.vmem_bytes // 1024,
             "temp MiB": round(memory.temp_size_in_bytes / 2**20, 2),
         }
+
+
+def cycles_of(kernel, block, packed=False):
+    """The columns `full`, `edge` and `slots`; with documents, all tiles are as on the edge."""
+    area = block.rows * block.columns / 256**2
+    slots = {}
+    for piece in kernel.full_tile:
+        for slot, cycles in piece.slots.items():
+            slots[slot] = slots.get(slot, 0) + cycles
+    busiest = sorted(slots, key=slots.get, reverse=True)[:3]
+    full = round(sum(piece.cycles for piece in kernel.full_tile) / area)
+    return {
+        "full": "" if packed else full,
+        "edge": sum(piece.cycles for piece in kernel.edge_part),
+        "slots": "" if packed else " ".join(f"{s}:{round(slots[s] / area)}" for s in busiest),
+    }
 
 
 def main(
@@ -96,9 +103,21 @@ def main(
         float32: compile float32 inputs too.
         name: of the file.
     """
-    cases = [(t, *shape, jnp.bfloat16, False) for t in lengths for shape in SHAPES]
-    cases.append((lengths[0], 16, 16, 64, jnp.bfloat16, True))
-    cases += [(t, 16, 16, 64, jnp.float32, False) for t in lengths if float32]
+    dtypes = (jnp.bfloat16, jnp.float32) if float32 else (jnp.bfloat16,)
+    cases = [
+        (t, heads, 16, 64, d, False)
+        for d in dtypes
+        for t, heads in zip(lengths, HEADS, strict=False)
+    ]
+    cases += [(t, 16, 16, 64, dtype, False) for dtype in dtypes for t in SHORT]
+    cases += [(lengths[0], 16, 16, 64, dtype, True) for dtype in dtypes]
+    cases += [
+        (lengths[0], 16, key_dim, value_dim, dtype, False)
+        for dtype in dtypes
+        for key_dim in KEY_DIMS
+        for value_dim in VALUE_DIMS
+        if (key_dim, value_dim) != (16, 64)
+    ]
     rows = []
     for chip in chips:
         for case in cases:
@@ -106,7 +125,9 @@ def main(
                 found = list(rows_of(chip, *case))
             except Exception as error:  # the table says so; other chips go on
                 message = str(error).splitlines()[0][:160]
-                found = [{"chip": chip, "T": case[0], "H": case[1], "kernel": message}]
+                shape = zip(("T", "H", "K", "V"), case, strict=False)
+                found = [{"chip": chip, **dict(shape), "dtype": jnp.dtype(case[4]).name}]
+                found[0] |= {"packed": int(case[5]), "kernel": message}
             rows += found
             for row in found:
                 print(*row.values(), sep="  ", flush=True)

@@ -52,7 +52,14 @@ def windows_of(name: str, heads: int) -> np.ndarray:
     return windows
 
 
-def make_inputs(length: int, heads: int, windows: np.ndarray, dtype: Any) -> list[jax.Array]:
+def make_inputs(
+    length: int,
+    heads: int,
+    windows: np.ndarray,
+    dtype: Any,
+    key_dim: int = KEY_DIM,
+    value_dim: int = VALUE_DIM,
+) -> list[jax.Array]:
     """q, k, v, window, width and a cotangent. Half of the keys lie near the query before them."""
     keys = jax.random.split(jax.random.key(0), 6)
 
@@ -60,10 +67,10 @@ def make_inputs(length: int, heads: int, windows: np.ndarray, dtype: Any) -> lis
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
     shape = (1, length, heads)
-    q = unit(jax.random.normal(keys[0], (*shape, KEY_DIM)))
+    q = unit(jax.random.normal(keys[0], (*shape, key_dim)))
     noise = jnp.where(jax.random.bernoulli(keys[1], 0.5, shape), 0.1, 10.0)[..., None]
     k = unit(jnp.roll(q, 1, axis=1) + noise * jax.random.normal(keys[2], q.shape))
-    v = unit(jax.random.normal(keys[3], (*shape, VALUE_DIM)))
+    v = unit(jax.random.normal(keys[3], (*shape, value_dim)))
     cotangent = jax.random.normal(keys[4], v.shape)
     per_head = [jnp.asarray(windows, jnp.float32), jnp.full(heads, 0.5)]
     return [*(x.astype(dtype) for x in (q, k, v)), *per_head, cotangent.astype(dtype)]

@@ -96,8 +96,27 @@ class Kernel:
 
     @property
     def full_tile(self) -> tuple[Piece, ...]:
-        """Those that a tile without masks runs: all but the pieces that compare distances."""
-        return tuple(piece for piece in self.tile if piece.comparisons < _MASKED)
+        """Those that a tile inside the window runs: all but the loop over parts of others."""
+        edge = set(map(id, self.edge_loop))
+        return tuple(piece for piece in self.tile if id(piece) not in edge)
+
+    @property
+    def edge_loop(self) -> tuple[Piece, ...]:
+        """The loop over parts of a tile on the window's edge, which compares distances."""
+        loops = [[]]
+        for piece in self.tile:
+            if piece.depth == _TILE_DEPTH or (piece.starts_loop and piece.depth == _TILE_DEPTH + 1):
+                loops.append([])
+            if piece.depth > _TILE_DEPTH:
+                loops[-1].append(piece)
+        masked = [loop for loop in loops if any(x.comparisons >= _MASKED for x in loop)]
+        return tuple(masked[0]) if masked else ()
+
+    @property
+    def edge_part(self) -> tuple[Piece, ...]:
+        """What each part of such a tile runs: the loop over columns, inside that over rows."""
+        depth = min((x.depth for x in self.edge_loop if x.comparisons >= _MASKED), default=0)
+        return tuple(piece for piece in self.edge_loop if piece.depth >= depth)
 
 
 # The grid is the outer loop of a kernel, and the loop over tiles the one inside.

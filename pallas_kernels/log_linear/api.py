@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
@@ -157,8 +158,8 @@ def _run(
     scale, initial_state, return_state, segment_ids, max_documents, chunk_size, implementation,
     precision,
 ) -> tuple[Array, LogLinearState | None]:  # fmt: skip
-    arrays = (q, k, v, g, beta, scales)
-    q, k, v, g, beta, scales = (None if x is None else jnp.asarray(x) for x in arrays)
+    q, k, v, g, scales = (jnp.asarray(x) for x in (q, k, v, g, scales))
+    beta = None if beta is None else jnp.asarray(beta)
     check_inputs(q, k, v, g=g, beta=beta, level_scales=scales, segment_ids=segment_ids)
     check_chunk_size(chunk_size)
     if chunk_size & (chunk_size - 1):
@@ -177,20 +178,20 @@ def _run(
         state = _check_state(initial_state, state)
     max_documents = _max_documents(max_documents, segment_ids)
 
-    def op(q, k, v, g, beta, scales, levels, lengths, segment_ids):
+    def op(q, k, v, g, beta, scales, matrices, lengths, segment_ids):
         docs = None if segment_ids is None else documents(segment_ids)
         out_dtype = v.dtype
         q, k, v, g, beta, scales = promote(docs, dtype, q, k, v, g, beta, scales)
         y, state = dispatch.run(
             name, _AVAILABLE, implementation, q if scale is None else q * scale, k, v, g, beta,
-            scales, LogLinearState(levels, lengths), docs,
+            scales, LogLinearState(matrices, lengths), docs,
             continues=initial_state is not None, return_state=return_state,
             chunk_size=chunk_size, max_documents=max_documents, precision=precision,
         )  # fmt: skip
         if initial_state is not None and beyond_levels != "clamp":
             # Only the first document can be longer than T, which fits.
             real = length if docs is None else jnp.sum(docs.real & (docs.index == 0), axis=1)
-            full = lengths + real > 2 ** (scales.shape[-1] - 1)
+            full = lengths + real > 2 ** (levels - 1)
             y = jnp.where(full[:, None, None, None], jnp.nan, y)
         if docs is not None:
             (y,) = mask_padding(docs.real, y)
@@ -245,7 +246,7 @@ def _max_documents(given: int | None, segment_ids: Any) -> int:
         return given
     if segment_ids is None:
         return 1
-    if isinstance(segment_ids, jax.core.Tracer):
+    if isinstance(segment_ids, Tracer):
         raise ValueError(
             "under jit, segment_ids need max_documents: how many documents a row may hold at most"
         )

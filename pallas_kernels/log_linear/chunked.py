@@ -35,7 +35,7 @@ from pallas_kernels.log_linear.levels import (
     pair_scales,
 )
 
-_BLOCK = 16  # chunks that are recomputed together
+_BLOCK = 4  # chunks that are recomputed together; their temporaries should fit a CPU's cache
 
 
 class Inputs(NamedTuple):
@@ -74,9 +74,7 @@ def log_linear_chunked(
         layout = aligned_layout(
             documents, state.length, length, chunk_size, max_documents, continues
         )
-    chunks = Inputs(
-        *(None if x is None else to_chunks(to_slots(x, layout), chunk_size) for x in inputs)
-    )
+    chunks = jax.tree.map(lambda x: to_chunks(to_slots(x, layout), chunk_size), inputs)
     slots = max(1, levels - inside)
     if not continues:
         slots = min(slots, (-(-length // chunk_size) - 1).bit_length())
@@ -156,15 +154,12 @@ def _scan_chunks(
 
     def step(carry, chunk):
         states, pending = carry
-        maps, write, scales, fresh, emptied, target = chunk
+        reads, through, write, erase, scales, fresh, emptied, target = chunk
         states = jnp.where(fresh[:, None, None, None, None], 0, states)
-        seen = product("bhik,bhklv->bhilv", maps.reads, states)
+        seen = product("bhik,bhklv->bhilv", reads, states)
         y = jnp.sum(seen * scales[..., None], axis=-2)
-        erased = 0
-        if maps.erases is not None:
-            erased = product("bhik,bhklv->bhilv", maps.erases, states)
-            erased = product("bhik,bhilv->bhklv", maps.writes, erased)
-        states = states * maps.through[..., None, None, None] - erased
+        kept = states * through[..., None, None, None]
+        states = kept if erase is None else kept - product("bhkm,bhmlv->bhklv", erase, states)
         emptied, target = (x[:, None, None, :, None] for x in (emptied, target))
         total = jnp.sum(jnp.where(emptied, states, 0), axis=3) + write + pending
         states = jnp.where(emptied, 0, states) + jnp.where(target, total[:, :, :, None], 0)
@@ -178,8 +173,13 @@ def _scan_chunks(
         if not len(slot_level):
             return carry, y
         write = product("bhnik,bhniv->bhnkv", maps.writes, maps.updates)
+        # As one matrix [K, K]: all slots share it, and it is applied in one product, not two.
+        erase = None
+        if maps.erases is not None:
+            erase = product("bhnik,bhnim->bhnkm", maps.writes, maps.erases)
+        scales = chunks.scales[..., slot_level]
         by_chunk = jax.tree.map(
-            lambda x: jnp.moveaxis(x, 2, 0), (maps, write, chunks.scales[..., slot_level])
+            lambda x: jnp.moveaxis(x, 2, 0), (maps.reads, maps.through, write, erase, scales)
         )
         masks = (jnp.moveaxis(x, 1, 0) for x in (fresh, emptied, target))
         carry, seen = jax.lax.scan(step, carry, (*by_chunk, *masks))
@@ -223,7 +223,7 @@ def _continue_chunk(
     size, levels = scales.shape[-2:]
     maps = jax.tree.map(lambda x: x[:, :, 0], maps)
     start = _block_starts(offset, older.shape[2])  # [B, I]
-    level = bit_length(np.arange(size)[:, None] ^ start[:, None, :])  # [B, C, I]
+    level = bit_length(jnp.arange(size)[:, None] ^ start[:, None, :])  # [B, C, I]
     weights = jnp.take_along_axis(scales, jnp.minimum(level, levels - 1)[:, None], axis=-1)
     y = product("bhik,bhlkv->bhilv", maps.reads, older)
     passed = older * maps.through[..., None, None, None]
@@ -252,7 +252,7 @@ def _open_levels(
     A chunk is linear in its values: with those of one level only, what it writes is that level.
     """
     row = np.arange(len(at))
-    chunk = Inputs(*(None if x is None else x[row, :, last][:, :, None] for x in chunks))
+    chunk = jax.tree.map(lambda x: x[row, :, last][:, :, None], chunks)
     size = chunk.q.shape[-2]
     table = jnp.asarray(level_table(size, levels))[at]  # [B, C]
     present = np.arange(size) <= at[:, None]
@@ -275,4 +275,4 @@ def _spread(
 
 
 def _chunk(chunks: Inputs, n: int) -> Inputs:
-    return Inputs(*(None if x is None else x[:, :, n : n + 1] for x in chunks))
+    return jax.tree.map(lambda x: x[:, :, n : n + 1], chunks)

@@ -5,18 +5,28 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.screening.block_tables import configuration, path_of, table
+
 _LANES = 128
 # What a kernel may use of the vector memory of every chip without asking for more.
 VMEM_LIMIT = 16 * 2**20
 
 
 class TpuBlock(NamedTuple):
-    """Block sizes of one TPU kernel."""
+    """Block sizes of one TPU kernel, powers of two."""
 
     rows: int  # tokens of the side that stays
     columns: int  # tokens of the side that is streamed
-    strip: int  # rows that are masked at a time
+    strip: int  # rows that are judged at a time
+    part_rows: int = 128  # of a part of a tile on the window's edge
+    part_columns: int = 128
     staged: bool = False  # whether the products of the backward are scheduled apart
+    rolled: bool = False  # whether strips are a loop at run time, in which nothing overlaps
+
+    def within(self, tokens: int) -> "TpuBlock":
+        """The same with no extent above that of a short sequence."""
+        names = ("rows", "columns", "strip", "part_rows", "part_columns")
+        return self._replace(**{name: min(getattr(self, name), tokens) for name in names})
 
 
 class TpuBlocks(NamedTuple):
@@ -28,36 +38,53 @@ class TpuBlocks(NamedTuple):
 
     @property
     def multiple(self) -> int:
-        """What the length is padded to a multiple of; sizes are powers of two."""
+        """What the length is padded to a multiple of."""
         return max(max(block.rows, block.columns) for block in self)
 
 
-def tpu_blocks(
-    length: int, key_dim: int, value_dim: int, exact: bool, packed: bool = False
-) -> TpuBlocks:
-    """The block sizes for a call.
+def tpu_blocks(length: int, key_dim: int, value_dim: int, exact: bool) -> TpuBlocks:
+    """The block sizes for a call: from the chip's table, or usual ones for a chip without a table.
 
-    From compiled schedules (`experiments/bench/results/tpu_kernels.csv`): a product ends with a
-    wait of a hundred cycles, so tiles are as large as registers and short sequences allow. A chip
-    with 256-wide matrix units works off products faster than its store slot takes results; there,
-    smaller pieces avoid spills.
+    The tables hold sizes with which no kernel spills a register. A product ends with a wait of a
+    hundred cycles, so tiles are as large as registers and short sequences allow.
 
     Args:
         exact: float32 products. Their kernel for dq and dwindow keeps few rows, since dwindow is a
             difference of angles counted from the first of them.
-        packed: with documents, whose masks need registers too.
+
+    Raises:
+        NotImplementedError: with the reason, if the chip's table has no such configuration, or if
+            its blocks do not fit the memory.
     """
-    wide = _matrix_unit_width() > _LANES
-    size = _LANES
-    while size < length:
-        size *= 2
-    strip = 64 if wide or exact else 128
-    if wide and packed:
-        strip = 32
-    largest = 256 if exact else 1024
-    block = TpuBlock(min(size, largest), min(size, largest, 512), strip, staged=wide)
-    queries = block._replace(rows=min(block.rows, 128)) if exact else block
-    blocks = TpuBlocks(block, queries, block)
+    chip = tpu_chip()
+    name = configuration(jnp.float32 if exact else jnp.bfloat16, key_dim, value_dim)
+    sizes = table(chip)
+    if name in sizes:
+        blocks = TpuBlocks(**{kernel: TpuBlock(**block) for kernel, block in sizes[name].items()})
+    elif path_of(chip).exists():
+        raise NotImplementedError(
+            f"{name} on {chip}: no block sizes are known that spill no registers"
+        )
+    else:
+        blocks = usual_blocks(exact)
+    tokens = _LANES
+    while tokens < length:
+        tokens *= 2
+    blocks = TpuBlocks(*(block.within(tokens) for block in blocks))
+    check_memory(blocks, key_dim, value_dim, exact)
+    return blocks
+
+
+def usual_blocks(exact: bool) -> TpuBlocks:
+    """What is tried first for a configuration: the sizes of the models' own shapes on TPU v6e."""
+    forward = TpuBlock(256, 256, 64) if exact else TpuBlock(1024, 512, 64, 128, 256)
+    backward = forward._replace(staged=True)
+    queries = backward._replace(rows=128) if exact else backward
+    return TpuBlocks(forward, queries, backward)
+
+
+def check_memory(blocks: TpuBlocks, key_dim: int, value_dim: int, exact: bool) -> None:
+    """Raises NotImplementedError if a kernel needs too much vector memory."""
     for name, block in zip(blocks._fields, blocks, strict=True):
         needed = vmem_bytes(block, key_dim, value_dim, exact)
         if needed > VMEM_LIMIT:
@@ -66,31 +93,32 @@ def tpu_blocks(
                 f"{key_dim}, V = {value_dim} and blocks {block.rows} x {block.columns}, and may "
                 f"use {VMEM_LIMIT / 2**20:.0f} MiB"
             )
-    return blocks
 
 
 def vmem_bytes(block: TpuBlock, key_dim: int, value_dim: int, exact: bool) -> int:
     """Vector memory of the largest kernel with these blocks, from above."""
-    size = 4 if exact else 2
+    parts, factor_parts, size = (3, 3, 4) if exact else (1, 2, 2)
     factor = 2 * key_dim + 8
-    contraction = -(-factor * (1 if exact else 3) // _LANES) * _LANES
-    parts = factor * (1 if exact else 2)
     rows, columns = block.rows, block.columns
-    operands = contraction * (rows + columns) + max(value_dim, _LANES) * rows
-    tiles = 3 * rows * columns  # root, relevance, and the gradient of g
-    blocks = 2 * (key_dim + value_dim) * (2 * rows + columns)  # double-buffered in and out
-    sums = 2 * parts * rows + value_dim * rows + 24 * rows
-    gradient_operand = 2 * parts * columns
-    documents = _LANES * rows + 32 * columns
-    scratch = 128 * 1024  # the compiler's own
-    return size * (operands + tiles + blocks + gradient_operand) + 4 * (sums + documents) + scratch
+    # Operands, of which there are parts (parts + 1) / 2 copies, padded to whole registers.
+    contraction = -(-factor * factor_parts * (factor_parts + 1) // 2 // _LANES) * _LANES
+    values = max(value_dim * parts * (parts + 1) // 2, _LANES)
+    operands = 2 * (contraction + values) * (rows + columns)
+    tiles = (size + 2 * 2 * parts) * rows * columns  # sqrt(relevance), and two in parts
+    blocks = 2 * size * (key_dim + value_dim) * (2 * rows + columns)  # double-buffered
+    gradients = 2 * factor_parts * factor
+    sums = 4 * (gradients + parts * value_dim + 24) * rows
+    documents = 4 * (_LANES * rows + 32 * columns)
+    scratch = 192 * 1024  # tables, and the compiler's own
+    return operands + tiles + blocks + 2 * gradients * columns + sums + documents + scratch
 
 
-def _matrix_unit_width() -> int:
+def tpu_chip() -> str:
+    """The chip's name, as its table has it; "tpu" where none is known, as in interpretation."""
     try:
-        return pltpu.get_tpu_info().mxu_column_size
+        return str(pltpu.get_tpu_info().chip_version)
     except (ValueError, NotImplementedError):
-        return 256  # interpreted: any will do
+        return "tpu"
 
 
 class TilesVisited(NamedTuple):
@@ -98,7 +126,6 @@ class TilesVisited(NamedTuple):
 
     block: TpuBlock
     tiles: int
-    needed: int  # tiles of this shape that hold a pair within the window
 
 
 def count_tiles(
@@ -114,14 +141,8 @@ def count_tiles(
 def _count(length: int, window: float, block: TpuBlock) -> TilesVisited:
     reach = int(min(max(-(-window // 1) - 1, 0), length - 1)) if window < length else length - 1
     padded = -(-length // max(block.rows, block.columns)) * max(block.rows, block.columns)
-    tiles = needed = 0
+    tiles = 0
     for start in range(0, padded, block.rows):
-        first = max(start - reach, 0) // block.columns
-        stop = (start + block.rows - 1) // block.columns + 1
-        tiles += stop - first
-        # Brute force: a tile is needed if its nearest pair 0 <= i - j is within reach.
-        for key in range(0, padded, block.columns):
-            nearest = max(start - (key + block.columns - 1), 0)
-            farthest = start + block.rows - 1 - key
-            needed += start < length and key < length and farthest >= 0 and nearest <= reach
-    return TilesVisited(block, tiles, needed)
+        tiles += (start + block.rows - 1) // block.columns + 1
+        tiles -= max(start - reach, 0) // block.columns
+    return TilesVisited(block, tiles)

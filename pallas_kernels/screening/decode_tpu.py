@@ -38,11 +38,9 @@ KEY_SLOTS = 128  # slots of one copy of keys: one vector register wide
 VALUE_SLOTS = 128  # the same for values
 SUMMARY_SLOTS = 4096  # slots that one copy of summaries is about: 128 of them
 SUMMARIES_FROM = 1024  # live slots of a ring from which on reading summaries can pay
-_CHUNK = 1024  # slots whose similarities are computed at once
 _SPAN = SUMMARY_SLOTS  # slots of one step
 _LANES = 128
 _READS = _SPAN // KEY_SLOTS
-_READS_PER_CHUNK = _CHUNK // KEY_SLOTS
 _NOTHING, _WHOLE, _PARTS = 0, 1, 2  # which of a span's keys are copied
 _BITS, _PACKED = 3, 8  # counts up to KEY_SLOTS / BLOCK_SLOTS = 4; a float32 holds 24 bits exactly
 _ALL_MAY = sum(KEY_SLOTS // BLOCK_SLOTS << _BITS * i for i in range(_PACKED))
@@ -83,18 +81,19 @@ def decode_and_count(
     batch, queries, heads, key_dim = q.shape
     value_dim = values.shape[-1]
     in_hbm = pl.BlockSpec(memory_space=pl.ANY)
+    chunk = _chunk_slots(queries)
     buffers = [
         pltpu.VMEM((2, key_dim, _SPAN), keys.dtype),
-        pltpu.VMEM((_CHUNK // VALUE_SLOTS, value_dim, VALUE_SLOTS), values.dtype),
+        pltpu.VMEM((chunk // VALUE_SLOTS, value_dim, VALUE_SLOTS), values.dtype),
         pltpu.VMEM((queries, _SPAN), jnp.float32),
-        pltpu.VMEM((1, _CHUNK), jnp.float32),
-        pltpu.VMEM((queries, _CHUNK), jnp.float32),
+        pltpu.VMEM((1, chunk), jnp.float32),
+        pltpu.VMEM((queries, chunk), jnp.float32),
         pltpu.VMEM((queries, value_dim, VALUE_SLOTS), jnp.float32),
         pltpu.SMEM((2,), jnp.int32),
         pltpu.SMEM((2, _READS), jnp.int32),
-        pltpu.SMEM((_CHUNK // VALUE_SLOTS,), jnp.int32),
+        pltpu.SMEM((chunk // VALUE_SLOTS,), jnp.int32),
         pltpu.SemaphoreType.DMA((2,)),
-        pltpu.SemaphoreType.DMA((_CHUNK // VALUE_SLOTS,)),
+        pltpu.SemaphoreType.DMA((chunk // VALUE_SLOTS,)),
     ]
     if summaries is not None:
         buffers += [
@@ -135,6 +134,11 @@ def decode_and_count(
     return h_bhvt.transpose(0, 3, 1, 2), read_bh2
 
 
+def _chunk_slots(queries: int) -> int:
+    """Slots whose similarities are computed at once: as many as the registers of all chips hold."""
+    return 512 if queries <= 2 else 256
+
+
 class _Step(NamedTuple):
     """One span of one tile; `tile` is one past the last when there are no more."""
 
@@ -154,6 +158,8 @@ def _kernel(
         h_ref, read_ref, key_buffer, value_buffer, alpha_ref, best_ref, relevance_ref, sum_ref,
         copied_ref, wanted_ref, accepted_ref, key_done, value_done,
     ) = refs  # fmt: skip
+    chunk_slots = _chunk_slots(queries)
+    reads_per_chunk = chunk_slots // KEY_SLOTS
     row = pl.program_id(0)
     length, start = length_ref[row], start_ref[row]
     fits_a_span = keys_ref.shape[-1] >= _SPAN  # else such a copy could not even be written down
@@ -193,7 +199,7 @@ def _kernel(
         )
 
     def in_span(chunk):
-        return pl.ds(pl.multiple_of(chunk * _CHUNK, _CHUNK), _CHUNK)
+        return pl.ds(pl.multiple_of(chunk * chunk_slots, chunk_slots), chunk_slots)
 
     def in_chunk(part):
         return pl.ds(pl.multiple_of(part * VALUE_SLOTS, VALUE_SLOTS), VALUE_SLOTS)
@@ -211,8 +217,8 @@ def _kernel(
         begin = offset_ref[step.tile] - base(step)
         end = begin + live(step.tile)
         return (
-            jax.lax.div(jnp.maximum(begin, 0), _CHUNK),
-            jax.lax.div(jnp.minimum(end, _SPAN) + _CHUNK - 1, _CHUNK),
+            jax.lax.div(jnp.maximum(begin, 0), chunk_slots),
+            jax.lax.div(jnp.minimum(end, _SPAN) + chunk_slots - 1, chunk_slots),
         )
 
     def reads_summaries(tile):
@@ -297,7 +303,7 @@ def _kernel(
         tile = step.tile
         begin, end = offset_ref[tile], offset_ref[tile] + live(tile)
 
-        @_each(chunks_of(step), _READS_PER_CHUNK)
+        @_each(chunks_of(step), reads_per_chunk)
         def _(read):
             first = base(step) + read * KEY_SLOTS
             wanted = (first < end) & (first + KEY_SLOTS > begin)
@@ -337,7 +343,7 @@ def _kernel(
 
         @pl.when(copied_ref[side] == _PARTS)
         def _():
-            @_each(chunks_of(step), _READS_PER_CHUNK)
+            @_each(chunks_of(step), reads_per_chunk)
             def _(read):
                 @pl.when(wanted_ref[side, read] != 0)
                 def _():
@@ -360,8 +366,8 @@ def _kernel(
         def run(body):
             @_each(chunks_of(step))
             def _(chunk):
-                first = chunk * _READS_PER_CHUNK
-                wanted = [wanted_ref[side, first + i] for i in range(_READS_PER_CHUNK)]
+                first = chunk * reads_per_chunk
+                wanted = [wanted_ref[side, first + i] for i in range(reads_per_chunk)]
                 pl.when(functools.reduce(jnp.add, wanted) > 0)(lambda: body(chunk, wanted))
 
         return run
@@ -370,8 +376,8 @@ def _kernel(
         """For each query, which slots of the chunk it may read, and their distances."""
         tile = step.tile
         size = size_ref[tile]
-        lane = jax.lax.broadcasted_iota(jnp.int32, (1, _CHUNK), 1)
-        slot = base(step) + chunk * _CHUNK - offset_ref[tile] + lane
+        lane = jax.lax.broadcasted_iota(jnp.int32, (1, chunk_slots), 1)
+        slot = base(step) + chunk * chunk_slots - offset_ref[tile] + lane
         position = slot_positions(slot, length, size, ring_head(length, size))
         window = window_ref[tile]
         return [
@@ -382,12 +388,12 @@ def _kernel(
     def screen(step, side, chunk, wanted):
         """The chunk's trimmed similarities, and their maximum over the chunks so far."""
         tile = step.tile
-        lane = jax.lax.broadcasted_iota(jnp.int32, (1, _CHUNK), 1)
+        lane = jax.lax.broadcasted_iota(jnp.int32, (1, chunk_slots), 1)
         k = key_buffer[side, :, in_span(chunk)].astype(jnp.float32)
         # Parts of the buffer that no copy has filled hold anything.
         here = functools.reduce(
             lambda rest, i: jnp.where(lane < (i + 1) * KEY_SLOTS, wanted[i], rest),
-            reversed(range(_READS_PER_CHUNK - 1)),
+            reversed(range(reads_per_chunk - 1)),
             jnp.full_like(lane, wanted[-1]),
         )
         for t, (may_read, _) in enumerate(reads_of(step, chunk)):
@@ -400,10 +406,12 @@ def _kernel(
     def collect(step, chunk):
         """Add the chunk's accepted values."""
         tile = step.tile
-        first = base(step) + chunk * _CHUNK
+        first = base(step) + chunk * chunk_slots
         alpha = alpha_ref[:, in_span(chunk)]
         # All sums over lanes before the first branch, so that they overlap.
-        some = [jnp.max(alpha[:, i : i + VALUE_SLOTS]) > 0 for i in range(0, _CHUNK, VALUE_SLOTS)]
+        some = [
+            jnp.max(alpha[:, i : i + VALUE_SLOTS]) > 0 for i in range(0, chunk_slots, VALUE_SLOTS)
+        ]
         for part, accepted in enumerate(some):
             accepted_ref[part] = accepted.astype(jnp.int32)
 

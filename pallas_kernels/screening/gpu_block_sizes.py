@@ -1,5 +1,7 @@
 """Block sizes of the GPU kernels: a table of configurations that were compiled and checked.
 
+Sizes measured on a GPU, see `block_tables`, come before it.
+
 `python -m experiments.bench.compile_gpu` compiles all of them, for sm_80 and sm_90: with and
 without documents, at a length that is a multiple of the blocks and at one that is not. None spills
 a register. Sizes for which every block tried does are refused here, before the compiler.
@@ -9,6 +11,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from pallas_kernels.screening.block_tables import configuration, table
 
 KEY_DIMS = (8, 16, 32, 64, 128)
 VALUE_DIMS = (32, 64, 128)
@@ -96,6 +100,10 @@ def block_sizes(
             raise NotImplementedError(
                 f"{name} is {value}, must be among {', '.join(map(str, allowed))}"
             )
+    chip = "gpu" if compute_capability is None else f"sm_{compute_capability}"
+    measured = table(chip).get(configuration(dtype, key_dim, value_dim))
+    if measured is not None:
+        return BlockSizes(**{kernel: Block(**block) for kernel, block in measured.items()})
     # K = 8 is computed as 16, the least that the tensor cores' products take.
     sizes = _UNUSUAL.get((dtype, max(key_dim, 16), value_dim), _USUAL[dtype])
     if sizes is None:

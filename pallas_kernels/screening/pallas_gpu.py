@@ -106,6 +106,12 @@ def _sizes(q, v):
     return block_sizes(_compute_capability(), q.dtype, q.shape[-1], v.shape[-1])
 
 
+def gpu_chip() -> str:
+    """The GPU's name, as its table of block sizes has it; "gpu" where there is none."""
+    capability = _compute_capability()
+    return "gpu" if capability is None else f"sm_{capability}"
+
+
 def _compute_capability():
     """Of the first local GPU, 80 for 8.0; None without a GPU (compiling ahead, interpretation)."""
     try:

@@ -32,21 +32,22 @@ def screening_pallas_tpu(
         v: V in (32, 64, 128).
         precision: None gives bf16 products with float32 sums for bf16 inputs, in which similarity,
             trim and mask keep 16 bits and the summands of h and of gradients 8. Float32 inputs, and
-            "highest", take float32 products, at six times the passes.
+            "highest", take float32 products, each as six of bf16 parts.
 
     Cost: `count_tiles` says which tiles are visited: those that hold a pair within the head's
-    window. Of these, one without any accepted pair costs one product, K -> 2 (K + 1) long; others
-    two, in the backward pass seven. Memory: a time-minor copy of the inputs if XLA has them
-    otherwise, and the results; the backward keeps only the inputs.
+        window. One inside it without any accepted pair costs one product, K -> 2 (K + 1) long;
+        others two, in the backward pass seven. Of one on the window's edge only the parts that
+        hold a pair are worked on. Memory: a time-minor copy of the inputs if XLA has them
+        otherwise, and the results; the backward keeps only the inputs.
 
     Raises:
-        NotImplementedError: for other dims, dtypes, or blocks too large for the chip's memory.
+        NotImplementedError: for other dims or dtypes, or if the chip has too few registers or too
+            little memory for them.
 
     Source: arXiv:2604.01178 v3, eq. 9-12.
     """
     exact = _check(q, k, v, precision)
-    packed = segment_ids is not None
-    blocks = tpu_blocks(q.shape[1], q.shape[3], v.shape[3], exact, packed)
+    blocks = tpu_blocks(q.shape[1], q.shape[3], v.shape[3], exact)
     return _screening(q, k, v, window, width, segment_ids, exact, blocks)
 
 
@@ -129,13 +130,10 @@ def _launch(kernel, exact, sizes, rows_are_queries, *inputs):
             key_dim=key_dim,
             value_dim=arrays[2].shape[2],
             length=length,
-            rows=sizes.rows,
-            columns=sizes.columns,
-            strip=sizes.strip,
+            block=sizes,
             rows_are_queries=rows_are_queries,
             exact=exact,
             packed=segments is not None,
-            staged=sizes.staged,
         )
         return tuple(kernel(plan, reach, numbers, segments, *arrays))
 

@@ -12,20 +12,19 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.common import dispatch
 from pallas_kernels.screening import tpu_tiles as tiles
-from pallas_kernels.screening.tpu_tiles import LANES, SUBLANES, Plan
+from pallas_kernels.screening.tpu_tiles import LANES, PRODUCT_DTYPE, SUBLANES, Plan
 
 
 def forward(plan: Plan, reach, numbers, segments, q, k, v):
     """h [B,H,V,T], from time-minor arrays."""
     scratch = [
-        pltpu.VMEM((plan.rows, plan.columns), plan.dtype),
-        pltpu.VMEM((plan.value_dim, plan.rows), jnp.float32),
+        _tiles(plan, plan.parts, PRODUCT_DTYPE),
+        pltpu.VMEM((plan.parts * plan.value_dim, plan.rows), jnp.float32),
     ]
     return _call(
         "forward", plan, _forward_kernel, [(plan.value_dim, v.dtype)], False, scratch,
@@ -36,14 +35,14 @@ def forward(plan: Plan, reach, numbers, segments, q, k, v):
 def backward_queries(plan: Plan, reach, numbers, segments, q, k, v, dh):
     """dq [B,H,K,T], and [B,H,8,LANES] of which row 0 sums to -window times dwindow,
     row 1 to -width^2 times dwidth."""
-    tile = (plan.rows, plan.columns)
+    gradient_rows = 2 * plan.factor_parts * plan.factor_rows
     scratch = [
         pltpu.SMEM((1,), jnp.int32),
-        pltpu.VMEM((plan.rows, plan.value_dim), plan.dtype),
-        pltpu.VMEM(tile, plan.dtype),
-        pltpu.VMEM(tile, plan.dtype),
-        pltpu.VMEM((2 * plan.gradient_rows, plan.columns), plan.dtype),
-        pltpu.VMEM((2 * plan.gradient_rows, plan.rows), jnp.float32),
+        pltpu.VMEM((plan.rows, plan.value_contraction), PRODUCT_DTYPE),
+        _tiles(plan, 1, plan.dtype),
+        _tiles(plan, plan.parts, PRODUCT_DTYPE),
+        pltpu.VMEM((gradient_rows, plan.columns), PRODUCT_DTYPE),
+        pltpu.VMEM((gradient_rows, plan.rows), jnp.float32),
     ]
     return _call(
         "backward_queries", plan, _backward_queries_kernel, [(plan.key_dim, q.dtype)], True,
@@ -53,21 +52,24 @@ def backward_queries(plan: Plan, reach, numbers, segments, q, k, v, dh):
 
 def backward_keys(plan: Plan, reach, numbers, segments, q, k, v, dh):
     """dk [B,H,K,T] and dv [B,H,V,T]."""
-    tile = (plan.rows, plan.columns)
     scratch = [
         pltpu.SMEM((1,), jnp.int32),
-        pltpu.VMEM((plan.rows, plan.value_dim), plan.dtype),
-        pltpu.VMEM(tile, plan.dtype),
-        pltpu.VMEM(tile, plan.dtype),
-        pltpu.VMEM(tile, plan.dtype),
-        pltpu.VMEM((plan.gradient_rows, plan.rows), jnp.float32),
-        pltpu.VMEM((plan.value_dim, plan.rows), jnp.float32),
+        pltpu.VMEM((plan.rows, plan.value_contraction), PRODUCT_DTYPE),
+        _tiles(plan, 1, plan.dtype),
+        _tiles(plan, plan.parts, PRODUCT_DTYPE),
+        _tiles(plan, plan.parts, PRODUCT_DTYPE),
+        pltpu.VMEM((plan.factor_parts * plan.factor_rows, plan.rows), jnp.float32),
+        pltpu.VMEM((plan.parts * plan.value_dim, plan.rows), jnp.float32),
     ]
     outputs = [(plan.key_dim, k.dtype), (plan.value_dim, v.dtype)]
     return _call(
         "backward_keys", plan, _backward_keys_kernel, outputs, False, scratch,
         reach, numbers, segments, [k, v], [q, dh],
     )  # fmt: skip
+
+
+def _tiles(plan, parts, dtype):
+    return pltpu.VMEM((parts, plan.rows, plan.columns), dtype)
 
 
 # -- what surrounds a kernel -----------------------------------------------------------------------
@@ -99,9 +101,11 @@ def _call(name, plan, kernel, outputs, with_sums, scratch, reach, numbers, segme
     inputs = [*rows, *columns]
     in_specs = [block(x.shape[2]) for x in rows] + [streamed] * len(columns)
     shared = [
-        pltpu.VMEM((plan.rows, plan.contraction), plan.dtype),
-        pltpu.VMEM((plan.contraction, plan.columns), plan.dtype),
-        pltpu.VMEM((3, SUBLANES, plan.rows), jnp.float32),  # angles
+        pltpu.VMEM((plan.rows, plan.contraction), PRODUCT_DTYPE),
+        pltpu.VMEM((plan.contraction, plan.columns), PRODUCT_DTYPE),
+        pltpu.VMEM((plan.value_contraction, plan.columns), PRODUCT_DTYPE),
+        pltpu.VMEM((len(tiles.Head._fields), SUBLANES, LANES), jnp.float32),
+        pltpu.VMEM((len(tiles.Turn._fields), SUBLANES, plan.rows), jnp.float32),
         *[pltpu.VMEM((2, x.shape[2], plan.columns), x.dtype) for x in columns],
         pltpu.SemaphoreType.DMA((2, 3)),
         pltpu.SMEM((1,), jnp.int32),
@@ -144,17 +148,18 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
         refs[num_outputs + num_shared :],
     )
     rows, columns = inputs[:num_rows], inputs[num_rows : num_rows + 2]
-    left_ref, right_ref, turn_ref, *buffers, semaphores, slot_ref = shared[:7]
+    left_ref, right_ref, values_ref, head_ref, turn_ref, *buffers, semaphores, slot_ref = shared[:9]
     row_segments_ref = None
     batch, index, step = (pl.program_id(axis) for axis in range(3))
-    head = tiles.read_head(reach_ref, numbers_ref, index, plan.heads)
+    reach = reach_ref[index]
+    tiles.keep_head(head_ref, numbers_ref, index, plan.heads)
     sources = [x.at[batch, index] for x in columns]
     if plan.packed:
-        row_segments_ref, segment_buffer = shared[7:]
+        row_segments_ref, segment_buffer = shared[9:]
         tiles.keep_row_segments(row_segments_ref, inputs[-2])
         sources.append(inputs[-1].at[batch])
         buffers.append(segment_buffer)
-    tiles.keep_left(left_ref, turn_ref, rows[0], head, plan)
+    tiles.keep_left(left_ref, turn_ref, rows[0], head_ref, plan)
 
     def copies(block, slot):
         where = pl.ds(pl.multiple_of(block * plan.columns, plan.columns), plan.columns)
@@ -168,202 +173,200 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
         if not plan.rows_are_queries:
             distance = -distance
         segments_ref = buffers[2].at[slot] if plan.packed else None
-        return tiles.Tile(distance, head.reach, row_segments_ref, segments_ref)
+        return tiles.Tile(distance, reach, head_ref, row_segments_ref, segments_ref)
 
     def right(block, slot, extra=None):
-        """Writes the right operand; extra(columns, factor, turn) may write more."""
+        """Writes the right operands; extra(columns, factor, turn) may write more."""
         start = block * plan.columns - step * plan.rows
-        size = tiles.factor_tokens(plan.columns)
-        for first in range(0, plan.columns, size):
-            where = slice(first, first + size)
-            turned = tiles.turn(start + first, size, head)
-            x_kt = buffers[0][slot, :, where]
-            if plan.rows_are_queries:
-                factor = tiles.key_factor(x_kt, turned)
-            else:
-                factor = tiles.query_factor(x_kt, turned, head)
-            right_ref[:, where] = tiles.operand(factor, plan, left=False)
+
+        def write(where):
+            head, x_kt = tiles.read_head(head_ref), buffers[0][slot, :, where]
+            turned = tiles.turn((start + where.start).astype(jnp.float32), head)
+            make = tiles.key_factor if plan.rows_are_queries else tiles.query_factor
+            factor = make(x_kt, turned.cosine, turned.sine, head)
+            _store_right(right_ref, where, factor, plan.factor_parts)
+            values = buffers[1][slot, :, where].astype(jnp.float32)
+            _store_right(values_ref, where, values, plan.parts)
             if extra is not None:
                 extra(where, factor, turned)
 
-    def run(visit):
-        def body(block, slot):
-            visit(tile_of(block, slot), partial(right, block, slot), buffers[1].at[slot])
+        if plan.block.rolled:
+            tiles.for_factor_tokens(plan.columns, write)
+        else:
+            for first in range(0, plan.columns, LANES):
+                write(pl.Slice(first, LANES))
 
-        tiles.stream(plan, step, head.reach, copies, slot_ref, body)
+    def run(work, extra=None):
+        def visit(block, slot):
+            right(block, slot, extra)
+            tile = tile_of(block, slot)
+            tiles.for_parts(tile, plan, partial(work, tile))
 
-    kernel(plan, head, step, run, left_ref, right_ref, turn_ref, rows, outputs, *scratch)
+        tiles.stream(plan, step, reach, copies, slot_ref, visit)
+
+    operands = left_ref, right_ref, values_ref
+    kernel(plan, step, run, *operands, head_ref, turn_ref, rows, outputs, *scratch)
+
+
+def _store_right(ref, where, x, parts):
+    ref[:, where] = tiles.operand(x, parts, ref.shape[0], left=False).astype(ref.dtype)
 
 
 # -- the kernels -----------------------------------------------------------------------------------
 
 
 def _forward_kernel(
-    plan,
-    head,
-    step,
-    run,
-    left_ref,
-    right_ref,
-    turn_ref,
-    rows,
-    outputs,
-    relevance_ref,
-    total_ref,
-):
+    plan, step, run, left_ref, right_ref, values_ref, head_ref, turn_ref, rows, outputs,
+    relevance_ref, total_ref,
+):  # fmt: skip
     (h_ref,) = outputs
     total_ref[...] = jnp.zeros_like(total_ref)
 
-    def visit(tile, write_right, v_ref):
-        write_right()
-
+    def work(tile, part):
         def keep(rows, root):
-            relevance = (root * root).astype(plan.dtype)
-            relevance_ref[rows] = relevance
-            return relevance
+            relevance = root * root
+            tiles.store_split(relevance_ref, (rows, part.columns), relevance)
+            return relevance_ref[0, rows, part.columns]
 
-        @pl.when(tiles.judge(tile, left_ref, right_ref, plan, keep))
-        def _():
-            v = v_ref[...].astype(plan.dtype)
-            total_ref[...] += tiles.dot(v, relevance_ref[...], (1, 1), plan)
+        found = tiles.screen(tile, part, left_ref, right_ref, plan, keep)
 
-    run(visit)
-    h_ref[...] = total_ref[...].astype(h_ref.dtype)
+        def add_values():
+            tiles.accumulate(total_ref, values_ref, relevance_ref, part, plan, plan.parts)
+
+        # The product of a small part takes less time than to find out whether it is needed.
+        if part.masked:
+            add_values()
+        else:
+            pl.when(tiles.any_accepted(found))(add_values)
+
+    run(work)
+    _finish_values(h_ref, total_ref, plan)
 
 
-def _strips(plan):
-    return [pl.ds(first, plan.strip) for first in range(0, plan.rows, plan.strip)]
+def _finish_values(out_ref, total_ref, plan):
+    def finish(where):
+        out_ref[:, where] = _joined(total_ref[:, where], plan.parts).astype(out_ref.dtype)
+
+    tiles.for_factor_tokens(plan.rows, finish)
 
 
 def _backward_queries_kernel(
-    plan, head, step, run, left_ref, right_ref, turn_ref, rows, outputs,
+    plan, step, run, left_ref, right_ref, values_ref, head_ref, turn_ref, rows, outputs,
     flag_ref, dh_ref, root_ref, dg_ref, keys_ref, total_ref,
 ):  # fmt: skip
     q_ref, dh_time_minor_ref = rows
     dq_ref, sums_ref = outputs
-    tiles.keep_transposed(dh_ref, dh_time_minor_ref, plan)
+    tiles.keep_left_values(dh_ref, dh_time_minor_ref, plan)
     total_ref[...] = jnp.zeros_like(total_ref)
 
     @pl.when(step == 0)
     def _():
         sums_ref[...] = jnp.zeros_like(sums_ref)
 
-    def keep(rows, root):
-        root_ref[rows] = root.astype(plan.dtype)
-        return root_ref[rows]
-
     def keep_keys(where, factor, turned):
         """Keys as gradients need them: the factor, and the factor times the angle."""
-        angle = jnp.concatenate([turned.angle] * (plan.factor_rows // SUBLANES))
-        parts = [factor, factor * angle]
-        if not plan.exact:
-            parts = [part for x in parts for part in tiles.split(x)]
-        keys_ref[:, where] = jnp.concatenate(parts).astype(plan.dtype)
+        angle = tiles.repeated(turned.angle, plan.factor_rows)
+        both = jnp.concatenate([factor, factor * angle])
+        parts = tiles.split(both, plan.factor_parts)
+        keys_ref[:, where] = jnp.concatenate(parts).astype(keys_ref.dtype)
 
-    def visit(tile, write_right, v_ref):
-        write_right(keep_keys)
-        accepted = tiles.judge(tile, left_ref, right_ref, plan, keep)
+    def work(tile, part):
+        def keep(rows, root):
+            root_ref[0, rows, part.columns] = root.astype(root_ref.dtype)
+            return root_ref[0, rows, part.columns]
+
+        found = tiles.screen(tile, part, left_ref, right_ref, plan, keep)
 
         def gradient_of_g():
-            v = v_ref[...].astype(plan.dtype)
-            for rows in _strips(plan):
-                half_dg = root_ref[rows].astype(jnp.float32) * tiles.dot(
-                    dh_ref[rows], v, (1, 0), plan
-                )
-                dg_ref[rows] = half_dg.astype(plan.dtype)
+            _keep_gradient_of_g(dg_ref, root_ref, dh_ref, values_ref, part, plan)
 
         def gradient_of_factor():
-            total_ref[...] += tiles.dot(keys_ref[...], dg_ref[...], (1, 1), plan)
+            tiles.accumulate(total_ref, keys_ref, dg_ref, part, plan, plan.factor_parts)
 
-        tiles.in_stages(accepted, flag_ref, plan, gradient_of_g, gradient_of_factor)
+        tiles.in_stages(found, flag_ref, plan, gradient_of_g, gradient_of_factor)
 
-    run(visit)
+    run(work, keep_keys)
 
-    size = tiles.factor_tokens(plan.rows)
-
-    def finish(first):
-        where = pl.ds(first, size)
-        turned = tiles.kept_turn(turn_ref, where)
+    def finish(where):
+        turned, head = tiles.kept_turn(turn_ref, where), tiles.read_head(head_ref)
         q_kt = q_ref[:, where].astype(jnp.float32)
-        gradient, by_angle = jnp.split(2 * total_ref[:, where], 2)
-        gradient, by_angle = (_joined(x, plan) for x in (gradient, by_angle))
+        gradient, by_angle = jnp.split(2 * _joined(total_ref[:, where], plan.factor_parts), 2)
         dq, dconstant = _through_factor(gradient, turned, plan)
-        dq_ref[:, where] = (dq * head.inverse_width).astype(dq_ref.dtype)
+        inverse_width = tiles.repeated(head.inverse_width, plan.key_dim)
+        dq_ref[:, where] = (dq * inverse_width).astype(dq_ref.dtype)
         # The angle of a pair is the query's less the key's.
-        slope = tiles.factor(
-            q_kt * head.inverse_width, 1 - head.inverse_width, -turned.sine, turned.cosine
-        )
-        angle = jnp.concatenate([turned.angle] * (plan.factor_rows // SUBLANES))
+        slope = tiles.query_factor(q_kt, -turned.sine, turned.cosine, head)
+        angle = tiles.repeated(turned.angle, plan.factor_rows)
         dwindow = jnp.sum(slope * (gradient * angle - by_angle), axis=0, keepdims=True)
         dwidth = jnp.sum(q_kt * dq, axis=0, keepdims=True) - dconstant
-        row = lax.broadcasted_iota(jnp.int32, (SUBLANES, size), 0)
-        sums_ref[...] += jnp.where(row == 0, dwindow, jnp.where(row == 1, dwidth, 0))
+        sums_ref[...] += tiles.in_two_rows(dwindow, dwidth, head)
 
     tiles.for_factor_tokens(plan.rows, finish)
 
 
 def _backward_keys_kernel(
-    plan, head, step, run, left_ref, right_ref, turn_ref, rows, outputs,
+    plan, step, run, left_ref, right_ref, values_ref, head_ref, turn_ref, rows, outputs,
     flag_ref, v_ref, root_ref, relevance_ref, dg_ref, dfactor_ref, dv_total_ref,
 ):  # fmt: skip
     dk_ref, dv_ref = outputs
-    tiles.keep_transposed(v_ref, rows[1], plan)
+    tiles.keep_left_values(v_ref, rows[1], plan)
     dfactor_ref[...] = jnp.zeros_like(dfactor_ref)
     dv_total_ref[...] = jnp.zeros_like(dv_total_ref)
 
-    def keep(rows, root):
-        root_ref[rows] = root.astype(plan.dtype)
-        relevance_ref[rows] = (root * root).astype(plan.dtype)
-        return root_ref[rows]
+    def work(tile, part):
+        def keep(rows, root):
+            root_ref[0, rows, part.columns] = root.astype(root_ref.dtype)
+            tiles.store_split(relevance_ref, (rows, part.columns), root * root)
+            return root_ref[0, rows, part.columns]
 
-    def visit(tile, write_right, dh_ref):
-        write_right()
-        accepted = tiles.judge(tile, left_ref, right_ref, plan, keep)
+        found = tiles.screen(tile, part, left_ref, right_ref, plan, keep)
 
         def gradient_of_g():
-            dh = dh_ref[...].astype(plan.dtype)
-            for rows in _strips(plan):
-                half_dg = root_ref[rows].astype(jnp.float32) * tiles.dot(
-                    v_ref[rows], dh, (1, 0), plan
-                )
-                dg_ref[rows] = half_dg.astype(plan.dtype)
+            _keep_gradient_of_g(dg_ref, root_ref, v_ref, values_ref, part, plan)
 
         def gradient_of_factor():
-            queries = right_ref[: plan.gradient_rows]
-            dfactor_ref[...] += tiles.dot(queries, dg_ref[...], (1, 1), plan)
+            # The right operand starts with all parts of the queries.
+            tiles.accumulate(dfactor_ref, right_ref, dg_ref, part, plan, plan.factor_parts)
 
         def gradient_of_values():
-            dh = dh_ref[...].astype(plan.dtype)
-            dv_total_ref[...] += tiles.dot(dh, relevance_ref[...], (1, 1), plan)
+            tiles.accumulate(dv_total_ref, values_ref, relevance_ref, part, plan, plan.parts)
 
         tiles.in_stages(
-            accepted, flag_ref, plan, gradient_of_g, gradient_of_factor, gradient_of_values
+            found, flag_ref, plan, gradient_of_g, gradient_of_factor, gradient_of_values
         )
 
-    run(visit)
+    run(work)
 
-    size = tiles.factor_tokens(plan.rows)
-
-    def finish(first):
-        where = pl.ds(first, size)
-        gradient = _joined(2 * dfactor_ref[:, where], plan)
+    def finish(where):
+        gradient = 2 * _joined(dfactor_ref[:, where], plan.factor_parts)
         dk, _ = _through_factor(gradient, tiles.kept_turn(turn_ref, where), plan)
         dk_ref[:, where] = dk.astype(dk_ref.dtype)
 
     tiles.for_factor_tokens(plan.rows, finish)
-    dv_ref[...] = dv_total_ref[...].astype(dv_ref.dtype)
+    _finish_values(dv_ref, dv_total_ref, plan)
 
 
-def _joined(gradient, plan):
-    """Adds what the high and the low parts of a split factor gave."""
-    return gradient if plan.exact else sum(jnp.split(gradient, 2))
+def _keep_gradient_of_g(dg_ref, root_ref, left_ref, right_ref, part, plan):
+    """Writes half of dg, from the operands of the product of dh and v."""
+
+    def strip(rows, _):
+        by_relevance = tiles.dot(left_ref[rows], right_ref[:, part.columns], (1, 0))
+        root = root_ref[0, rows, part.columns].astype(jnp.float32)
+        tiles.store_split(dg_ref, (rows, part.columns), root * by_relevance)
+
+    tiles.for_strips(part, plan, strip)
+
+
+def _joined(total, parts):
+    """Adds what the parts of a split factor gave."""
+    first, *others = jnp.split(total, parts)
+    return sum(others, first)
 
 
 def _through_factor(gradient, turned, plan):
     """From the gradient of a factor to that of its vector [K, tokens] and constant [1, tokens]."""
     by_cosine, by_sine, by_constants = jnp.split(gradient, [plan.key_dim, 2 * plan.key_dim])
-    times = plan.key_dim // SUBLANES
-    cosine, sine = (jnp.concatenate([x] * times) for x in (turned.cosine, turned.sine))
+    cosine, sine = (tiles.repeated(x, plan.key_dim) for x in (turned.cosine, turned.sine))
     vector = cosine * by_cosine + sine * by_sine
     constant = turned.cosine[:1] * by_constants[:1] + turned.sine[:1] * by_constants[1:2]
     return vector, constant

@@ -19,12 +19,16 @@ keys for dk and dv), and streams blocks of the other side past it, the columns. 
 time-minor, [features, tokens]: XLA keeps [.., T, K] with K < 128 that way, and registers are full.
 
 A bf16 product rounds its factors to 8 bits, too few for cosines and for q/r. So each factor goes in
-as a sum of two bf16 numbers, which takes rows of the contraction that are empty otherwise.
+as a sum of two bf16 numbers, which takes rows of the contraction that are empty otherwise. With
+float32 products all operands are sums of three bf16 numbers: 24 bits.
+
+A tile inside the window is worked on as a whole, and one on its edge in parts of which those beyond
+the edge are left out.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +36,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.screening.block_sizes import TpuBlock
+
 LANES = 128
 SUBLANES = 8
-# Tokens whose factors are computed at a time, so that the registers suffice.
-FACTOR_TOKENS = 128
+PRODUCT_DTYPE = jnp.bfloat16  # of all operands of products
 
 
 class Plan(NamedTuple):
@@ -46,17 +51,33 @@ class Plan(NamedTuple):
     key_dim: int
     value_dim: int
     length: int  # padded
-    rows: int  # tokens of the block that stays
-    columns: int  # tokens of a streamed block
-    strip: int  # rows of a tile that are masked at a time
+    block: TpuBlock
     rows_are_queries: bool
     exact: bool  # float32 products, else bf16 with float32 sums
     packed: bool  # several documents in a row
-    staged: bool  # whether the backward's products are kept apart, see `in_stages`
+
+    @property
+    def rows(self) -> int:
+        return self.block.rows
+
+    @property
+    def columns(self) -> int:
+        return self.block.columns
 
     @property
     def dtype(self) -> jnp.dtype:
+        """Of what is kept of a tile and enters no product."""
         return jnp.dtype(jnp.float32 if self.exact else jnp.bfloat16)
+
+    @property
+    def parts(self) -> int:
+        """How many bf16 numbers stand for a number of a tile, or of v or dh."""
+        return 3 if self.exact else 1
+
+    @property
+    def factor_parts(self) -> int:
+        """How many bf16 numbers stand for a number of a factor of g."""
+        return 3 if self.exact else 2
 
     @property
     def factor_rows(self) -> int:
@@ -64,27 +85,32 @@ class Plan(NamedTuple):
         return 2 * self.key_dim + SUBLANES
 
     @property
-    def gradient_rows(self) -> int:
-        """Rows of an operand that hold the factor once: high parts, then low parts if split."""
-        return self.factor_rows * (1 if self.exact else 2)
-
-    @property
     def contraction(self) -> int:
         """Length of the product that gives g."""
-        return ceil_to(self.factor_rows * (1 if self.exact else 3), LANES)
+        return ceil_to(self.factor_rows * len(part_pairs(self.factor_parts)), LANES)
+
+    @property
+    def value_contraction(self) -> int:
+        """Length of the product of v and dh."""
+        return self.value_dim * len(part_pairs(self.parts))
 
 
 class Head(NamedTuple):
-    """A head's scalars, in a kernel."""
+    """What makes a head's factors, each [8, LANES].
 
-    reach: jax.Array  # int32, the largest distance at which a key counts
+    A kernel keeps them in memory and reads them where it needs them: in registers, all its loops
+    through, they would take the place of a tile.
+    """
+
     turns_hi: jax.Array  # turns_hi + turns_lo is 1 / 4w, full turns of the angle per token
     turns_lo: jax.Array
     inverse_width: jax.Array
+    token: jax.Array  # 0, 1, ... along the lanes
+    row: jax.Array  # 0, 1, ... 7
 
 
 def head_scalars(window: jax.Array, width: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """int32 [H] and float32 [3 H] from which a kernel reads its `Head`."""
+    """int32 [H], the largest distances at which keys count, and float32 [3 H] for `make_head`."""
     # In this order, a window of infinity or NaN does no harm.
     reach = jnp.clip(jnp.minimum(jnp.ceil(window) - 1, length - 1).astype(jnp.int32), 0, length - 1)
     turns = 0.25 / window
@@ -94,20 +120,67 @@ def head_scalars(window: jax.Array, width: jax.Array, length: int) -> tuple[jax.
     return reach, jnp.concatenate([turns_hi, turns - turns_hi, 1 / width])
 
 
-def read_head(reach_ref, numbers_ref, head, heads: int) -> Head:
-    return Head(reach_ref[head], *(numbers_ref[n * heads + head] for n in range(3)))
+def make_head(turns_hi, turns_lo, inverse_width) -> Head:
+    shape = (SUBLANES, LANES)
+    scalars = (jnp.full(shape, x, jnp.float32) for x in (turns_hi, turns_lo, inverse_width))
+    counts = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 0))
+    return Head(*scalars, *(x.astype(jnp.float32) for x in counts))
+
+
+def keep_head(head_ref, numbers_ref, head, heads: int) -> None:
+    for n, x in enumerate(make_head(*(numbers_ref[n * heads + head] for n in range(3)))):
+        head_ref[n] = x
+
+
+def read_head(head_ref) -> Head:
+    return Head(*(head_ref[n] for n in range(len(Head._fields))))
 
 
 def ceil_to(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def dot(a, b, contract: tuple[int, int], plan: Plan):
-    """Product over one axis of each, in float32."""
+def dot(a, b, contract: tuple[int, int]):
+    """Product of bf16 arrays over one axis of each, in float32."""
     dims = (((contract[0],), (contract[1],)), ((), ()))
-    # The compiler's default for float32 operands is a single bf16 pass.
-    precision = lax.Precision.HIGHEST if plan.exact else None
+    precision = lax.Precision.DEFAULT  # whatever the user's default for other products
     return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+# -- numbers as sums of bf16 numbers ---------------------------------------------------------------
+
+
+def split(x, parts: int) -> list[jax.Array]:
+    """x as a sum of float32 numbers: all but the last are bf16 numbers exactly, that one nearly."""
+    split_off = []
+    for _ in range(parts - 1):
+        # By bits: a compiler may take a conversion to bf16 and back for nothing.
+        bits = lax.bitcast_convert_type(x, jnp.int32)
+        high = lax.bitcast_convert_type((bits + 0x8000) & ~0xFFFF, jnp.float32)
+        split_off.append(high)
+        x = x - high
+    return [*split_off, x]
+
+
+def part_pairs(parts: int) -> list[tuple[int, int]]:
+    """Which parts of two numbers are multiplied: all but those below the last bit kept."""
+    return [(i, j) for i in range(parts) for j in range(parts - i)]
+
+
+def operand(x, parts: int, contraction: int, left: bool):
+    """x [features, tokens] as an operand of a product over features: [contraction, tokens]."""
+    pieces = split(x, parts)
+    rows = [pieces[i if left else j] for i, j in part_pairs(parts)]
+    empty = contraction - len(rows) * x.shape[0]
+    if empty:
+        rows.append(jnp.zeros((empty, x.shape[1]), jnp.float32))
+    return jnp.concatenate(rows)
+
+
+def store_split(ref, where, x) -> None:
+    """x as bf16 parts, along the first axis of ref."""
+    for n, part in enumerate(split(x, ref.shape[0])):
+        ref[n, *where] = part.astype(ref.dtype)
 
 
 # -- factors ---------------------------------------------------------------------------------------
@@ -128,9 +201,9 @@ def _polynomial(x, coefficients):
     return total
 
 
-def turn(start, size: int, head: Head) -> Turn:
+def turn(start, head: Head) -> Turn:
     """The angles of positions start, start + 1, ..."""
-    x = (lax.broadcasted_iota(jnp.int32, (SUBLANES, size), 1) + start).astype(jnp.float32)
+    x = head.token + start
     coarse, fine = x * head.turns_hi, x * head.turns_lo
     half = math.pi * ((coarse - jnp.round(coarse)) + fine)  # half the angle, within pi / 2
     square = half * half
@@ -140,90 +213,74 @@ def turn(start, size: int, head: Head) -> Turn:
     return Turn(angle, 1 - 2 * (sine * sine), 2 * (sine * cosine))
 
 
-def factor(x_kt, constant, cosine, sine):
+def repeated(x, rows: int):
+    """[rows, tokens] from equal rows [8, tokens]."""
+    return jnp.concatenate([x] * (rows // SUBLANES))
+
+
+def factor(x_kt, constant, cosine, sine, head: Head):
     """x cosine, x sine, constant cosine, constant sine: one factor of g, [F, tokens] in float32."""
-    times = x_kt.shape[0] // SUBLANES
-    turned = [x_kt * jnp.concatenate([y] * times) for y in (cosine, sine)]
-    row = lax.broadcasted_iota(jnp.int32, cosine.shape, 0)
-    constants = jnp.where(row == 0, constant * cosine, jnp.where(row == 1, constant * sine, 0))
-    return jnp.concatenate([*turned, constants])
+    turned = [x_kt * repeated(y, x_kt.shape[0]) for y in (cosine, sine)]
+    return jnp.concatenate([*turned, in_two_rows(constant * cosine, constant * sine, head)])
 
 
-def query_factor(q_kt, turned: Turn, head: Head):
-    q_kt = q_kt.astype(jnp.float32) * head.inverse_width
-    return factor(q_kt, 1 - head.inverse_width, turned.cosine, turned.sine)
+def in_two_rows(first, second, head: Head):
+    """[8, tokens] with these in the first two rows, and zeros."""
+    return jnp.where(head.row == 0, first, jnp.where(head.row == 1, second, 0))
 
 
-def key_factor(k_kt, turned: Turn):
-    return factor(k_kt.astype(jnp.float32), 1, turned.cosine, turned.sine)
+def query_factor(q_kt, cosine, sine, head: Head):
+    q_kt = q_kt.astype(jnp.float32) * repeated(head.inverse_width, q_kt.shape[0])
+    return factor(q_kt, 1 - head.inverse_width, cosine, sine, head)
 
 
-def split(x):
-    """x as a sum of two float32 numbers: the first is exactly a bf16 number, the second nearly."""
-    # By bits: a compiler may take a conversion to bf16 and back for nothing.
-    bits = lax.bitcast_convert_type(x, jnp.int32)
-    high = lax.bitcast_convert_type((bits + 0x8000) & ~0xFFFF, jnp.float32)
-    return high, x - high
+def key_factor(k_kt, cosine, sine, head: Head):
+    return factor(k_kt.astype(jnp.float32), 1, cosine, sine, head)
 
 
-def operand(rows, plan: Plan, left: bool):
-    """A factor as the left or the right operand of the product that gives g: [D, tokens]."""
-    parts = [rows]
-    if not plan.exact:
-        high, low = split(rows)
-        parts = [high, high, low] if left else [high, low, high]
-    empty = plan.contraction - sum(part.shape[0] for part in parts)
-    if empty:
-        parts.append(jnp.zeros((empty, rows.shape[1]), jnp.float32))
-    return jnp.concatenate(parts).astype(plan.dtype)
-
-
-def for_factor_tokens(tokens: int, body: Callable[[jax.Array], None]) -> None:
-    """body(first token) for each part of a block whose factors fit the registers together."""
-    size = factor_tokens(tokens)
+def for_factor_tokens(tokens: int, body: Callable[[pl.Slice], None]) -> None:
+    """body(tokens) for each part of a block whose factors fit the registers together."""
 
     def step(n, _):
-        body(pl.multiple_of(n * size, size))
+        body(pl.Slice(pl.multiple_of(n * LANES, LANES), LANES))
 
-    lax.fori_loop(0, tokens // size, step, None)
-
-
-def factor_tokens(tokens: int) -> int:
-    return min(tokens, FACTOR_TOKENS)
+    lax.fori_loop(0, tokens // LANES, step, None)
 
 
-def keep_left(left_ref, turn_ref, x_ref, head: Head, plan: Plan) -> None:
+def keep_left(left_ref, turn_ref, x_ref, head_ref, plan: Plan) -> None:
     """Writes the left operand of all tiles of this grid step, [rows, D], and its angles."""
-    size = factor_tokens(plan.rows)
 
-    def body(first):
-        turned, x_kt = turn(first, size, head), x_ref[:, pl.ds(first, size)]
-        for n, x in enumerate(turned):
-            turn_ref[n, :, pl.ds(first, size)] = x
-        if plan.rows_are_queries:
-            rows = query_factor(x_kt, turned, head)
-        else:
-            rows = key_factor(x_kt, turned)
-        # Registers of 32 bits transpose everywhere.
-        flat = operand(rows, plan, left=True).astype(jnp.float32).T
-        left_ref[pl.ds(first, size)] = flat.astype(plan.dtype)
+    def keep_turn(where):
+        for n, x in enumerate(turn(where.start.astype(jnp.float32), read_head(head_ref))):
+            turn_ref[n, :, where] = x
+
+    def keep_factor(where):
+        turned, x_kt = kept_turn(turn_ref, where), x_ref[:, where]
+        make = query_factor if plan.rows_are_queries else key_factor
+        rows = make(x_kt, turned.cosine, turned.sine, read_head(head_ref))
+        _store_transposed(left_ref, where, rows, plan.factor_parts)
+
+    # One after the other, for the sake of registers.
+    for_factor_tokens(plan.rows, keep_turn)
+    for_factor_tokens(plan.rows, keep_factor)
+
+
+def keep_left_values(y_ref, x_ref, plan: Plan) -> None:
+    """Writes the left operand of the product of v and dh, [rows, D]."""
+
+    def body(where):
+        _store_transposed(y_ref, where, x_ref[:, where].astype(jnp.float32), plan.parts)
 
     for_factor_tokens(plan.rows, body)
+
+
+def _store_transposed(y_ref, where, x, parts):
+    # Registers of 32 bits transpose everywhere.
+    y_ref[where] = operand(x, parts, y_ref.shape[1], left=True).T.astype(y_ref.dtype)
 
 
 def kept_turn(turn_ref, where) -> Turn:
     return Turn(*(turn_ref[n, :, where] for n in range(3)))
-
-
-def keep_transposed(y_ref, x_ref, plan: Plan) -> None:
-    """y = x^T, in the dtype of products."""
-    size = factor_tokens(plan.rows)
-
-    def body(first):
-        part = x_ref[:, pl.ds(first, size)].astype(jnp.float32).T
-        y_ref[pl.ds(first, size)] = part.astype(plan.dtype)
-
-    for_factor_tokens(plan.rows, body)
 
 
 # -- one tile --------------------------------------------------------------------------------------
@@ -234,8 +291,76 @@ class Tile(NamedTuple):
 
     distance: jax.Array  # i - j of the first row and column, int32
     reach: jax.Array
+    head_ref: Any
     row_segments_ref: Any  # [rows, LANES], or None
     column_segments_ref: Any  # [1, columns], or None
+
+
+class Part(NamedTuple):
+    """What is worked on at a time: a tile, or a part of one on the window's edge."""
+
+    rows: pl.Slice
+    columns: pl.Slice
+    masked: bool
+
+
+def for_parts(tile: Tile, plan: Plan, work: Callable[[Part], None]) -> None:
+    """work(part) on the tile as a whole if all its pairs count, else on parts with some that do."""
+    if plan.packed:
+        _for_edge_parts(tile, plan, work)
+        return
+    span = (plan.columns if plan.rows_are_queries else plan.rows) - 1
+    other = (plan.rows if plan.rows_are_queries else plan.columns) - 1
+    inside = (tile.distance >= span) & (tile.distance + other <= tile.reach)
+    whole = Part(pl.Slice(0, plan.rows), pl.Slice(0, plan.columns), masked=False)
+    pl.when(inside)(lambda: work(whole))
+    pl.when(~inside)(lambda: _for_edge_parts(tile, plan, work))
+
+
+def _for_edge_parts(tile, plan, work):
+    rows, columns = plan.block.part_rows, plan.block.part_columns
+
+    def row_step(n, _):
+        first = pl.multiple_of(n * rows, rows)
+        start, stop = edge_columns(tile, first, plan)
+
+        def column_step(m, _):
+            column = pl.multiple_of(m * columns, columns)
+            work(Part(pl.Slice(first, rows), pl.Slice(column, columns), masked=True))
+
+        lax.fori_loop(start, stop, column_step, None)
+
+    lax.fori_loop(0, plan.rows // rows, row_step, None)
+
+
+def edge_columns(tile: Tile, first, plan: Plan):
+    """First and one past the last part of columns with a pair within reach of a part's rows."""
+    columns = plan.block.part_columns
+    if plan.rows_are_queries:
+        lowest = first + tile.distance - tile.reach
+        highest = first + tile.distance
+    else:
+        lowest = first - tile.distance
+        highest = lowest + tile.reach
+    highest += plan.block.part_rows - 1
+    stop = jnp.minimum(highest // columns + 1, plan.columns // columns)
+    return jnp.maximum(lowest, 0) // columns, stop
+
+
+def for_strips(part: Part, plan: Plan, body: Callable[[pl.Slice, Any], Any], carry: Any = None):
+    """carry = body(rows, carry) over the part's rows, a strip at a time; the last carry."""
+    tokens = cast(int, part.rows.size)
+    size = min(plan.block.strip, tokens)
+    count = tokens // size
+
+    def step(n, carry):
+        return body(pl.Slice(pl.multiple_of(part.rows.start + n * size, size), size), carry)
+
+    if plan.block.rolled:
+        return lax.fori_loop(0, count, step, carry)
+    for n in range(count):
+        carry = step(n, carry)
+    return carry
 
 
 def keep_row_segments(row_segments_ref, segments_ref) -> None:
@@ -246,22 +371,25 @@ def keep_row_segments(row_segments_ref, segments_ref) -> None:
     row_segments_ref[...] = jnp.broadcast_to(segments, (LANES, segments.shape[1])).T
 
 
-def _allowed(tile: Tile, first, plan: Plan):
+def _allowed(tile: Tile, rows: pl.Slice, columns: pl.Slice, plan: Plan):
     """Which pairs of a strip are within reach, and in one document."""
-    shape = (plan.strip, plan.columns)
-    row, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
-    # 0 <= i - j <= reach, with all that is constant in the strip moved to the bounds.
+    # 0 <= i - j <= reach, with all that is constant in the strip moved to the bounds. Floats hold
+    # these integers.
+    head = read_head(tile.head_ref)
+    step = head.row - head.token
+    steps = jnp.concatenate([step + n for n in range(0, rows.size, SUBLANES)])
+    steps = jnp.concatenate([steps - n for n in range(0, columns.size, LANES)], axis=1)
     if plan.rows_are_queries:
-        nearest = -(tile.distance + first)
-        steps = row - column
+        nearest = columns.start - rows.start - tile.distance
     else:
-        nearest = first - tile.distance
-        steps = column - row
-    allowed = (steps >= nearest) & (steps <= nearest + tile.reach)
+        nearest = rows.start - columns.start - tile.distance
+        steps = -steps
+    farthest = (nearest + tile.reach).astype(jnp.float32)
+    allowed = (steps >= nearest.astype(jnp.float32)) & (steps <= farthest)
     if plan.packed:
-        rows = tile.row_segments_ref[pl.ds(first, plan.strip)]
-        rows = jnp.concatenate([rows] * (plan.columns // LANES), axis=1)
-        allowed &= rows == tile.column_segments_ref[...]
+        segments = tile.row_segments_ref[rows]
+        segments = jnp.concatenate([segments] * (columns.size // LANES), axis=1)
+        allowed &= segments == tile.column_segments_ref[:, columns]
     return allowed
 
 
@@ -275,51 +403,70 @@ def _or_registers(x):
     return x
 
 
-def judge(tile: Tile, left_ref, right_ref, plan: Plan, keep: Callable[[Any, jax.Array], jax.Array]):
-    """Whether the tile holds an accepted pair; keep(rows, sqrt(alpha m)) stores a strip of them.
+def screen(
+    tile: Tile,
+    part: Part,
+    left_ref,
+    right_ref,
+    plan: Plan,
+    keep: Callable[[pl.Slice, jax.Array], jax.Array],
+):
+    """Calls keep(rows, sqrt(alpha m)) on each strip of a part, which is to store it.
 
-    `keep` returns numbers >= 0 of which one is not zero if a pair of the strip is accepted.
+    `keep` returns numbers >= 0 of which one is not zero if a pair of the strip is accepted. Their
+    bits, or-ed, are the result.
     """
 
-    def strip(first, masked):
-        rows = pl.ds(first, plan.strip)
-        root = jnp.maximum(dot(left_ref[rows], right_ref[...], (1, 0), plan), 0)
-        if masked:
-            root = jnp.where(_allowed(tile, first, plan), root, 0)
-        return _or_registers(keep(rows, root))
+    def strip(rows, found):
+        root = jnp.maximum(dot(left_ref[rows], right_ref[:, part.columns], (1, 0)), 0)
+        if part.masked:
+            root = jnp.where(_allowed(tile, rows, part.columns, plan), root, 0)
+        return found | _or_registers(keep(rows, root))
 
-    def full():
-        found = strip(0, False)
-        for first in range(plan.strip, plan.rows, plan.strip):
-            found |= strip(first, False)
-        return found
+    return for_strips(part, plan, strip, jnp.zeros((SUBLANES, LANES), jnp.int32))
 
-    def masked():
-        # A loop, since the masks of all strips at once do not fit the registers.
-        def step(n, found):
-            return found | strip(pl.multiple_of(n * plan.strip, plan.strip), True)
 
-        nothing = jnp.zeros((SUBLANES, LANES), jnp.int32)
-        return lax.fori_loop(0, plan.rows // plan.strip, step, nothing)
-
-    if plan.packed:
-        found = masked()
-    else:
-        span = (plan.columns if plan.rows_are_queries else plan.rows) - 1
-        other = (plan.rows if plan.rows_are_queries else plan.columns) - 1
-        inside = (tile.distance >= span) & (tile.distance + other <= tile.reach)
-        found = lax.cond(inside, full, masked)
+def any_accepted(found):
+    """Whether a bit is set of what `screen` gave. A scalar is far from the vector unit."""
     # As numbers, since the vector unit reduces no integers.
     return jnp.max(jnp.where(found != 0, 1.0, 0.0)) > 0
 
 
-def in_stages(accepted, flag_ref, plan: Plan, *stages: Callable[[], None]) -> None:
-    """Runs what a tile with accepted pairs needs.
+def accumulate(total_ref, features_ref, tile_ref, part: Part, plan: Plan, parts: int) -> None:
+    """total [features, rows] += features [features, columns] . tile [parts, rows, columns]^T.
+
+    Features are split into `parts` parts, one below the other. The products of small parts with
+    small parts are left out, and what is summed for each part of features is still to be joined.
+    """
+
+    def add(where, rows, n):
+        tile = tile_ref[n, rows, part.columns]
+        total_ref[where, rows] += dot(features_ref[where, part.columns], tile, (1, 1))
+
+    size = total_ref.shape[0]
+    for n in range(tile_ref.shape[0]):
+        stop = size - n * (size // parts)
+        if not plan.block.rolled:
+            add(slice(0, stop), part.rows, n)
+            continue
+        for first in range(0, stop, LANES):
+            where = slice(first, min(first + LANES, stop))
+
+            def step(m, _, where=where, n=n):
+                start = pl.multiple_of(part.rows.start + m * LANES, LANES)
+                add(where, pl.Slice(start, LANES), n)
+
+            lax.fori_loop(0, part.rows.size // LANES, step, None)
+
+
+def in_stages(found, flag_ref, plan: Plan, *stages: Callable[[], None]) -> None:
+    """Runs what a part with accepted pairs needs.
 
     In one piece, its products overlap. A compiler that then starts too much at once, and spills
     registers, gets pieces: it does not see that the conditions of all of them are the same.
     """
-    if not plan.staged:
+    accepted = any_accepted(found)
+    if not plan.block.staged:
 
         @pl.when(accepted)
         def _():

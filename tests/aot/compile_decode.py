@@ -1,6 +1,7 @@
-"""Compiles the decode kernels for accelerators that are not attached; prints what they need.
+"""Compiles the decode kernels for accelerators that are not attached; prints what they need, and
+fails if a register is spilled.
 
-python -m tests.aot.compile_decode v5e:1x1      (TPU topologies)
+python -m tests.aot.compile_decode v5e          (v5e, v5p, v6e)
 python -m tests.aot.compile_decode sm_90        (sm_80, sm_90)
 """
 
@@ -8,10 +9,8 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.bench import tpu_compiler  # first, see there
 from experiments.bench.gpu_compiler import compile_program
 from pallas_kernels.screening import screening_decode
 from pallas_kernels.screening.decode_gpu import screening_decode_gpu
@@ -23,6 +22,7 @@ CASES = (
     (1, jnp.bfloat16, 64, False),
     (1, jnp.bfloat16, 64, True),
     (1, jnp.float32, 64, True),
+    (2, jnp.float32, 64, True),
     (3, jnp.float32, 32, True),
     (4, jnp.bfloat16, 64, True),
 )
@@ -58,12 +58,15 @@ def decode_on_gpu(*args):
     return screening_decode_gpu(*args, summaries=summaries)
 
 
-def compile_tpu(topology, case):
-    device = topologies.get_topology_desc(topology, platform="tpu").devices[0]
-    mesh = Mesh(np.array([device]), ("d",))
-    args = arguments(NamedSharding(mesh, PartitionSpec()), *case)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return jax.jit(decode_on_tpu).lower(*args).compile()
+def compile_tpu(chip, case):
+    """The kernel's report, and the program's memory."""
+    leaves, tree = jax.tree.flatten(arguments(None, *case))
+
+    def run(*leaves):
+        return decode_on_tpu(*jax.tree.unflatten(tree, leaves))
+
+    (kernel,), memory = tpu_compiler.compile_for(chip, run, *leaves)
+    return kernel, memory
 
 
 def main(target: str) -> None:
@@ -77,7 +80,8 @@ def main(target: str) -> None:
             assert any("screening_decode" in kernel.name for kernel in program.kernels)
             cache, temporaries = program.arguments, program.temporaries
         else:
-            memory = compile_tpu(target, case).memory_analysis()
+            kernel, memory = compile_tpu(target, case)
+            assert kernel.spills == 0
             cache, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
         print(
             f"{target} T={queries} {jnp.dtype(dtype).name} V={value_dim} "

@@ -28,11 +28,11 @@ def _number(line, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["v5e:1x1", "v5p:1x1x1", "v6e:1x1"])
+@pytest.mark.parametrize("target", ["v5e", "v5p", "v6e"])
 def test_tpu(target):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install libtpu")
-    for line in _lines(target):
+    for line in _lines(target):  # fails if a register is spilled
         # Buffers are read as they lie: a transposed or padded copy would be as large as they are.
         assert _number(line, "temp_mib") < 1
         assert _number(line, "cache_mib") < 700

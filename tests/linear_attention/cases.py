@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from pallas_kernels import delta_rule, gated_delta_rule, linear_attention, retention, ssd
 from pallas_kernels.linear_attention import NormalizedState
@@ -93,15 +94,18 @@ def run_float64(op, case, segments=None):
         return jax.tree.map(np.asarray, run(op, case, segments, implementation="reference"))
 
 
-def assert_close(got, wanted, tolerance=TOLERANCE, gates=GATE_TOLERANCE, what=""):
-    """Relative errors of whole tensors; absolute ones where nothing is wanted."""
+def assert_close(got, wanted, tolerance=TOLERANCE, gates=GATE_TOLERANCE, what="", floor=0.0):
+    """Relative errors of whole tensors; absolute ones where zeros are wanted.
+
+    A norm less than `floor` counts as that.
+    """
     assert got.keys() == wanted.keys()
     for name in wanted:
         leaves = (jax.tree.leaves(x[name]) for x in (got, wanted))
         for a, b in zip(*leaves, strict=True):
             a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
             error, limit = np.linalg.norm(a - b), tolerance if name != "dg" else gates
-            limit *= np.linalg.norm(b) or 1
+            limit *= max(np.linalg.norm(b), floor) or 1
             assert error <= limit, f"{what} {name}: off by {error:.1e}, allowed {limit:.1e}"
 
 
@@ -112,6 +116,4 @@ def assert_same(got, wanted, what=""):
 
 def slow_unless(few, values):
     """pytest parameters, those not among the few marked slow."""
-    import pytest
-
     return [x if x in few else pytest.param(x, marks=pytest.mark.slow) for x in values]

@@ -13,7 +13,7 @@ from multiscreen_jax.sharding import make_mesh
 from tests.linear_attention.cases import assert_close, make_case, run
 
 # data, fsdp, seq, model. Rows and heads are 4: eight do not divide either of them.
-MESHES = [(2, 2, 1, 2), (1, 2, 1, 4), (4, 1, 2, 1), (1, 1, 1, 8)]
+MESHES = [(2, 2, 1, 2), (1, 2, 1, 4), (1, 1, 1, 8)]
 _COLLECTIVE = r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\("
 
 
@@ -21,10 +21,8 @@ def main() -> None:
     ids = np.int32([[1] * 20 + [2] * 30 + [0] * 5 + [3] * 15] * 4)
     for op, groups, segments in (
         ("ssd", 1, ids),
-        ("ssd", 2, None),
         ("normalised", 4, None),
-        ("gated_delta_rule", 4, ids),
-        ("gated_delta_rule", 1, None),
+        ("gated_delta_rule", 2, ids),
     ):
         case = make_case(op, 70, batch=4, groups=groups)
         wanted = jax.device_get(run(op, case, segments))

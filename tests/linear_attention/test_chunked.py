@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests.linear_attention.cases import (
-    GATE_TOLERANCE,
     OPS,
     apply,
     assert_close,
@@ -22,6 +21,7 @@ from tests.linear_attention.cases import (
 LENGTHS = (1, 2, 7, 63, 64, 65, 200, 257, 1000)
 SIZES = (16, 32, 64, 128, 256)
 LONGEST = max(LENGTHS)
+FEW = ("ssd", "gated_delta_rule")  # the two chunk forms
 
 
 @functools.cache
@@ -58,8 +58,8 @@ def test_all_chunk_sizes(op, groups, size, length):
     assert_close(run(op, case, chunk_size=size), wanted, what=f"C={size}")
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("groups", slow_unless((1,), (1, 2)))
+@pytest.mark.parametrize("op", slow_unless(("normalised", "retention", *FEW), OPS))
 def test_all_ops_share_keys_in_groups(op, groups):
     case = make_case(op, 70, groups=groups)
     wanted = run_float64(op, case)
@@ -67,7 +67,7 @@ def test_all_ops_share_keys_in_groups(op, groups):
         assert_close(run(op, case, implementation=implementation), wanted, what=implementation)
 
 
-@pytest.mark.parametrize("op", ["retention", "ssd", "gated_delta_rule"])
+@pytest.mark.parametrize("op", slow_unless(FEW, ("retention", *FEW)))
 def test_strong_decay(op):
     case = make_case(op, 200, decay=3.0)
     wanted = run_float64(op, case)
@@ -76,7 +76,7 @@ def test_strong_decay(op):
     assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("op", ["ssd", "gated_delta_rule"])
+@pytest.mark.parametrize("op", FEW)
 def test_gates_that_forget_everything(op):
     """exp(g) = 0 at some tokens, by g = -inf and by g = -1e4."""
     case = make_case(op, 200, decay=0.1)
@@ -98,10 +98,11 @@ def test_keys_that_are_all_alike(beta):
     wanted = run_float64("gated_delta_rule", case)
     for size in (64, 256):
         got = run("gated_delta_rule", case, chunk_size=size)
-        assert_close(got, wanted, 1e-5, GATE_TOLERANCE, f"C={size}")
+        # The condition number of the systems, C = 256, beta = 1.9, is about 10,000.
+        assert_close(got, wanted, 3e-5, 1e-4, f"C={size}")
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", slow_unless(FEW, OPS))
 def test_no_information_from_the_future_in_bfloat16(op):
     case = make_case(op, 200)
     inputs = {x: jnp.asarray(case.inputs[x], jnp.bfloat16) for x in "qkv"}
@@ -119,7 +120,7 @@ def test_no_information_from_the_future_in_bfloat16(op):
         assert (again[:, t] != y[:, t]).any()
 
 
-@pytest.mark.parametrize("op", ["ssd", "gated_delta_rule", "normalised"])
+@pytest.mark.parametrize("op", slow_unless(FEW[1:], ("normalised", *FEW)))
 def test_transformations(op):
     """vmap over the batch, checkpoint, and a scan over layers: the same values and gradients."""
     case = make_case(op, 70)
@@ -140,13 +141,9 @@ def test_transformations(op):
         y, pull = jax.vjp(jax.jit(functools.partial(stacked, mixer)), case.inputs)
         results.append({"y": y} | pull(case.cotangents[0])[0])
     assert_close(results[1], results[0], 1e-6)
-    y = whole(case.inputs)  # eagerly
-    y = case.inputs["v"] + 0.5 * y
-    y = y + 0.2 * whole({**case.inputs, "v": y})
-    np.testing.assert_allclose(results[0]["y"], y, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("op", ["ssd", "gated_delta_rule"])
+@pytest.mark.parametrize("op", slow_unless(FEW[:1], FEW))
 def test_memory_is_linear(op):
     def bytes_for(length):
         case = make_case(op, 8, batch=1, groups=4, key_dim=64, value_dim=64)
@@ -163,6 +160,7 @@ def test_memory_is_linear(op):
     assert long <= 16384 * 4 * (64 * 4 + 2) * 4 * 2  # a few times the inputs, not C of them
 
 
+@pytest.mark.slow
 def test_float64_stays_float64():
     case = make_case("gated_delta_rule", 70)
     wanted = run_float64("gated_delta_rule", case)
@@ -171,6 +169,7 @@ def test_float64_stays_float64():
         assert_close(run("gated_delta_rule", case), wanted, 1e-13, 1e-13)
 
 
+@pytest.mark.slow
 def test_forward_mode():
     case = make_case("gated_delta_rule", 70)
     got = run("gated_delta_rule", case)

@@ -13,6 +13,7 @@ from tests.linear_attention.cases import (
     make_case,
     run,
     run_float64,
+    slow_unless,
 )
 
 LENGTH = 200
@@ -25,7 +26,9 @@ ROWS = (
     ((0, 65), (70, 71), (199, 200)),
     ((100, 130), (130, 190), (190, 195)),
 )
-OPS = ("normalised", "retention", "ssd", "gated_delta_rule")
+OPS = slow_unless(
+    ("ssd", "gated_delta_rule"), ("normalised", "retention", "ssd", "gated_delta_rule")
+)
 PER_TOKEN = ("q", "k", "v", "g", "beta")
 
 
@@ -41,7 +44,9 @@ def segments():
 def packed(op):
     """A case of all rows, and its results."""
     case = make_case(op, LENGTH, batch=len(ROWS))
-    return case, run(op, case, segments())
+    results = run(op, case, segments())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
+    return case, results
 
 
 def per_token(tree):
@@ -55,12 +60,7 @@ def test_each_equals_the_document_alone(op):
     """A document alone is a row of its own, from position 0, by the recurrence in float64."""
     case, got = packed(op)
     alone = [(row, *span) for row, documents in enumerate(ROWS) for span in documents]
-    first = np.array(
-        [spans[0] == (start, stop) for row, start, stop in alone for spans in [ROWS[row]]]
-    )
-    last = np.array(
-        [spans[-1] == (start, stop) for row, start, stop in alone for spans in [ROWS[row]]]
-    )
+    first, last = (np.array([ROWS[row][i] == tuple(span) for row, *span in alone]) for i in (0, -1))
 
     def move(x):
         rows = np.zeros((len(alone), LENGTH, *x.shape[2:]), x.dtype)
@@ -86,7 +86,7 @@ def test_each_equals_the_document_alone(op):
     moved = {x: move(np.asarray(a)) for x, a in per_token(got).items()}
     for number in range(len(alone)):
         part = ({x: a[number] for x, a in tree.items()} for tree in (moved, per_token(wanted)))
-        assert_close(*part, 1e-5, 2e-5, f"document {alone[number]}")
+        assert_close(*part, 1e-5, 2e-5, f"document {alone[number]}", floor=1.0)
     for name, which in (("state", last), ("dstate", first)):
         for a, b in zip(*(jax.tree.leaves(tree[name]) for tree in (got, wanted)), strict=True):
             assert_close({"s": a}, {"s": b[which]}, 1e-5)
@@ -98,12 +98,11 @@ def test_each_equals_the_document_alone(op):
 def test_others_do_not_see_a_document_change(op):
     case, results = packed(op)
     ids = segments()
-    rng = np.random.default_rng(1)
     for number in (1, 2, 3):
         there = ids == number
 
         def change(x, there=there):
-            other = rng.permuted(x, axis=0) * 3
+            other = np.roll(x, 1, axis=0)
             return np.where(there.reshape(*there.shape, *[1] * (x.ndim - 2)), other, x)
 
         inputs = {

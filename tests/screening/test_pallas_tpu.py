@@ -28,9 +28,13 @@ from tests.screening.test_chunked import (
 )
 
 WINDOWS = (1.5, 17.0, 256.0, 1000.5, np.inf)
-SMALL = TpuBlocks(TpuBlock(128, 128, 64), TpuBlock(128, 128, 64, True), TpuBlock(128, 128, 64))
+SMALL = TpuBlocks(
+    TpuBlock(128, 128, 64), TpuBlock(128, 128, 64, staged=True), TpuBlock(128, 128, 64, rolled=True)
+)
 UNEVEN = TpuBlocks(
-    TpuBlock(256, 128, 64), TpuBlock(128, 256, 128), TpuBlock(256, 128, 64, staged=True)
+    TpuBlock(256, 128, 128, rolled=True),
+    TpuBlock(128, 256, 128),
+    TpuBlock(256, 256, 64, 128, 256, staged=True),
 )
 
 
@@ -250,35 +254,46 @@ def test_no_races():
 
 
 def test_one_bf16_pass_needs_the_split():
-    """On a TPU a bf16 product rounds its factors: with the split, g keeps 16 bits, without it 8."""
-    plan = tpu_tiles.Plan(1, 1, 16, 64, 128, 128, 128, 64, True, False, False, False)
-    head = tpu_tiles.Head(jnp.int32(127), *(jnp.float32(x) for x in (0.25 / 200, 0.0, 1 / 0.5)))
+    """On a TPU a bf16 product rounds its factors: g keeps 8 bits, 16 of two parts, 24 of three."""
+    head = tpu_tiles.make_head(0.25 / 200, 0.0, 1 / 0.5)
     q, k = (jnp.asarray(x[0, :, 0].T, jnp.bfloat16) for x in inputs_of(128, (200.0,), 16)[:2])
-    turned = tpu_tiles.turn(0, 128, head)
-    factors = tpu_tiles.query_factor(q, turned, head), tpu_tiles.key_factor(k, turned)
+    _, cosine, sine = tpu_tiles.turn(0, head)
+    factors = (
+        tpu_tiles.query_factor(q, cosine, sine, head),
+        tpu_tiles.key_factor(k, cosine, sine, head),
+    )
     q, k = (np.asarray(x, np.float64) for x in (q, k))
     distance = np.arange(128)[:, None] - np.arange(128)
     expected = (1 - (1 - q.T @ k) / 0.5) * np.cos(np.pi * distance / 400)
-    left, right = (
-        tpu_tiles.operand(x, plan, left=side)
-        for x, side in zip(factors, (True, False), strict=True)
-    )
-    assert left.dtype == jnp.bfloat16
-    error = np.abs(tpu_tiles.dot(left.T, right, (1, 0), plan) - expected).max()
-    assert error < 1e-4
-    left, right = (x.astype(jnp.bfloat16) for x in factors)
-    assert np.abs(tpu_tiles.dot(left.T, right, (1, 0), plan) - expected).max() > 20 * error
+    errors = []
+    for parts in (1, 2, 3):
+        left, right = (
+            tpu_tiles.operand(x, parts, 256, left=side).astype(jnp.bfloat16)
+            for x, side in zip(factors, (True, False), strict=True)
+        )
+        errors.append(np.abs(tpu_tiles.dot(left.T, right, (1, 0)) - expected).max())
+    assert errors[0] > 1e-3 > 20 * errors[1]
+    assert errors[1] > 5 * errors[2]
+    assert errors[2] < 4e-6  # float32 itself
+
+
+def tiles_needed(length, window, block):
+    """How many tiles hold a pair within the window, one by one."""
+    query, key = (np.arange(-(-length // size)) * size for size in (block.rows, block.columns))
+    farthest = query[:, None] + block.rows - 1 - key
+    nearest = query[:, None] - (key + block.columns - 1)
+    return int(((farthest >= 0) & (nearest <= np.ceil(window) - 1)).sum())
 
 
 def test_count_tiles_is_what_the_kernel_does(monkeypatch):
     length, visits = 600, []
-    judge = tpu_tiles.judge
+    for_parts = tpu_tiles.for_parts
 
     def counting(*args):
         jax.debug.callback(lambda: visits.append(1))
-        return judge(*args)
+        for_parts(*args)
 
-    monkeypatch.setattr(tpu_tiles, "judge", counting)
+    monkeypatch.setattr(tpu_tiles, "for_parts", counting)
     monkeypatch.setattr(block_sizes, "tpu_blocks", lambda *_: SMALL)
     ones = [jnp.ones((1, length, 1, d)) for d in (8, 8, 32)]
     for window in (1.5, 129.0, 130.5, 400.0, np.inf):
@@ -288,13 +303,30 @@ def test_count_tiles_is_what_the_kernel_does(monkeypatch):
             jax.block_until_ready(op(*ones, jnp.array([window]), jnp.ones(1)))
             jax.effects_barrier()
         (count,) = block_sizes.count_tiles(length, [window])
-        assert len(visits) == count.tiles == count.needed
+        assert len(visits) == count.tiles == tiles_needed(length, window, SMALL.forward)
 
 
 def test_visits_only_what_initial_windows_need():
     windows = np.exp(np.linspace(0, np.log(256), 16)) + 1
     counts = block_sizes.count_tiles(8192, windows)
-    assert sum(c.tiles for c in counts) <= 1.5 * sum(c.needed for c in counts)
+    needed = [tiles_needed(8192, w, c.block) for w, c in zip(windows, counts, strict=True)]
+    assert sum(c.tiles for c in counts) <= 1.5 * sum(needed)
+
+
+@pytest.mark.parametrize("rows_are_queries", [True, False])
+@pytest.mark.parametrize("reach", [0, 1, 127, 128, 300, 2000])
+def test_parts_on_the_edge_are_those_with_a_pair_in_reach(reach, rows_are_queries):
+    block = TpuBlock(512, 512, 128, part_rows=128, part_columns=256)
+    plan = tpu_tiles.Plan(1, 1, 8, 32, 4096, block, rows_are_queries, False, False)
+    for distance in range(-512, 2560, 128):
+        tile = tpu_tiles.Tile(distance, reach, None, None, None)
+        rows, columns = np.arange(block.rows)[:, None], np.arange(block.columns)
+        steps = rows - columns if rows_are_queries else columns - rows
+        in_reach = (distance + steps >= 0) & (distance + steps <= reach)
+        parts = in_reach.reshape(4, 128, 2, 256).any((1, 3))
+        for n, needed in enumerate(parts):
+            start, stop = (int(x) for x in tpu_tiles.edge_columns(tile, 128 * n, plan))
+            np.testing.assert_array_equal(np.flatnonzero(needed), np.arange(start, stop))
 
 
 @pytest.mark.parametrize(
@@ -318,6 +350,24 @@ def test_highest_precision_on_bfloat16_inputs():
     with interpret_kernels():
         h = jax.jit(partial(screening_pallas_tpu, precision="highest"))(*inputs[:5])
     np.testing.assert_allclose(h.astype(np.float32), expected, rtol=2.0**-8, atol=1e-5)
+
+
+def test_says_what_would_spill(monkeypatch):
+    monkeypatch.setattr(block_sizes, "tpu_chip", lambda: "v4")
+    *inputs, _ = inputs_of(8)
+    with pytest.raises(NotImplementedError, match="on v4: no block sizes are known"):
+        screening_pallas_tpu(*map(jnp.asarray, inputs))
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])
+def test_tables_hold_the_models_and_fit_the_memory(chip, monkeypatch):
+    monkeypatch.setattr(block_sizes, "tpu_chip", lambda: chip)
+    for exact in (True, False):
+        for length in (1, 200, 4096):
+            blocks = block_sizes.tpu_blocks(length, 16, 64, exact)
+            assert blocks.multiple <= max(128, 2 * length)
+            for block in blocks:
+                assert block.rows % block.part_rows == block.columns % block.part_columns == 0
 
 
 def test_says_when_memory_is_short(monkeypatch):
