@@ -19,7 +19,7 @@ from multiscreen_jax.models import (
 )
 
 _SHAPE = {"vocab_size": 61, "model_dim": 16, "num_layers": 2, "key_dim": 6, "value_dim": 5}
-_LEVELS = {"num_levels": 8, "max_documents": 4}
+_LEVELS = {"num_levels": 9, "max_documents": 4}
 _MAMBA2 = {**_SHAPE, "num_heads": 4, "num_groups": 2}
 _DELTA = {**_SHAPE, "num_heads": 2, "feed_forward_dim": 24}
 CONFIGS = {

@@ -21,7 +21,7 @@ def _model(name):
 
 @models
 def test_every_split_of_seventy_tokens(name):
-    cache_suite.check_every_split_in_one_batch(*_model(name), LONG)
+    cache_suite.check_every_split_in_one_batch(*_model(name), LONG, tolerance=5e-5)
 
 
 @pytest.mark.parametrize("name", ["log-linear-mamba2", "log-linear-gdn+screening"])
@@ -75,7 +75,7 @@ def test_sizes_and_dtypes():
     assert layers["value_conv"].shape == (2, 3, 3, 4, 5)
     assert layers["query_conv"].shape == (2, 3, 3, 2, 6)
     assert layers["key_conv"].dtype == jnp.bfloat16
-    assert layers["state"].levels.shape == (2, 3, 4, 8, 6, 5)
+    assert layers["state"].levels.shape == (2, 3, 4, 9, 6, 5)
     assert layers["state"].levels.dtype == jnp.float32
     assert layers["state"].length.shape == (2, 3)
     hybrid, params = _model("log-linear-gdn+screening")
