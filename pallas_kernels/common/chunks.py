@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 
 def scan_chunks(
@@ -50,13 +50,6 @@ def from_chunks(x: Float[Array, "B H N C X"], length: int) -> Float[Array, "B T 
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
-def chunk_documents(index: Int[Array, "B T"], size: int) -> Int[Array, "B N C"]:
-    """Document numbers by chunk; the last one goes on after the end."""
-    batch, length = index.shape
-    index = jnp.pad(index, ((0, 0), (0, -length % size)), mode="edge")
-    return index.reshape(batch, -1, size)
-
-
 class Decays(NamedTuple):
     """What is left of a state or a token, in [0, 1], for a chunk of C tokens.
 
@@ -71,22 +64,6 @@ class Decays(NamedTuple):
     from_start: Array
     to_end: Array
     through: Array
-
-
-def chunk_decays(
-    g: Float[Array, "*B C"] | None, documents: Int[Array, "B N C"] | None, size: int
-) -> Decays:
-    """`decays` of chunks of `size` tokens; without g only documents end.
-
-    The state before the first chunk belongs to document 0.
-    """
-    if g is None:
-        g = jnp.zeros((1, 1, 1, size), jnp.float32)
-    if documents is not None:
-        before = jnp.pad(documents[:, :-1, -1:], ((0, 0), (1, 0), (0, 0)))
-        starts = jnp.diff(documents, prepend=before) != 0
-        g = jnp.where(starts[:, None], -jnp.inf, g)
-    return decays(g)
 
 
 def decays(g: Float[Array, "*B C"]) -> Decays:

@@ -57,6 +57,7 @@ def linear_attention(
     run = partial(
         _run, "linear_attention", _ADDITIVE, q, k, scale=scale, segment_ids=segment_ids,
         chunk_size=chunk_size, implementation=implementation, precision=precision,
+        return_state=return_state,
     )  # fmt: skip
     if initial_state is not None and isinstance(initial_state, tuple) != normalize:
         raise ValueError(
@@ -64,8 +65,7 @@ def linear_attention(
             f"a {type(initial_state).__name__}"
         )
     if not normalize:
-        y, state = run(v, None, None, initial_state)
-        return y, state if return_state else None
+        return run(v, None, None, initial_state)
     # The sum of the keys is one more column of the state, that of a value that is always one.
     v = jnp.asarray(v)
     if initial_state is not None:
@@ -74,7 +74,7 @@ def linear_attention(
     y, state = run(jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1), None, None, initial_state)
     y = y.astype(accumulation_dtype(y))
     y = (y[..., :-1] / (y[..., -1:] + _NORMALIZER_EPS)).astype(v.dtype)
-    return y, NormalizedState(state[..., :-1], state[..., -1]) if return_state else None
+    return y, None if state is None else NormalizedState(state[..., :-1], state[..., -1])
 
 
 def retention(
@@ -108,12 +108,11 @@ def retention(
     g = jnp.asarray(retention_decays(heads) if g is None else g)
     if g.shape != (heads,):
         raise ValueError(f"g must be [H] = ({heads},), got {g.shape}")
-    y, state = _run(
+    return _run(
         "retention", _ADDITIVE, q, k, v, jnp.broadcast_to(g, v.shape[:3]), None, initial_state,
         scale=scale, segment_ids=segment_ids, chunk_size=chunk_size,
-        implementation=implementation, precision=precision,
+        implementation=implementation, precision=precision, return_state=return_state,
     )  # fmt: skip
-    return y, state if return_state else None
 
 
 def retention_decays(heads: int) -> np.ndarray:
@@ -165,12 +164,11 @@ def ssd(
     Cost: "chunked" takes 2 T H (C K / r + C V + 2 K V) FLOPs forward, r = H / G; memory is linear
     in T.
     """
-    y, state = _run(
+    return _run(
         "ssd", _ADDITIVE, q, k, v, g, None, initial_state,
         scale=1.0 if scale is None else scale, segment_ids=segment_ids, chunk_size=chunk_size,
-        implementation=implementation, precision=precision,
+        implementation=implementation, precision=precision, return_state=return_state,
     )  # fmt: skip
-    return y, state if return_state else None
 
 
 def delta_rule(
@@ -191,12 +189,11 @@ def delta_rule(
 
     S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T          y_t = scale S_t^T q_t
     """
-    y, state = _run(
+    return _run(
         "delta_rule", _DELTA, q, k, v, None, beta, initial_state,
         scale=scale, segment_ids=segment_ids, chunk_size=chunk_size,
-        implementation=implementation, precision=precision,
+        implementation=implementation, precision=precision, return_state=return_state,
     )  # fmt: skip
-    return y, state if return_state else None
 
 
 def gated_delta_rule(
@@ -229,12 +226,11 @@ def gated_delta_rule(
 
     Cost: "chunked" takes about 2 T H (C^2 / 3 + C (C + 4 K + 2 V) + 3 K V) FLOPs forward.
     """
-    y, state = _run(
+    return _run(
         "gated_delta_rule", _DELTA, q, k, v, g, beta, initial_state,
         scale=scale, segment_ids=segment_ids, chunk_size=chunk_size,
-        implementation=implementation, precision=precision,
+        implementation=implementation, precision=precision, return_state=return_state,
     )  # fmt: skip
-    return y, state if return_state else None
 
 
 def repeat_groups(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
@@ -267,7 +263,7 @@ _DELTA: dict[str, Callable[..., Any]] = {"reference": _reference, "chunked": _de
 
 def _run(
     name, available, q, k, v, g, beta, state, *,
-    scale, segment_ids, chunk_size, implementation, precision,
+    scale, segment_ids, chunk_size, implementation, precision, return_state,
 ):  # fmt: skip
     """Check, promote, mask the padding, and run on every device's own rows and heads."""
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
@@ -297,7 +293,8 @@ def _run(
     group = group_axes(q)
     in_axes = (group, group, "b.h.", "b.h", "b.h", "bh..", "b.")
     segment_ids = None if segment_ids is None else jnp.asarray(segment_ids)
-    return shard_op(op, in_axes, ("b.h.", "bh.."), q, k, v, g, beta, state, segment_ids)
+    y, state = shard_op(op, in_axes, ("b.h.", "bh.."), q, k, v, g, beta, state, segment_ids)
+    return y, state if return_state else None
 
 
 def promote(docs, dtype, *arrays):

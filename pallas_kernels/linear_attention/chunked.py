@@ -5,7 +5,6 @@ of a group, h head, n chunk, i reading and j read token of a chunk, k key and v 
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.common.chunks import Decays, decays, scan_chunks
 from pallas_kernels.common.documents import Documents, gates
-from pallas_kernels.linear_attention.triangular import unit_lower_inverse, unit_lower_solve
+from pallas_kernels.linear_attention.triangular import unit_lower_solve
 
 
 def ssd_chunked(
@@ -99,63 +98,3 @@ def gated_delta_rule_chunked(
 
     g = gates(g, documents, like=v)
     return scan_chunks(step, state, min(chunk_size, q.shape[1]), q, k, v, g, beta)
-
-
-class DeltaChunks(NamedTuple):
-    """A delta rule chunk as maps of the values inside it and of the state before it.
-
-        y  = scores values + reads S                (rows of S: keys)
-        S' = through S + writes^T (updates - erases S)
-
-    Attributes:
-        scores: [..., C, C], of value j in output i.
-        values: [..., C, V], beta v.
-        reads: [..., C, K].
-        writes: [..., C, K].
-        updates: [..., C, V].
-        erases: [..., C, K]; None if nothing is erased.
-        through: [...].
-    """
-
-    scores: Array
-    values: Array
-    reads: Array
-    writes: Array
-    updates: Array
-    erases: Array | None
-    through: Array
-
-
-def delta_chunks(
-    q: Float[Array, "B H N C K"],
-    k: Float[Array, "B H N C K"],
-    v: Float[Array, "B H N C V"],
-    beta: Float[Array, "B H N C"],
-    decays: Decays,
-    precision: jax.lax.PrecisionLike,
-) -> DeltaChunks:
-    """The WY form of S_t = exp(g_t) (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T.
-
-    (Gated DeltaNet, arXiv:2412.06464, section 3.3.) With D the decays between tokens,
-    X = (I + strictly_lower(beta_i D_ij k_i.k_j))^-1 solves the chunk's triangular system once.
-    """
-
-    def product(spec: str, *arrays: Array) -> Array:
-        return jnp.einsum(spec, *arrays, precision=precision)
-
-    earlier = np.tri(q.shape[-2], k=-1, dtype=bool)
-    overlap = product("bhnik,bhnjk->bhnij", k, k) * decays.pairs
-    solve = unit_lower_inverse(jnp.where(earlier, overlap * beta[..., None], 0))
-    scores = product("bhnik,bhnjk->bhnij", q, k) * decays.pairs
-    scores = product("bhnij,bhnjl->bhnil", scores, solve)
-    from_start = decays.from_start[..., None]
-    values, keys = beta[..., None] * v, beta[..., None] * from_start * k
-    return DeltaChunks(
-        scores=scores,
-        values=values,
-        reads=from_start * q - product("bhnij,bhnjk->bhnik", scores, keys),
-        writes=decays.to_end[..., None] * k,
-        updates=product("bhnij,bhnjv->bhniv", solve, values),
-        erases=product("bhnij,bhnjk->bhnik", solve, keys),
-        through=jnp.broadcast_to(decays.through, q.shape[:3]),
-    )

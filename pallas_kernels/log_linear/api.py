@@ -20,13 +20,14 @@ from pallas_kernels.linear_attention.api import (
     promote,
     repeat_groups,
 )
-from pallas_kernels.log_linear.chunked import Inputs, log_linear_chunked
+from pallas_kernels.log_linear.chunked import log_linear_chunked
 from pallas_kernels.log_linear.levels import (
     BEYOND_LEVELS,
     LogLinearState,
     empty_state,
     level_count,
 )
+from pallas_kernels.log_linear.maps import Inputs
 from pallas_kernels.log_linear.reference import log_linear_recurrence
 from pallas_kernels.log_linear.tree import log_linear_ssd_tree
 

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.common.chunks import chunk_decays, from_chunks, to_chunks
+from pallas_kernels.common.chunks import from_chunks, to_chunks
 from pallas_kernels.common.documents import Documents
-from pallas_kernels.linear_attention.chunked import DeltaChunks, delta_chunks
 from pallas_kernels.log_linear.layout import (
     Layout,
     aligned_layout,
@@ -34,19 +33,9 @@ from pallas_kernels.log_linear.levels import (
     merge_masks,
     pair_scales,
 )
+from pallas_kernels.log_linear.maps import ChunkMaps, Inputs, chunk_maps
 
 _BLOCK = 4  # chunks that are recomputed together; their temporaries should fit a CPU's cache
-
-
-class Inputs(NamedTuple):
-    """q, k, v, g, beta and the level scales: [B,T,H,...], or [B,H,N,C,...] once in chunks."""
-
-    q: Array
-    k: Array
-    v: Array
-    g: Array
-    beta: Array | None
-    scales: Array
 
 
 def log_linear_chunked(
@@ -80,7 +69,7 @@ def log_linear_chunked(
         slots = min(slots, (-(-length // chunk_size) - 1).bit_length())
     # A state of fewer levels than a chunk has keeps everything older in the last of them.
     slot_level = np.minimum(inside + np.arange(slots), levels - 1)
-    local = partial(_local_maps, precision=precision)
+    local = partial(chunk_maps, precision=precision)
     product = partial(jnp.einsum, precision=precision)
 
     shape = state.levels.shape
@@ -112,31 +101,13 @@ def log_linear_chunked(
     return y, LogLinearState(new_levels, layout.length)
 
 
-def _local_maps(chunks: Inputs, precision: jax.lax.PrecisionLike) -> DeltaChunks:
-    """Chunks as maps of their values and of what was before; SSD is a chunk that erases nothing."""
-    q, k, v, g, beta, _ = chunks
-    decays = chunk_decays(g, None, q.shape[-2])
-    if beta is not None:
-        return delta_chunks(q, k, v, beta, decays, precision)
-    scores = jnp.einsum("bhnik,bhnjk->bhnij", q, k, precision=precision) * decays.pairs
-    return DeltaChunks(
-        scores=scores,
-        values=v,
-        reads=q * decays.from_start[..., None],
-        writes=k * decays.to_end[..., None],
-        updates=v,
-        erases=None,
-        through=decays.through,
-    )
-
-
 def _scan_chunks(
     chunks: Inputs,
     layout: Layout,
     states: Float[Array, "B H K J V"],
     head: "Head | None",
     slot_level: np.ndarray,
-    local: Callable[[Inputs], DeltaChunks],
+    local: Callable[[Inputs], ChunkMaps],
     product: Callable[..., Array],
 ) -> tuple[Float[Array, "B H N C V"], Float[Array, "B H K J V"]]:
     """Outputs of all chunks, and the states after the last one, which is not merged."""
@@ -213,7 +184,7 @@ class Head(NamedTuple):
 
 
 def _continue_chunk(
-    maps: DeltaChunks,
+    maps: ChunkMaps,
     scales: Float[Array, "B H C L"],
     older: Float[Array, "B H I K V"],
     offset: Int[Array, "B"],
@@ -244,7 +215,7 @@ def _open_levels(
     last: Int[Array, "B"],
     at: Int[Array, "B"],
     levels: int,
-    local: Callable[[Inputs], DeltaChunks],
+    local: Callable[[Inputs], ChunkMaps],
     product: Callable[..., Array],
 ) -> Float[Array, "B H L K V"]:
     """The levels of the tokens of each row's last chunk, of which `at` is the last.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.common.documents import Documents
+from pallas_kernels.common.documents import Documents, document_starts
 from pallas_kernels.linear_attention.decode import additive_write, transition
 from pallas_kernels.log_linear.levels import LogLinearState, merge
 
@@ -24,11 +24,9 @@ def log_linear_recurrence(
 ) -> tuple[Float[Array, "B T H V"], LogLinearState]:
     """Merge, decay, write to level 0, read all levels; padding does none of it."""
     batch, length = v.shape[:2]
-    starts = jnp.zeros((batch, length), bool)
-    real = jnp.ones((batch, length), bool)
+    starts, real = jnp.zeros((batch, length), bool), jnp.ones((batch, length), bool)
     if documents is not None:
-        starts = starts.at[:, 1:].set(documents.index[:, 1:] != documents.index[:, :-1])
-        real = documents.real
+        starts, real = document_starts(documents), documents.real
 
     def step(state: LogLinearState, token: Any) -> tuple[LogLinearState, Array]:
         q, k, v, g, beta, scales, starts, real = token

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.common.chunks import chunk_decays, from_chunks, to_chunks
+from pallas_kernels.common.chunks import decays, from_chunks, to_chunks
 from pallas_kernels.log_linear.levels import pair_scales
 
 
@@ -38,11 +38,11 @@ def log_linear_ssd_tree(
 
     q_bgnik, k_bgnjk = split(q, grouped=False), split(k, grouped=False)
     v_bgrnjv, g_bgrni, scales = split(v), split(g), split(scales)
-    decays = chunk_decays(g_bgrni, None, chunk_size)
+    d = decays(g_bgrni)
     scores = product("bgnik,bgnjk->bgnij", q_bgnik, k_bgnjk)
-    scores = scores[:, :, None] * (decays.pairs * pair_scales(scales))
+    scores = scores[:, :, None] * (d.pairs * pair_scales(scales))
     y = product("bgrnij,bgrnjv->bgrniv", scores, v_bgrnjv)
-    blocks = product("bgnjk,bgrnjv->bgrnkv", k_bgnjk, v_bgrnjv * decays.to_end[..., None])
+    blocks = product("bgnjk,bgrnjv->bgrnkv", k_bgnjk, v_bgrnjv * d.to_end[..., None])
 
     log_start = jnp.cumsum(g_bgrni, axis=-1)
     log_total = log_start[..., -1]
