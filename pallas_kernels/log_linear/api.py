@@ -21,6 +21,7 @@ from pallas_kernels.linear_attention.api import (
     repeat_groups,
 )
 from pallas_kernels.log_linear.chunked import log_linear_chunked
+from pallas_kernels.log_linear.delta_tree import log_linear_delta_tree
 from pallas_kernels.log_linear.levels import (
     BEYOND_LEVELS,
     LogLinearState,
@@ -144,6 +145,8 @@ def _chunked(
     if whole and beta is None and padded <= 1.25 * chunks:
         return log_linear_ssd_tree(q, k, v, g, scales, chunk_size, precision), state
     q, k = repeat_groups(q, k, v)
+    if whole and beta is not None and chunks > 1:
+        return log_linear_delta_tree(Inputs(q, k, v, g, beta, scales), chunk_size, precision), state
     if length == 1:
         return log_linear_recurrence(q, k, v, g, beta, scales, state, docs, precision)
     return log_linear_chunked(

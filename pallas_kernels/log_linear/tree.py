@@ -49,8 +49,9 @@ def log_linear_ssd_tree(
 
     @jax.checkpoint
     def read(q: Array, left: Array, log_since: Array, scales: Array) -> Array:
-        seen = product("bgnsik,bgrnkv->bgrnsiv", q, left)
-        return seen * (jnp.exp(log_since) * scales)[..., None]
+        # On the side of the queries: so no gradient needs what was read.
+        weighted = q[:, :, None] * (jnp.exp(log_since) * scales)[..., None]
+        return product("bgrnsik,bgrnkv->bgrnsiv", weighted, left)
 
     for bit in range(chunks.bit_length() - 1):
         span = 1 << bit  # chunks in half a block
