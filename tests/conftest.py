@@ -3,12 +3,17 @@
 import os
 import tempfile
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Subprocess tests inherit this, so a program that several of them run is compiled once.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "multiscreen-jax-test-cache")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Nearly all the time goes into compiling hundreds of programs that run for milliseconds. XLA's own
+# passes stay; it is LLVM that optimises less.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 
 def pytest_addoption(parser):
@@ -22,3 +27,13 @@ def pytest_collection_modifyitems(config, items):
     slow = [item for item in items if "slow" in item.keywords]
     items[:] = [item for item in items if "slow" not in item.keywords]
     config.hook.pytest_deselected(items=slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Every compiled program takes some dozens of a process's 65530 memory maps, and a process
+    without maps left dies: a file's programs go when it is done."""
+    yield
+    import jax
+
+    jax.clear_caches()

@@ -264,5 +264,6 @@ def _max_documents(given: int | None, segment_ids: Any) -> int:
         raise ValueError(
             "under jit, segment_ids need max_documents: how many documents a row may hold at most"
         )
-    index = np.asarray(documents(jnp.asarray(segment_ids)).index)
+    with jax.ensure_compile_time_eval():  # ids that a jitted function closes over are concrete
+        index = np.asarray(documents(jnp.asarray(segment_ids)).index)
     return int(index.max()) + 1

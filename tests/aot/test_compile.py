@@ -1,14 +1,13 @@
 """The XLA forms compile for accelerators: the real TPU compiler, and lowering for GPUs."""
 
 import importlib.util
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import screening
+from tests.aot.run_compiler import run_compiler
 
 
 @pytest.mark.slow
@@ -25,13 +24,7 @@ from pallas_kernels import screening
 def test_training_step_compiles_for_tpu(topology, implementation, used):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install libtpu")
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.aot.compile_tpu", topology, implementation],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_compiler("compile_tpu", topology, implementation)
     assert f"implementations {used}\n" in run.stdout
     temp_mib = float(run.stdout.split("temp_mib")[1])
     assert temp_mib < 256

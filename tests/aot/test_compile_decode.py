@@ -1,23 +1,16 @@
 """The decode kernels compile for TPUs and GPUs without spills or copies of the cache."""
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
 
 from experiments.bench.gpu_compiler import missing
 from tests.aot import compile_decode
+from tests.aot.run_compiler import run_compiler
 
 
 def _lines(target):
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.aot.compile_decode", target],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_compiler("compile_decode", target)
     lines = [line.split() for line in run.stdout.splitlines() if line.startswith(target)]
     assert len(lines) == len(compile_decode.CASES)
     return lines

@@ -1,11 +1,9 @@
 """The GPU kernels compile with the real compiler, within registers, onto the tensor cores."""
 
-import subprocess
-import sys
-
 import pytest
 
 from experiments.bench.gpu_compiler import missing
+from tests.aot.run_compiler import run_compiler
 
 
 @pytest.mark.slow
@@ -13,10 +11,4 @@ from experiments.bench.gpu_compiler import missing
 def test_screening_compiles(arch):
     if reason := missing():
         pytest.skip(reason)
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.aot.compile_gpu", str(arch)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_compiler("compile_gpu", str(arch))

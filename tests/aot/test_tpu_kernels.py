@@ -2,11 +2,11 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+
+from tests.aot.run_compiler import run_compiler
 
 # Scheduled cycles per 256 x 256 pairs of a full tile that the forward may take.
 FORWARD_CYCLES = {"v5e": 338, "v6e": 245}
@@ -16,13 +16,7 @@ def compiled(chip, length, dtype):
     """The rows of the table, by kernel."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install libtpu")
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.aot.compile_tpu_kernels", chip, str(length), dtype],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_compiler("compile_tpu_kernels", chip, str(length), dtype)
     rows = json.loads(run.stdout.split("rows", 1)[1])
     kernels = {row["kernel"]: row for row in rows}
     assert sorted(kernels) == [

@@ -50,11 +50,10 @@ def test_all_lengths(op, groups, length):
     assert_close(run(op, case), wanted)
 
 
-@pytest.mark.parametrize("length", slow_unless((200,), (200, 257)))
 @pytest.mark.parametrize("size", slow_unless((16, 256), SIZES))
 @pytest.mark.parametrize(("op", "groups"), [("ssd", 2), ("gated_delta_rule", 4)])
-def test_all_chunk_sizes(op, groups, size, length):
-    case, wanted = recurrence(op, groups)(length)
+def test_all_chunk_sizes(op, groups, size):
+    case, wanted = recurrence(op, groups)(257)
     assert_close(run(op, case, chunk_size=size), wanted, what=f"C={size}")
 
 
@@ -105,17 +104,22 @@ def test_keys_that_are_all_alike(beta):
 @pytest.mark.parametrize("op", slow_unless(FEW, OPS))
 def test_no_information_from_the_future_in_bfloat16(op):
     case = make_case(op, 200)
-    inputs = {x: jnp.asarray(case.inputs[x], jnp.bfloat16) for x in "qkv"}
-    inputs = jax.tree.map(jnp.asarray, case.inputs) | inputs
+    inputs = case.inputs | {x: case.inputs[x].astype(jnp.bfloat16) for x in "qkv"}
     forward = jax.jit(lambda inputs: apply(op, inputs)[0])
-    y = forward(inputs)
+    y = np.asarray(forward(inputs))
     assert y.dtype == jnp.bfloat16
+
+    def change(x, t):
+        x = x.copy()
+        x[:, t] = -2 * x[:, t - 1] + 0.5
+        return x
+
     for t in (1, 63, 64, 130, 199):
         changed = {
-            name: x if name == "state" or x.ndim == 1 else x.at[:, t].set(-2 * x[:, t - 1] + 0.5)
+            name: x if name == "state" or x.ndim == 1 else change(x, t)
             for name, x in inputs.items()
         }
-        again = forward(changed)
+        again = np.asarray(forward(changed))
         np.testing.assert_array_equal(again[:, :t], y[:, :t])
         assert (again[:, t] != y[:, t]).any()
 

@@ -1,5 +1,8 @@
 """Random inputs of the log-linear ops, and both ops behind one call."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,10 +28,18 @@ def inputs(
     }
 
 
+STATIC = ("beyond_levels", "chunk_size", "implementation", "max_documents", "return_state")
+
+
 def run(op, x, **settings):
-    """(y, state) of one of OPS; `beta` is not used by SSD."""
-    x = {name: jnp.asarray(value) for name, value in x.items()}
-    x = {**x, "return_state": True, **settings}
+    """(y, state) of one of OPS, compiled; `beta` is not used by SSD."""
+    static = tuple((name, settings.pop(name)) for name in STATIC if name in settings)
+    return _run(op, static, {**x, **settings})
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _run(op, static, x):
+    x = {"return_state": True, **jax.tree.map(jnp.asarray, x), **dict(static)}
     if op == "ssd":
         return log_linear_ssd(**{name: value for name, value in x.items() if name != "beta"})
     return log_linear_gated_delta_rule(**x)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import log_linear_ssd
 from tests.log_linear.cases import OPS, assert_close, inputs, part, run
 
 LENGTH = 130
@@ -92,9 +93,11 @@ def test_padding_may_hold_anything(op):
 def test_rows_cut_anywhere_continue_and_keep_their_state(op):
     x = inputs(LENGTH, 9)
     ids = segments(37, 50, 30)
-    want, end = run(op, x, segment_ids=jnp.asarray(ids), implementation="reference")
+    want, end = run(op, x, segment_ids=ids, max_documents=4, implementation="reference")
     for cut in (20, 45, 125):
-        y, state = run(op, part(x, 0, cut), segment_ids=jnp.asarray(ids[:, :cut]), chunk_size=16)
+        y, state = run(
+            op, part(x, 0, cut), segment_ids=ids[:, :cut], max_documents=4, chunk_size=16
+        )
         fresh = (ids[:, cut] != ids[:, cut - 1])[:, None, None, None, None]
         # A document that starts right at the cut does not continue the state; padding leaves it.
         fresh = fresh & (ids[:, cut] != 0)[:, None, None, None, None]
@@ -105,7 +108,8 @@ def test_rows_cut_anywhere_continue_and_keep_their_state(op):
         more, last = run(
             op,
             part(x, cut, LENGTH),
-            segment_ids=jnp.asarray(ids[:, cut:]),
+            segment_ids=ids[:, cut:],
+            max_documents=4,
             initial_state=kept,
             chunk_size=16,
         )
@@ -118,7 +122,7 @@ def test_a_row_with_more_documents_than_allowed_is_nan():
     x = inputs(LENGTH, 9)
     ids = segments(37, 50, 30)
     ids[1] = ids[1] != 0
-    y, _ = run("ssd", x, segment_ids=jnp.asarray(ids), max_documents=2, chunk_size=16)
+    y, _ = run("ssd", x, segment_ids=ids, max_documents=2, chunk_size=16)
     assert np.isnan(np.asarray(y)[0][ids[0] != 0]).all()
     assert np.isfinite(np.asarray(y)[1]).all()
 
@@ -126,9 +130,24 @@ def test_a_row_with_more_documents_than_allowed_is_nan():
 @pytest.mark.parametrize("op", OPS)
 def test_levels_are_for_documents_not_for_rows(op):
     x = inputs(LENGTH, 7)  # 64 tokens
-    ids = jnp.asarray(segments(64, 64))
-    want, _ = run(op, x, segment_ids=ids, beyond_levels="extend", chunk_size=16)
-    y, _ = run(op, x, segment_ids=ids, chunk_size=16)
+    ids = segments(64, 64)
+    settings = {"max_documents": 2, "chunk_size": 16}
+    want, _ = run(op, x, segment_ids=ids, beyond_levels="extend", **settings)
+    y, _ = run(op, x, segment_ids=ids, **settings)
     assert_close(y, want, 1e-6, op)
-    y, _ = run(op, x, segment_ids=jnp.asarray(segments(65, 60)), chunk_size=16)
+    y, _ = run(op, x, segment_ids=segments(65, 60), **settings)
     assert np.isnan(np.asarray(y)[0, :125]).all()
+
+
+def test_documents_are_counted_where_no_bound_is_given():
+    """Also in a jitted function that closes over the segment ids."""
+    x = jax.tree.map(jnp.asarray, inputs(9, 5))
+    x.pop("beta")
+    ids = jnp.asarray([[1, 1, 2, 2, 3, 3, 3, 0, 0], [1] * 9])
+
+    def op(x, **bound):
+        return log_linear_ssd(**x, segment_ids=ids, chunk_size=4, **bound)[0]
+
+    want = jax.jit(lambda x: op(x, max_documents=3))(x)
+    np.testing.assert_array_equal(jax.jit(op)(x), want)
+    assert np.isfinite(want).all()

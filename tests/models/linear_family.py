@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from multiscreen_jax.models import (
     AttentionLayers,
@@ -48,13 +49,10 @@ def params_of(name):
     model = build(CONFIGS[name])
     tokens = jnp.zeros((1, 4), jnp.int32)
     params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noisy = [
-        leaf + 0.2 * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, noisy)
+    rng = np.random.default_rng(2)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf + 0.2 * rng.standard_normal(leaf.shape), leaf.dtype), params
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

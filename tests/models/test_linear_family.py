@@ -1,6 +1,7 @@
 """RetNet, DeltaNet, Mamba-2, Gated DeltaNet, their log-linear forms, and hybrids."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -106,36 +107,38 @@ def test_flops_match_the_compiler(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_packed_documents_are_alone_and_isolated(name):
     segment_ids = jnp.asarray([[1] * 5 + [2] * 39 + [3] * 33 + [0] * 3])
-    row = TOKENS[:1]
-    packed = logits(name, row, segment_ids)
+    row = np.asarray(TOKENS[:1])
+    packed = np.asarray(logits(name, row, segment_ids))
     for document in (1, 2, 3):
         (places,) = np.nonzero(np.asarray(segment_ids[0]) == document)
         rest = row[:, places[0] :]  # what follows cannot be seen; one shape less to compile
-        alone = logits(name, jnp.pad(rest, ((0, 0), (0, 80 - rest.shape[1]))))
+        alone = np.asarray(logits(name, np.pad(rest, ((0, 0), (0, 80 - rest.shape[1])))))
         np.testing.assert_allclose(packed[0, places], alone[0, : len(places)], rtol=1e-5, atol=2e-5)
-    second = segment_ids == 2
-    changed = logits(name, jnp.where(second, (row + 1) % 61, row), segment_ids)
+    second = np.asarray(segment_ids) == 2
+    changed = np.asarray(logits(name, np.where(second, (row + 1) % 61, row), segment_ids))
     np.testing.assert_array_equal(packed[~second], changed[~second])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_does_not_see_the_future(name):
-    tokens = TOKENS[:1, :75]
-    before = logits(name, tokens, dtype="bfloat16")
+    tokens = np.asarray(TOKENS[:1, :75])
+    before = np.asarray(logits(name, tokens, dtype="bfloat16"))
     assert before.dtype == jnp.float32
     for place in (3, 66):
-        changed = logits(name, tokens.at[0, place].add(1) % 61, dtype="bfloat16")
+        other = tokens.copy()
+        other[0, place] = (other[0, place] + 1) % 61
+        changed = np.asarray(logits(name, other, dtype="bfloat16"))
         np.testing.assert_array_equal(before[:, :place], changed[:, :place])
-        assert jnp.any(before[:, place:] != changed[:, place:])
+        assert (before[:, place:] != changed[:, place:]).any()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_is_near_float32(name):
     """At most places: norms over five numbers enlarge the error of outputs near zero."""
-    want = logits(name, TOKENS[:1, :75])
-    got = logits(name, TOKENS[:1, :75], dtype="bfloat16")
-    errors = jnp.sqrt(jnp.mean((got - want) ** 2, axis=(0, 2))) / jnp.std(want)
-    assert 0 < jnp.median(errors) < 0.05
+    want = np.asarray(logits(name, TOKENS[:1, :75]))
+    got = np.asarray(logits(name, TOKENS[:1, :75], dtype="bfloat16"))
+    errors = np.sqrt(np.mean((got - want) ** 2, axis=(0, 2))) / np.std(want)
+    assert 0 < np.median(errors) < 0.05
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,6 +153,7 @@ def test_float64_throughout(name):
     np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
 
 
+@functools.cache
 def _gradients(name, **fields):
     def loss(params):
         return jnp.mean(logits(name, TOKENS[:1, :70], params=params, **fields) ** 2)
