@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 
-def run_compiler(program: str, *arguments: str) -> None:
-    """Runs `tests.aot.PROGRAM`, which must succeed."""
+def run_compiler(program: str, *arguments: str) -> str:
+    """What `tests.aot.PROGRAM` printed; it must succeed."""
     ended = subprocess.run(
         [sys.executable, "-m", f"tests.aot.{program}", *arguments],
         env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "false"},
@@ -15,3 +15,4 @@ def run_compiler(program: str, *arguments: str) -> None:
         timeout=600,
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
+    return ended.stdout

@@ -24,9 +24,9 @@ from tests.aot.run_compiler import run_compiler
 def test_training_step_compiles_for_tpu(topology, implementation, used):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install libtpu")
-    run_compiler("compile_tpu", topology, implementation)
-    assert f"implementations {used}\n" in run.stdout
-    temp_mib = float(run.stdout.split("temp_mib")[1])
+    printed = run_compiler("compile_tpu", topology, implementation)
+    assert f"implementations {used}\n" in printed
+    temp_mib = float(printed.split("temp_mib")[1])
     assert temp_mib < 256
 
 

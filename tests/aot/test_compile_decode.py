@@ -10,8 +10,8 @@ from tests.aot.run_compiler import run_compiler
 
 
 def _lines(target):
-    run_compiler("compile_decode", target)
-    lines = [line.split() for line in run.stdout.splitlines() if line.startswith(target)]
+    printed = run_compiler("compile_decode", target).splitlines()
+    lines = [line.split() for line in printed if line.startswith(target)]
     assert len(lines) == len(compile_decode.CASES)
     return lines
 

@@ -16,8 +16,8 @@ def compiled(chip, length, dtype):
     """The rows of the table, by kernel."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install libtpu")
-    run_compiler("compile_tpu_kernels", chip, str(length), dtype)
-    rows = json.loads(run.stdout.split("rows", 1)[1])
+    printed = run_compiler("compile_tpu_kernels", chip, str(length), dtype)
+    rows = json.loads(printed.split("rows", 1)[1])
     kernels = {row["kernel"]: row for row in rows}
     assert sorted(kernels) == [
         "screening_backward_keys",
