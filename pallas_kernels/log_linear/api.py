@@ -117,8 +117,12 @@ def log_linear_gated_delta_rule(
     With all level scales equal to one it is `gated_delta_rule`, but that `scale=None` is 1. The
     other arguments, the result and the errors are those of `log_linear_ssd`.
 
-    Cost: "chunked" takes 6 T H K V FLOPs for each level above log2(C), and what the
-    `gated_delta_rule` takes inside chunks; memory is linear in T.
+    Whole sequences (no initial state, no documents, no state asked for) have derivatives in reverse
+    mode only.
+
+    Cost: "chunked" takes, for each level above log2(C), T H K V (1 + K / C) FLOPs in whole
+    sequences and else 6 T H K V, beside what the `gated_delta_rule` takes inside chunks; memory is
+    linear in T.
     """
     return _run(
         "log_linear_gated_delta_rule", q, k, v, g, beta, level_scales, beyond_levels,
@@ -145,7 +149,7 @@ def _chunked(
     if whole and beta is None and padded <= 1.25 * chunks:
         return log_linear_ssd_tree(q, k, v, g, scales, chunk_size, precision), state
     q, k = repeat_groups(q, k, v)
-    if whole and beta is not None and chunks > 1:
+    if whole and beta is not None:
         return log_linear_delta_tree(Inputs(q, k, v, g, beta, scales), chunk_size, precision), state
     if length == 1:
         return log_linear_recurrence(q, k, v, g, beta, scales, state, docs, precision)

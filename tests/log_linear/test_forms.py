@@ -10,8 +10,8 @@ from pallas_kernels.log_linear import LogLinearState, empty_state, level_count
 from tests.log_linear.cases import OPS, assert_close, inputs, part, run
 
 
-def values_and_gradients(op, x, **settings):
-    """y, state and the gradients of a fixed random function of both."""
+def values_and_gradients(op, x, cotangent_of_state=True, **settings):
+    """y, state and the gradients of a fixed random function of both (or of y alone)."""
 
     @jax.jit
     def outputs(x):
@@ -19,7 +19,7 @@ def values_and_gradients(op, x, **settings):
             y, state = run(op, x, **settings)
             weights = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
             total = jnp.sum(weights * y)
-            if state is not None:
+            if state is not None and cotangent_of_state:
                 total += jnp.sum(jnp.sin(jnp.arange(state.levels.size).reshape(
                     state.levels.shape)) * state.levels)  # fmt: skip
             return total, (y, state)
@@ -47,13 +47,18 @@ def test_chunked_is_the_reference(op, length, chunk_size):
         assert_close(gradient, want[2][name], 1e-4, f"d{name}")
 
 
-@pytest.mark.parametrize("length", [64, 113, 200])
-def test_the_tree_is_the_scan(length):
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("length", [9, 64, 113, 200])
+def test_the_tree_is_the_scan(op, length):
+    """Chunks of 8: 2, 8, 15 and 25 of them, so blocks whole and cut short on every level."""
     x = inputs(length, level_count(length), groups=1)
-    scan = values_and_gradients("ssd", x, chunk_size=8)
-    tree = values_and_gradients("ssd", x, chunk_size=8, return_state=False)
+    settings = {"chunk_size": 8, "implementation": "chunked"}
+    scan = values_and_gradients(op, x, cotangent_of_state=False, **settings)
+    tree = values_and_gradients(op, x, return_state=False, **settings)
     assert tree[1] is None
     assert_close(tree[0], scan[0], 1e-6, "y")
+    for name, gradient in tree[2].items():
+        assert_close(gradient, scan[2][name], 1e-5, f"d{name}")
 
 
 @pytest.mark.parametrize("op", OPS)

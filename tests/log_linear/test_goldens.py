@@ -17,7 +17,7 @@ MORE = sorted(
      for pattern in ("loglinear_ssd__*.npz", "loglinear_gdn__*.npz")
      for path in golden_names("log_linear", pattern)} - set(NAMES)
 )  # fmt: skip
-# Chunks of 16: every case has several. "tree" is what SSD takes when no state is asked for.
+# Chunks of 16: most cases have several. "tree" is taken when no state is asked for.
 FORMS = {
     "reference": {"implementation": "reference"},
     "chunked": {"implementation": "chunked", "chunk_size": 16},
@@ -62,18 +62,15 @@ def check(name, form, dtype):
             assert_close(value, want, limits.get(key, limits[""]), f"{name} {form} {key}")
 
 
-def cases(names):
-    """Every form of every file; the tree is of SSD only."""
-    return [(n, f) for n in names for f in FORMS if f != "tree" or "ssd" in n]
-
-
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
-@pytest.mark.parametrize(("name", "form"), cases(NAMES))
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_outputs_states_and_gradients(name, form, dtype):
     check(name, form, dtype)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "form"), cases(MORE))
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", MORE)
 def test_all_of_the_full_set(name, form):
     check(name, form, "float32")
