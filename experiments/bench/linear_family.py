@@ -1,11 +1,14 @@
 """Ops of the linear and log-linear family, forward and forward + backward, by length.
 
 One sequence, four heads, K = V = 64, float32. All contenders get the same inputs and must find the
-same results and gradients (of all inputs). Examples:
+same results and gradients (of all inputs). Beside a log-linear op runs its parent, the op without
+levels, for the ratio of their times. Examples:
 
     python -m experiments.bench.linear_family --mamba ~/mamba --fla ~/flash-linear-attention
     python -m experiments.bench.linear_family --lengths 8192 --threads 2 --mamba ~/mamba
     python -m experiments.bench.linear_family --lengths --ours-lengths 1024 4096 16384 65536 131072
+    python -m experiments.bench.linear_family --hattention ~/log-linear-attention --ops \\
+        log_linear_ssd log_linear_gated_delta_rule --ours-lengths 32768
 """
 
 import dataclasses
@@ -19,7 +22,7 @@ import tyro
 
 from experiments.bench import report
 from experiments.bench.harness import Contender, Result, Timing, check_same_values, run_interleaved
-from experiments.bench.linear_ops import ARGUMENTS, DIM, HEADS
+from experiments.bench.linear_ops import ARGUMENTS, DIM, HEADS, PARENTS
 from experiments.bench.linear_references import LINEAR_REFERENCES
 from experiments.bench.references import check_allocators, check_checkouts
 
@@ -37,6 +40,7 @@ class LinearFamilyBench:
         ours_lengths: further lengths, for ours alone.
         mamba: checkout of state-spaces/mamba to compare with.
         fla: checkout of fla-org/flash-linear-attention to compare with.
+        hattention: checkout of HanGuo97/log-linear-attention to compare with.
         allocators: settings each PyTorch implementation runs with.
         timing: how everything is run.
         name: of the CSV file in experiments/bench/results.
@@ -47,22 +51,26 @@ class LinearFamilyBench:
     ours_lengths: tuple[int, ...] = ()
     mamba: Path | None = None
     fla: Path | None = None
+    hattention: Path | None = None
     allocators: tuple[str, ...] = ("default",)
     timing: Annotated[Timing, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Timing)
     name: str = "linear_family"
 
     def __post_init__(self) -> None:
         check_allocators(self.allocators)
-        check_checkouts(mamba=self.mamba, fla=self.fla)
+        check_checkouts(mamba=self.mamba, fla=self.fla, hattention=self.hattention)
         for op in self.ops:
             if op not in ARGUMENTS:
                 raise ValueError(f"ops must be among {list(ARGUMENTS)}, got {op!r}")
 
 
 def contenders(bench: LinearFamilyBench, op: str, length: int, backward: bool) -> list[Contender]:
-    """Ours first."""
+    """Ours first, then the parent of a log-linear op."""
     arguments = {"length": length, "backward": backward}
-    found = [Contender("ours", "experiments.bench.linear_ops:ours", {"op": op, **arguments})]
+    ours = "experiments.bench.linear_ops:ours"
+    found = [Contender("ours", ours, {"op": op, **arguments})]
+    if op in PARENTS:
+        found.append(Contender(PARENTS[op], ours, {"op": PARENTS[op], **arguments}))
     for name, reference in LINEAR_REFERENCES.items():
         checkout = getattr(bench, reference.checkout)
         if reference.op != op or checkout is None or length not in bench.lengths:
@@ -81,16 +89,25 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
         mine = [row for row in rows if (row["op"], row["pass"]) == (op, kind)]
         for row in mine:
             if row["contender"] != "ours" and "cpu ratio" in row:
-                lines.append(
-                    f"{op}, {kind}, T={row['T']}: {row['contender']} ({row['allocator']}) takes "
-                    f"{row['cpu ratio']:.1f} times our CPU time, {row['wall ratio']:.1f} times our "
-                    f"wall time; of minima {row['cpu min ratio']:.1f} and "
-                    f"{row['wall min ratio']:.1f} times"
-                )
+                lines.append(f"{op}, {kind}, T={row['T']}: {comparison(row)}")
         mine = [row for row in mine if row["contender"] == "ours" and "cpu min" in row]
         if len(mine) > 2:
             lines.append(f"{op}, {kind}: {growth(mine)}")
     return lines
+
+
+def comparison(row: dict[str, Any]) -> str:
+    """Another contender's times by ours, but ours by the parent's."""
+    ratios = [row[f"{time} ratio"] for time in ("cpu", "wall", "cpu min", "wall min")]
+    who, whose = f"{row['contender']} ({row['allocator']})", "our"
+    if row["contender"] == PARENTS.get(row["op"]):
+        ratios = [1 / ratio for ratio in ratios]
+        who, whose = "ours", f"{row['contender']}'s"
+    cpu, wall, cpu_min, wall_min = (f"{ratio:.1f}" for ratio in ratios)
+    return (
+        f"{who} takes {cpu} times {whose} CPU time, {wall} times {whose} wall time; "
+        f"of minima {cpu_min} and {wall_min} times"
+    )
 
 
 def growth(rows: list[dict[str, Any]]) -> str:
@@ -123,7 +140,8 @@ def run(bench: LinearFamilyBench) -> None:
                 results = run_interleaved(
                     entrants, bench.timing, lambda s: print(s, file=sys.stderr)
                 )
-                check_same_values(results, TOLERANCE)
+                same = [r for r in results if r.contender.name != PARENTS.get(op)]
+                check_same_values(same, TOLERANCE)
                 rows += table(op, kind, length, results)
     setting = f"B=1, H={HEADS}, K=V={DIM}, float32, {bench.timing.threads} thread(s); milliseconds"
     report.publish(rows, report.RESULTS / f"{bench.name}.csv", [setting, *notes(rows)], facts)

@@ -18,6 +18,7 @@ ARGUMENTS = {
     "log_linear_ssd": ("q", "k", "v", "g", "level_scales"),
     "log_linear_gated_delta_rule": ("q", "k", "v", "g", "beta", "level_scales"),
 }
+PARENTS = {"log_linear_ssd": "ssd", "log_linear_gated_delta_rule": "gated_delta_rule"}
 _ENDS = 64  # tokens by which contenders are compared
 
 

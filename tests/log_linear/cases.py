@@ -15,7 +15,6 @@ def inputs(
     length, levels, *, seed=0, batch=2, heads=2, groups=2, key_dim=8, value_dim=6, decay=0.1
 ):
     """q, k, v, g, beta and level scales of any sign; k of unit length."""
-    batch, heads = 2, 2
     rng = np.random.default_rng(seed)
     q, k = (rng.normal(size=(batch, length, groups, key_dim)) for _ in range(2))
     return {
