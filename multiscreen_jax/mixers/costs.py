@@ -18,12 +18,8 @@ def ssd_flops(length: int, heads: int, groups: int, key_dim: int, value_dim: int
 def delta_flops(length: int, heads: int, key_dim: int, value_dim: int) -> float:
     """Two C x C products, the triangular inverse, three products with keys or queries, two with
     values, and three with the state."""
-    return (
-        2
-        * length
-        * heads
-        * (_delta_chunk_flops(length, key_dim, value_dim) + 3 * key_dim * value_dim)
-    )
+    states = 3 * key_dim * value_dim
+    return 2 * length * heads * (_delta_chunk_flops(length, key_dim, value_dim) + states)
 
 
 def log_linear_ssd_flops(
@@ -37,14 +33,12 @@ def log_linear_ssd_flops(
 
 
 def log_linear_delta_flops(length: int, heads: int, key_dim: int, value_dim: int) -> float:
-    """`delta_flops` with a state for every level above a chunk."""
-    levels = math.ceil(math.log2(max(1, length / CHUNK))) + 1
-    return (
-        2
-        * length
-        * heads
-        * (_delta_chunk_flops(length, key_dim, value_dim) + 3 * key_dim * value_dim * levels)
-    )
+    """Products inside chunks, what each chunk writes and erases, and for every level above a chunk
+    its state handed on through half of the chunks, and read by them."""
+    levels = math.log2(max(1, length / CHUNK))
+    chunks = key_dim * (value_dim + key_dim) if levels else 0
+    states = levels * key_dim * value_dim * (1 + key_dim / CHUNK) / 2
+    return 2 * length * heads * (_delta_chunk_flops(length, key_dim, value_dim) + chunks + states)
 
 
 def _delta_chunk_flops(length: int, key_dim: int, value_dim: int) -> float:

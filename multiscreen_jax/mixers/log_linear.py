@@ -36,6 +36,12 @@ def level_settings(config: Any, x: Float[Array, "B T D"], segment_ids: Any) -> d
     return {"beyond_levels": config.beyond_levels, "max_documents": documents}
 
 
+def level_step_flops(config: Any, context: int, products: int) -> float:
+    """`products` products of a vector with every state in use after `context` tokens and one."""
+    c = config
+    return 2 * level_count(context + 1) * products * c.num_heads * c.key_dim * c.value_dim
+
+
 def empty_levels(config: Any, batch: int, max_length: int, dtype: jnp.dtype) -> LogLinearState:
     """The state before the first token, with the levels that `max_length` tokens need."""
     c = config

@@ -7,7 +7,12 @@ from jaxtyping import Array
 
 from multiscreen_jax.mixers.costs import log_linear_delta_flops
 from multiscreen_jax.mixers.gated_delta_net import GatedDeltaNetMixer
-from multiscreen_jax.mixers.log_linear import empty_levels, level_scales, level_settings
+from multiscreen_jax.mixers.log_linear import (
+    empty_levels,
+    level_scales,
+    level_settings,
+    level_step_flops,
+)
 from pallas_kernels import log_linear_gated_delta_rule
 
 
@@ -42,3 +47,9 @@ class LogLinearGatedDeltaNetMixer(GatedDeltaNetMixer):
     def op_flops(cls, config: Any, length: int) -> float:
         c = config
         return log_linear_delta_flops(length, c.num_heads, c.key_dim, c.value_dim)
+
+    @classmethod
+    def decode_flops(cls, config: Any, context: int) -> float:
+        """A key is looked up and erased in every state, and every state is read."""
+        states = level_step_flops(config, context, products=3)
+        return super().decode_flops(config, context) + states

@@ -6,7 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from multiscreen_jax.mixers.costs import log_linear_ssd_flops
-from multiscreen_jax.mixers.log_linear import empty_levels, level_scales, level_settings
+from multiscreen_jax.mixers.log_linear import (
+    empty_levels,
+    level_scales,
+    level_settings,
+    level_step_flops,
+)
 from multiscreen_jax.mixers.mamba2 import Mamba2Mixer
 from multiscreen_jax.mixers.recurrent import log_counting_rate
 from pallas_kernels import log_linear_ssd
@@ -41,3 +46,9 @@ class LogLinearMamba2Mixer(Mamba2Mixer):
     def op_flops(cls, config: Any, length: int) -> float:
         c = config
         return log_linear_ssd_flops(length, c.num_heads, c.num_groups, c.key_dim, c.value_dim)
+
+    @classmethod
+    def decode_flops(cls, config: Any, context: int) -> float:
+        """Every state is read."""
+        states = level_step_flops(config, context, products=1)
+        return super().decode_flops(config, context) + states

@@ -84,6 +84,11 @@ class Mixer(nn.Module):
         """FLOPs of one layer over one sequence (a multiply-add counts two)."""
         raise NotImplementedError(f"{cls.__name__} does not define forward_flops")
 
+    @classmethod
+    def decode_flops(cls, config: Any, context: int) -> float:
+        """FLOPs of one layer for one token after `context` others, with a cache."""
+        return cls.forward_flops(config, context + 1) - cls.forward_flops(config, context)
+
     def project(self, name: str, x: Float[Array, "B T D"], *shape: int) -> Float[Array, "..."]:
         """x W, [B, T, *shape], in the config's dtype; W is the parameter `name` [D, *shape]."""
         dtype = jnp.dtype(self.config.dtype)

@@ -63,6 +63,12 @@ class RecurrentMixer(Mixer):
         del chunk
         return cache.replace(layers=written, cursor=cursor)
 
+    @classmethod
+    def decode_flops(cls, config: Any, context: int) -> float:
+        """One step of the recurrence; it does not depend on the context."""
+        del context
+        return cls.forward_flops(config, 1)
+
     def convolve(
         self, name: str, x: Float[Array, "B T H K"], layer: Any, context: Context, bias: bool
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B W H K"] | None]:
