@@ -78,3 +78,13 @@ def with_transformer(
     )
     optim = {"learning_rate": learning_rate, "weight_decay": weight_decay, "clip_norm": 1.0}
     return with_model(base, model, name, **optim)
+
+
+def with_linear(
+    base: ExperimentConfig, name: str, preset: str, model_dim: int, learning_rate: float
+) -> ExperimentConfig:
+    """Two layers of mixers alone, with the heads of a preset of the linear family."""
+    shape = {"num_layers": 2, "model_dim": model_dim, "feed_forward_dim": 0}
+    model = config_for(preset, vocab_size=base.model.vocab_size, tie_embeddings=True, **shape)
+    optim = {"learning_rate": learning_rate, "weight_decay": 0.01, "clip_norm": 1.0}
+    return with_model(base, model, name, **optim)

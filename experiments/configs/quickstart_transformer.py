@@ -17,7 +17,12 @@ def config() -> ExperimentConfig:
         model=model,
         data=base.data,
         mesh=base.mesh,
-        optim=transformer_recipe(1e-3, warmup_steps=base.optim.warmup_steps),
+        optim=transformer_recipe(
+            1e-3,
+            warmup_steps=base.optim.warmup_steps,
+            schedule=base.optim.schedule,
+            decay_steps=base.optim.decay_steps,
+        ),
         train=override(
             base, train={"output_dir": "runs/quickstart_transformer", "health_every": 0}
         ).train,

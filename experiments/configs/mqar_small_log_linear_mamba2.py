@@ -1,0 +1,20 @@
+"""The config `mqar_small` with Log-Linear Mamba-2: the same examples and steps.
+
+    python -m experiments.train mqar_small_log_linear_mamba2
+    python -m experiments.evaluate runs/mqar_small_log_linear_mamba2 --task mqar
+
+Not run yet.
+"""
+
+from experiments.configs import _mqar, mqar_small
+from multiscreen_jax.train import ExperimentConfig
+
+
+def config() -> ExperimentConfig:
+    return _mqar.with_linear(
+        mqar_small.config(),
+        "mqar_small_log_linear_mamba2",
+        "log-linear-mamba2-tiny",
+        model_dim=64,
+        learning_rate=3e-3,
+    )
