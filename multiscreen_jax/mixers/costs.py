@@ -6,6 +6,7 @@ T tokens, H heads, K and V, chunks of C. Elementwise work (decays, gates) is not
 import math
 
 CHUNK = 64  # the ops' own
+BLOCK = 8  # chunks, see `pallas_kernels.log_linear.tree`
 
 
 def ssd_flops(length: int, heads: int, groups: int, key_dim: int, value_dim: int) -> float:
@@ -25,20 +26,25 @@ def delta_flops(length: int, heads: int, key_dim: int, value_dim: int) -> float:
 def log_linear_ssd_flops(
     length: int, heads: int, groups: int, key_dim: int, value_dim: int
 ) -> float:
-    """`ssd_flops` with, on average, half of the log2(T / C) levels above a chunk to read."""
-    chunk = min(CHUNK, length)
-    scores = groups * chunk * key_dim
-    states = key_dim * value_dim * (1 + math.log2(max(1, length / chunk)) / 2)
-    return 2 * length * (scores + heads * (chunk * value_dim + states))
+    """`ssd_flops` with a state to read for every level above a chunk."""
+    states = key_dim * value_dim * (_levels_read(length) - 1)
+    return ssd_flops(length, heads, groups, key_dim, value_dim) + 2 * length * heads * states
 
 
 def log_linear_delta_flops(length: int, heads: int, key_dim: int, value_dim: int) -> float:
-    """Products inside chunks, what each chunk writes and erases, and for every level above a chunk
-    its state handed on through half of the chunks, and read by them."""
+    """Products inside chunks; where there are several, what each writes and erases, these maps
+    merged pair by pair, and a state to read for every level above a chunk."""
+    merged = min(math.log2(max(1, length / CHUNK)), math.log2(BLOCK))
+    maps = key_dim * (value_dim + key_dim) * (1 + key_dim / CHUNK) if merged else 0
+    states = key_dim * (value_dim * _levels_read(length) + key_dim * merged / 2)
+    return 2 * length * heads * (_delta_chunk_flops(length, key_dim, value_dim) + maps + states)
+
+
+def _levels_read(length: int) -> float:
+    """Above a chunk, on average over the tokens: half of those up to BLOCK chunks, all above."""
     levels = math.log2(max(1, length / CHUNK))
-    chunks = key_dim * (value_dim + key_dim) if levels else 0
-    states = levels * key_dim * value_dim * (1 + key_dim / CHUNK) / 2
-    return 2 * length * heads * (_delta_chunk_flops(length, key_dim, value_dim) + chunks + states)
+    inside = min(levels, math.log2(BLOCK))
+    return inside / 2 + levels - inside
 
 
 def _delta_chunk_flops(length: int, key_dim: int, value_dim: int) -> float:

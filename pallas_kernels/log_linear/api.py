@@ -21,7 +21,6 @@ from pallas_kernels.linear_attention.api import (
     repeat_groups,
 )
 from pallas_kernels.log_linear.chunked import log_linear_chunked
-from pallas_kernels.log_linear.delta_tree import log_linear_delta_tree
 from pallas_kernels.log_linear.levels import (
     BEYOND_LEVELS,
     LogLinearState,
@@ -30,7 +29,7 @@ from pallas_kernels.log_linear.levels import (
 )
 from pallas_kernels.log_linear.maps import Inputs
 from pallas_kernels.log_linear.reference import log_linear_recurrence
-from pallas_kernels.log_linear.tree import log_linear_ssd_tree
+from pallas_kernels.log_linear.tree import log_linear_tree
 
 
 def log_linear_ssd(
@@ -80,8 +79,8 @@ def log_linear_ssd(
         y [B,T,H,V] in the dtype of v, and the state in `promote_types(dtype, float32)`, or None.
         Differentiable in every float input.
 
-    Cost: "chunked" takes 2 T H (C K + C V + K V (1 + log2(T / C) / 2)) FLOPs forward; memory is
-    linear in T.
+    Cost: "chunked" takes 2 T H (C K + C V + K V (1 + log2(T / C))) FLOPs forward, or a little less;
+    memory is linear in T.
     """
     return _run(
         "log_linear_ssd", q, k, v, g, None, level_scales, beyond_levels,
@@ -117,12 +116,9 @@ def log_linear_gated_delta_rule(
     With all level scales equal to one it is `gated_delta_rule`, but that `scale=None` is 1. The
     other arguments, the result and the errors are those of `log_linear_ssd`.
 
-    Whole sequences (no initial state, no documents, no state asked for) have derivatives in reverse
-    mode only.
-
-    Cost: "chunked" takes, for each level above log2(C), T H K V (1 + K / C) FLOPs in whole
-    sequences and else 6 T H K V, beside what the `gated_delta_rule` takes inside chunks; memory is
-    linear in T.
+    Cost: "chunked" takes, for each level above log2(C), 2 T H K V FLOPs in whole sequences and
+    6 T H K V in others, beside what the `gated_delta_rule` takes inside chunks; memory is linear
+    in T.
     """
     return _run(
         "log_linear_gated_delta_rule", q, k, v, g, beta, level_scales, beyond_levels,
@@ -142,20 +138,14 @@ def _chunked(
     q, k, v, g, beta, scales, state, docs, *,
     continues, return_state, chunk_size, max_documents, precision=None,
 ):  # fmt: skip
-    length = v.shape[1]
-    chunks = -(-length // chunk_size)
-    padded = 1 << (chunks - 1).bit_length()
-    whole = docs is None and not continues and not return_state
-    if whole and beta is None and padded <= 1.25 * chunks:
-        return log_linear_ssd_tree(q, k, v, g, scales, chunk_size, precision), state
     q, k = repeat_groups(q, k, v)
-    if whole and beta is not None:
-        return log_linear_delta_tree(Inputs(q, k, v, g, beta, scales), chunk_size, precision), state
-    if length == 1:
+    inputs = Inputs(q, k, v, g, beta, scales)
+    if docs is None and not continues and not return_state:
+        return log_linear_tree(inputs, chunk_size, precision), state
+    if v.shape[1] == 1:
         return log_linear_recurrence(q, k, v, g, beta, scales, state, docs, precision)
     return log_linear_chunked(
-        Inputs(q, k, v, g, beta, scales), state, continues, docs, chunk_size, max_documents,
-        precision,
+        inputs, state, continues, docs, chunk_size, max_documents, precision
     )  # fmt: skip
 
 

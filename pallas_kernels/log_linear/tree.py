@@ -1,75 +1,148 @@
-"""Log-linear SSD without a scan: states of aligned blocks of chunks, merged pair by pair.
+"""Log-linear attention of whole sequences: maps of aligned blocks, merged pair by pair.
 
-With scalar decays a level is one batched product: all chunks in the right half of a block read the
-state of its left half, each after its own decay since the middle. The products are half of what
-the pass of `chunked` takes, and none waits for another chunk.
+To the state before it, a block of tokens is a linear map: what its tokens read of it, and what is
+left of it after them. Where two halves meet, the later one reads what the earlier one wrote, which
+is one level, and then their maps are one:
+
+    y_later      += lambda_level reads_later W_earlier
+    reads_later   = reads_later P_earlier
+    W, P          = P_later W_earlier + W_later,  P_later P_earlier
+
+Large blocks, which fill a CPU's cache, are made in this way from chunks. A scan over them carries
+the states of the levels above, by the rule of `chunked`, which every block reads in one product.
+Letters as in `linear_attention.chunked`; i counts the tokens of a block, l levels.
 """
+
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from pallas_kernels.common.chunks import decays, from_chunks, to_chunks
-from pallas_kernels.log_linear.levels import pair_scales
+from pallas_kernels.common.chunks import from_chunks, to_chunks
+from pallas_kernels.log_linear.levels import merge_masks, pair_scales
+from pallas_kernels.log_linear.maps import Inputs, chunk_maps
+
+_BLOCK = 8  # chunks of a large block
+_WASTE = 1.25  # of the tokens that are computed, by those there are
 
 
-def log_linear_ssd_tree(
-    q: Float[Array, "B T G K"],
-    k: Float[Array, "B T G K"],
-    v: Float[Array, "B T H V"],
-    g: Float[Array, "B T H"],
-    scales: Float[Array, "B T H L"],
-    chunk_size: int,
-    precision: jax.lax.PrecisionLike,
+class Blocks(NamedTuple):
+    """N aligned blocks of I tokens.
+
+    Attributes:
+        y: [B,H,N,I,V], what tokens read of their own block.
+        reads: [B,H,N,I,K], what they read of a state before it.
+        written: [B,H,N,K,V], the block's own state after it.
+        through: [B,H,N] or [B,H,N,K,K], what a state before it is multiplied by.
+    """
+
+    y: Array
+    reads: Array
+    written: Array
+    through: Array
+
+
+def log_linear_tree(
+    inputs: Inputs, chunk_size: int, precision: jax.lax.PrecisionLike
 ) -> Float[Array, "B T H V"]:
-    """One document a row, from its start. Computes for the next power of two of chunks."""
-    length, groups = q.shape[1:3]
-    levels = scales.shape[-1]
-    chunks = 1 << (-(-length // chunk_size) - 1).bit_length()
+    """One document a row, from its start. Its temporaries are those of one large block."""
+    batch, length, heads, _ = inputs.scales.shape
+    chunks = -(-length // chunk_size)
+    size = _block_size(chunks)
+    count = -(-chunks // size)
+    inside = (chunk_size * size).bit_length()
+    above = (count - 1).bit_length()
+    product = partial(jnp.einsum, precision=precision)
 
-    def split(x: Array, grouped: bool = True) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, chunks * chunk_size - length), *[(0, 0)] * (x.ndim - 2)))
+    def in_blocks(x: Array) -> Array:
         x = to_chunks(x, chunk_size)
-        shape = (groups, x.shape[1] // groups) if grouped else (groups,)
-        return x.reshape(x.shape[0], *shape, *x.shape[2:])
-
-    def product(spec: str, *arrays: Array) -> Array:
-        return jnp.einsum(spec, *arrays, precision=precision)
-
-    q_bgnik, k_bgnjk = split(q, grouped=False), split(k, grouped=False)
-    v_bgrnjv, g_bgrni, scales = split(v), split(g), split(scales)
-    d = decays(g_bgrni)
-    scores = product("bgnik,bgnjk->bgnij", q_bgnik, k_bgnjk)
-    scores = scores[:, :, None] * (d.pairs * pair_scales(scales))
-    y = product("bgrnij,bgrnjv->bgrniv", scores, v_bgrnjv)
-    blocks = product("bgnjk,bgrnjv->bgrnkv", k_bgnjk, v_bgrnjv * d.to_end[..., None])
-
-    log_start = jnp.cumsum(g_bgrni, axis=-1)
-    log_total = log_start[..., -1]
+        x = jnp.pad(x, [(0, count * size - chunks if a == 2 else 0) for a in range(x.ndim)])
+        return jnp.moveaxis(x.reshape(*x.shape[:2], count, size, *x.shape[3:]), 2, 0)
 
     @jax.checkpoint
-    def read(q: Array, left: Array, log_since: Array, scales: Array) -> Array:
-        # On the side of the queries: so no gradient needs what was read.
-        weighted = q[:, :, None] * (jnp.exp(log_since) * scales)[..., None]
-        return product("bgrnsik,bgrnkv->bgrnsiv", weighted, left)
+    def step(states: Array, xs: tuple) -> tuple[Array, Array]:
+        inputs, emptied, target = xs
+        block = jax.tree.map(lambda x: x[:, :, 0], _merge_chunks(inputs, precision))
+        y = block.y
+        for bit in range(above):  # as one product, gradients would be slow sums over an inner axis
+            scales = _level(inputs.scales, inside + bit).reshape(block.reads.shape[:3])
+            y += product("bhik,bhkv->bhiv", block.reads * scales[..., None], states[:, :, bit])
+        states = _pass(block.through[:, :, None], states, product)
+        emptied, target = (x[:, None, None] for x in (emptied, target))
+        total = jnp.sum(jnp.where(emptied, states, 0), axis=2) + block.written
+        states = jnp.where(emptied, 0, states) + jnp.where(target, total[:, :, None], 0)
+        return states, y
 
-    for bit in range(chunks.bit_length() - 1):
-        span = 1 << bit  # chunks in half a block
-        level = min(chunk_size.bit_length() + bit, levels - 1)
+    # The levels above: level 0 of the rule is the block that was just read.
+    emptied, target = (x[:, 1:] for x in merge_masks(jnp.arange(1, count + 1), above + 1))
+    shape = (batch, heads, above, inputs.k.shape[-1], inputs.v.shape[-1])
+    states = jnp.zeros(shape, inputs.v.dtype)
+    _, y = jax.lax.scan(step, states, (jax.tree.map(in_blocks, inputs), emptied, target))
+    y = jnp.moveaxis(y, 0, 2)
+    return from_chunks(y.reshape(*y.shape[:2], -1, chunk_size, y.shape[-1]), length)
 
-        def halves(x: Array, axis: int) -> Array:
-            return x.reshape(*x.shape[:axis], -1, 2, span, *x.shape[axis + 1 :])  # noqa: B023
 
-        totals = halves(log_total, 3)[:, :, :, :, 1]
-        since = jnp.cumsum(totals, axis=-1) - totals
-        new = read(
-            halves(q_bgnik, 2)[:, :, :, 1],
-            blocks[:, :, :, 0::2],
-            since[..., None] + halves(log_start, 3)[:, :, :, :, 1],
-            halves(scales[..., level], 3)[:, :, :, :, 1],
-        )
-        y = halves(y, 3)
-        y = y.at[:, :, :, :, 1].add(new).reshape(v_bgrnjv.shape)
-        kept = jnp.exp(jnp.sum(totals, axis=-1))[..., None, None]
-        blocks = blocks[:, :, :, 0::2] * kept + blocks[:, :, :, 1::2]
-    return from_chunks(y.reshape(y.shape[0], -1, *y.shape[3:]), length)
+def _block_size(chunks: int) -> int:
+    """Chunks of a large block: as many as do not waste too much on a last one."""
+    size = min(_BLOCK, 1 << (chunks - 1).bit_length())
+    while -(-chunks // size) * size > _WASTE * chunks:
+        size //= 2
+    return size
+
+
+def _level(scales: Float[Array, "*B L"], level: int) -> Float[Array, "*B"]:
+    """The last level's for those beyond it."""
+    return scales[..., min(level, scales.shape[-1] - 1)]
+
+
+def _merge_chunks(chunks: Inputs, precision: jax.lax.PrecisionLike) -> Blocks:
+    """One block of all chunks, whose number is a power of two."""
+    product = partial(jnp.einsum, precision=precision)
+    blocks = _from_chunks(chunks, product, precision)
+    level = chunks.scales.shape[-2].bit_length()
+    while blocks.y.shape[2] > 1:
+        scales = _level(chunks.scales, level).reshape(blocks.y.shape[:4])
+        blocks = _merge_pairs(blocks, scales, product)
+        level += 1
+    return blocks
+
+
+def _from_chunks(chunks: Inputs, product, precision) -> Blocks:
+    maps = chunk_maps(chunks, precision)
+    y = product("bhnij,bhnjv->bhniv", maps.scores * pair_scales(chunks.scales), maps.values)
+    written = product("bhnik,bhniv->bhnkv", maps.writes, maps.updates)
+    if maps.erases is None:
+        return Blocks(y, maps.reads, written, maps.through)
+    erased = product("bhnik,bhnim->bhnkm", maps.writes, maps.erases)
+    kept = maps.through[..., None, None] * np.eye(erased.shape[-1], dtype=erased.dtype)
+    return Blocks(y, maps.reads, written, kept - erased)
+
+
+def _merge_pairs(blocks: Blocks, scales: Float[Array, "B H N I"], product) -> Blocks:
+    """Blocks of twice the tokens; `scales` are those of the level between the halves."""
+    earlier = jax.tree.map(lambda x: x[:, :, 0::2], blocks)
+    later = jax.tree.map(lambda x: x[:, :, 1::2], blocks)
+    weighted = later.reads * scales[:, :, 1::2, :, None]
+    seen = product("bhnik,bhnkv->bhniv", weighted, earlier.written)
+    if earlier.through.ndim == 3:
+        reads = later.reads * earlier.through[..., None, None]
+        through = later.through * earlier.through
+    else:
+        reads = product("bhnik,bhnkm->bhnim", later.reads, earlier.through)
+        through = product("bhnkm,bhnml->bhnkl", later.through, earlier.through)
+    return Blocks(
+        y=jnp.concatenate([earlier.y, later.y + seen], axis=3),
+        reads=jnp.concatenate([earlier.reads, reads], axis=3),
+        written=_pass(later.through, earlier.written, product) + later.written,
+        through=through,
+    )
+
+
+def _pass(through: Array, states: Float[Array, "B H N K V"], product) -> Array:
+    """The states after the blocks."""
+    if through.ndim == 3:
+        return states * through[..., None, None]
+    return product("...km,...mv->...kv", through, states)
