@@ -14,13 +14,14 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
 
+from experiments.evaluate_config import EvaluateConfig
 from experiments.run_tokenizer import run_tokenizer
 from multiscreen_jax import evaluation, inspect
 from multiscreen_jax.data import DataConfig, Pipeline, Tokenizer, open_pipeline
@@ -28,111 +29,12 @@ from multiscreen_jax.data.config import SYNTHETIC
 from multiscreen_jax.data.needle import Haystack
 from multiscreen_jax.data.sources import NAMED
 from multiscreen_jax.evaluation import figures
-from multiscreen_jax.evaluation.retrieval import DEPTHS
 from multiscreen_jax.inspect.tables import text_table, tile_rows
 from multiscreen_jax.models import Multiscreen, build
 from multiscreen_jax.train import one_line_errors
 from multiscreen_jax.train.checkpoint import FOLDER, find_checkpoint, read_model
 
 PROGRAM = "python -m experiments.evaluate"
-
-
-def _optional(metavar: str, default: str, kind: Any) -> Any:
-    """An option that may be left out; its help says what is done then instead of `None`."""
-    hint = tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-    return Annotated[kind | None, hint]
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Which text to evaluate on."""
-
-    source: _optional("SOURCE", "validation split of the run", str) = None
-    """File, folder or glob, read whole; or sotu or a synthetic source, of which the validation
-    split."""
-
-
-@dataclass(frozen=True)
-class PositionsConfig:
-    """Task positions."""
-
-    buckets: int = 16
-    """Stretches of equal length that a row is divided into."""
-
-
-@dataclass(frozen=True)
-class AbcDigitsGrid:
-    """Task abcdigits."""
-
-    lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
-    """Context lengths."""
-    unit: str = "tokens"
-    """What lengths count: tokens or lines."""
-    depths: tuple[float, ...] = DEPTHS
-    """Where the line that is asked for stands, 0 (first) to 1 (last)."""
-    trials: int = 100
-    """Prompts per cell; the paper takes 1000."""
-    digits: int = 6
-    """Digits of every number."""
-
-
-@dataclass(frozen=True)
-class NeedleGrid:
-    """Task needle, in the text of --data.source."""
-
-    lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
-    """Context lengths: tokens of prompt and answer."""
-    depths: tuple[float, ...] = DEPTHS
-    """Where the needle that is asked for lies, 0 (first) to 1 (last)."""
-    keys: int = 1
-    """Needles in the text, of which one is asked for."""
-    trials: int = 100
-    """Prompts per cell."""
-    digits: int = 7
-    """Digits of every number."""
-    seed: int = 0
-    """Of keys, numbers and the places in the text."""
-
-
-@dataclass(frozen=True)
-class RelevanceConfig:
-    """Task relevance."""
-
-    text: _optional("TEXT", "beginning of the validation split", str) = None
-    """The prompt."""
-    tokens: int = 200
-    """Tokens of that beginning."""
-    layers: _optional("INT [INT ...]", "all", tuple[int, ...]) = None
-    """Which layers, counted from 0."""
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Settings of one evaluation."""
-
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
-    """Output folder of a training run (or one checkpoint's folder in it)."""
-    task: str = "perplexity"
-    """perplexity: loss and bits per byte. positions: loss by position in the row. abcdigits and
-    needle: exact match by length and depth. mqar: accuracy by length and number of pairs.
-    relevance: pictures of what every tile accepts."""
-    step: _optional("INT", "newest", int) = None
-    """Which checkpoint."""
-    infinite_windows: bool = False
-    """Multiscreen's inference rule: windows longer than the training length become infinite."""
-    sequence_length: _optional("INT", "as in training", int) = None
-    """Tokens per row."""
-    batch_size: _optional("INT", "as in training", int) = None
-    """Rows, or prompts, at a time."""
-    max_batches: _optional("INT", "whole split", int) = None
-    """Stop after so many batches."""
-    output: _optional("DIR", "RUN_DIR/evaluation", str) = None
-    """Folder for the results."""
-    data: TextConfig = field(default_factory=TextConfig)
-    positions: PositionsConfig = field(default_factory=PositionsConfig)
-    abcdigits: AbcDigitsGrid = field(default_factory=AbcDigitsGrid)
-    needle: NeedleGrid = field(default_factory=NeedleGrid)
-    relevance: RelevanceConfig = field(default_factory=RelevanceConfig)
 
 
 @dataclass(frozen=True)

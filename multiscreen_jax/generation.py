@@ -1,5 +1,6 @@
 """Text generation for any model with a cache: batched, ragged, streaming."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -213,6 +214,8 @@ def _prefill_chunk(model, params, tokens, segment_ids, cache, last):
 
 def _prefill(model, params, prompts, cache):
     """(trunk output [B, D] at each prompt's last token, the filled cache)."""
+    if hasattr(model.config, "max_documents"):  # a prompt is one, and log-linear ops pay for room
+        model = model.clone(config=dataclasses.replace(model.config, max_documents=1))
     longest = max(map(len, prompts))
     last, at = None, 0
     while at < longest:

@@ -12,15 +12,14 @@ import pytest
 import tokenizers
 
 from experiments.configs import mqar_small_transformer, tiny
-from experiments.evaluate import (
+from experiments.evaluate import _data_config, run
+from experiments.evaluate_config import (
     AbcDigitsGrid,
     EvaluateConfig,
     NeedleGrid,
     PositionsConfig,
     RelevanceConfig,
     TextConfig,
-    _data_config,
-    run,
 )
 from experiments.run_tokenizer import run_tokenizer
 from multiscreen_jax.data import DataConfig, MqarConfig, open_pipeline
