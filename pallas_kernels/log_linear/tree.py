@@ -9,7 +9,7 @@ is one level, and then their maps are one:
     W, P          = P_later W_earlier + W_later,  P_later P_earlier
 
 Large blocks, which fill a CPU's cache, are made in this way from chunks. A scan over them carries
-the states of the levels above, by the rule of `chunked`, which every block reads in one product.
+the states of the levels above, by the rule of `chunked`, and every block reads those not empty.
 Letters as in `linear_attention.chunked`; i counts the tokens of a block, l levels.
 """
 
@@ -64,12 +64,13 @@ def log_linear_tree(
 
     @jax.checkpoint
     def step(states: Array, xs: tuple) -> tuple[Array, Array]:
-        inputs, emptied, target = xs
+        inputs, present, emptied, target = xs
         block = jax.tree.map(lambda x: x[:, :, 0], _merge_chunks(inputs, precision))
         y = block.y
         for bit in range(above):  # as one product, gradients would be slow sums over an inner axis
             scales = _level(inputs.scales, inside + bit).reshape(block.reads.shape[:3])
-            y += product("bhik,bhkv->bhiv", block.reads * scales[..., None], states[:, :, bit])
+            read = partial(_read, block.reads, scales, states[:, :, bit], product=product)
+            y += jax.lax.cond(present[bit], read, lambda y=y: jnp.zeros_like(y))
         states = _pass(block.through[:, :, None], states, product)
         emptied, target = (x[:, None, None] for x in (emptied, target))
         total = jnp.sum(jnp.where(emptied, states, 0), axis=2) + block.written
@@ -80,7 +81,9 @@ def log_linear_tree(
     emptied, target = (x[:, 1:] for x in merge_masks(jnp.arange(1, count + 1), above + 1))
     shape = (batch, heads, above, inputs.k.shape[-1], inputs.v.shape[-1])
     states = jnp.zeros(shape, inputs.v.dtype)
-    _, y = jax.lax.scan(step, states, (jax.tree.map(in_blocks, inputs), emptied, target))
+    present = np.arange(count)[:, None] >> np.arange(above) & 1 == 1  # the other half is empty
+    xs = (jax.tree.map(in_blocks, inputs), jnp.asarray(present), emptied, target)
+    _, y = jax.lax.scan(step, states, xs)
     y = jnp.moveaxis(y, 0, 2)
     return from_chunks(y.reshape(*y.shape[:2], -1, chunk_size, y.shape[-1]), length)
 
@@ -139,6 +142,10 @@ def _merge_pairs(blocks: Blocks, scales: Float[Array, "B H N I"], product) -> Bl
         written=_pass(later.through, earlier.written, product) + later.written,
         through=through,
     )
+
+
+def _read(reads, scales, state, product) -> Float[Array, "B H I V"]:
+    return product("bhik,bhkv->bhiv", reads * scales[..., None], state)
 
 
 def _pass(through: Array, states: Float[Array, "B H N K V"], product) -> Array:
