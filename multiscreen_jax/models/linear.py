@@ -56,7 +56,8 @@ class LinearConfig(DecoderConfig):
             up to a multiple of 256.
         initializer_range: standard deviation of the initial weights, but for those that write to
             the residual stream: these are uniform within 1 / sqrt(fan_in) divided by the root of
-            the number of branches in the model.
+            the number of branches in the model. None is 1 / sqrt(3 D), PyTorch's own for a linear
+            layer and that of Mamba-2's code; with fla's 0.02 a narrow Mamba-2 does not learn recall.
         pattern: kinds of layer, repeated along the depth: "mixer", "attention", "screening".
         attention, screening: shapes of the layers of these kinds.
         implementation: of the recurrent op, see `pallas_kernels`.
@@ -69,7 +70,7 @@ class LinearConfig(DecoderConfig):
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
     final_norm_gain: bool = True
-    initializer_range: float = 0.02
+    initializer_range: float | None = None
     pattern: tuple[str, ...] = ("mixer",)
     attention: AttentionLayers | None = None
     screening: ScreeningLayers | None = None
@@ -81,6 +82,8 @@ class LinearConfig(DecoderConfig):
         if self.feed_forward_dim is None:
             rounded_up = -(-(8 * self.model_dim // 3) // 256) * 256
             object.__setattr__(self, "feed_forward_dim", rounded_up)
+        if self.initializer_range is None:
+            object.__setattr__(self, "initializer_range", (3 * self.model_dim) ** -0.5)
         fields.positive_integers(self, "feed_forward_dim", at_least=0)
         fields.positive_numbers(self, "initializer_range")
         check_implementation(self.implementation)
@@ -115,6 +118,7 @@ class LinearConfig(DecoderConfig):
 
     @property
     def init_scale(self) -> float:
+        assert self.initializer_range is not None
         return self.initializer_range
 
     def output_init(self, rank: int) -> Any:

@@ -140,6 +140,7 @@ def _chunked(
 ):  # fmt: skip
     q, k = repeat_groups(q, k, v)
     inputs = Inputs(q, k, v, g, beta, scales)
+    chunk_size = min(chunk_size, 1 << (v.shape[1] - 1).bit_length())
     if docs is None and not continues and not return_state:
         return log_linear_tree(inputs, chunk_size, precision), state
     if v.shape[1] == 1:
