@@ -57,7 +57,7 @@ class LinearConfig(DecoderConfig):
         initializer_range: standard deviation of the initial weights, but for those that write to
             the residual stream: these are uniform within 1 / sqrt(fan_in) divided by the root of
             the number of branches in the model. None is 1 / sqrt(3 D), PyTorch's own for a linear
-            layer and that of Mamba-2's code; with fla's 0.02 a narrow Mamba-2 does not learn recall.
+            layer and Mamba-2's; with fla's 0.02 a narrow Mamba-2 does not learn recall.
         pattern: kinds of layer, repeated along the depth: "mixer", "attention", "screening".
         attention, screening: shapes of the layers of these kinds.
         implementation: of the recurrent op, see `pallas_kernels`.
