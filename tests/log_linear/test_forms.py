@@ -62,6 +62,16 @@ def test_the_tree_is_the_scan(op, length):
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_neighbouring_heads_share_a_group(op):
+    x = inputs(37, 7, groups=2, heads=4)
+    each = {name: np.repeat(x[name], 2, axis=2) for name in ("q", "k")}
+    for implementation in ("reference", "chunked"):
+        got, _ = run(op, x, implementation=implementation, chunk_size=16)
+        want, _ = run(op, {**x, **each}, implementation="reference")
+        assert_close(got, want, 1e-5, implementation)
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_equal_level_scales_give_the_parent(op):
     x = inputs(100, 8)
     x["level_scales"] = np.ones_like(x["level_scales"])

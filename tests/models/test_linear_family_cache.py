@@ -33,7 +33,10 @@ def test_every_split_of_a_short_row(name):
 
 @models
 def test_documents_cut_by_chunks(name):
-    segment_ids = jnp.asarray([[1] * 5 + [2] * 9 + [3] * 6 + [0] * 3, [1] * 20 + [2] * 3])
+    """They begin with a chunk of one token, with a longer one, and inside one."""
+    segment_ids = jnp.asarray(
+        [[1] * 8 + [2] * 1 + [3] * 11 + [0] * 3, [1] * 7 + [2] * 13 + [3] * 3]
+    )
     cache_suite.check_uneven_chunks(
         *_model(name), TOKENS, (7, 1, 7, 1, 7), segment_ids, tolerance=5e-5
     )
