@@ -121,6 +121,13 @@ def _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_d
             f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}: "
             f"together more than max_length = {max_length}"
         )
+    fits = getattr(model.config, "longest_document", None)
+    if fits is not None and needed - 1 > fits:  # the last new token is not read
+        raise ValueError(
+            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but "
+            f"the model's {model.config.num_levels} levels hold {fits} tokens; more need more of "
+            'them, or beyond_levels="clamp" or "extend"'
+        )
     keys = _row_keys(settings.key, batch)
 
     def run() -> Iterator[np.ndarray]:

@@ -90,10 +90,10 @@ one sequence holds of the past, in thousands of numbers. T is {SHORT:,} and {LON
 _NOTES = """
 Screening counts the pairs inside the windows, which are learned, 2 to 257 tokens at the start; an
 infinite one costs what an attention head does. What is rejected is not subtracted. The linear
-family keeps states and the windows of its short convolutions. Of log-linear states, T tokens use
-⌈log2 T⌉ + 1 levels; L = 18 here. Packed rows and continued states cost the log-linear delta rule
-more, see its docstring. The formulas are `forward_flops` and `decode_flops` of the mixers; this
-page is written by `python -m experiments.bench.mixer_costs`.
+family keeps states and the windows of its short convolutions. L = 18 levels hold 131,072 tokens;
+the forward pass reads those that are not empty, decoding reads them all. Packed rows and continued
+states cost the log-linear ops more, see their docstrings. The formulas are `forward_flops` and
+`decode_flops` of the mixers; this page is written by `python -m experiments.bench.mixer_costs`.
 """
 
 

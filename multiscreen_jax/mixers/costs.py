@@ -26,14 +26,14 @@ def delta_flops(length: int, heads: int, key_dim: int, value_dim: int) -> float:
 def log_linear_ssd_flops(
     length: int, heads: int, groups: int, key_dim: int, value_dim: int
 ) -> float:
-    """`ssd_flops` with a state to read for every level above a chunk."""
+    """`ssd_flops` with the states of the levels above a chunk to read."""
     states = key_dim * value_dim * (_levels_read(length) - 1)
     return ssd_flops(length, heads, groups, key_dim, value_dim) + 2 * length * heads * states
 
 
 def log_linear_delta_flops(length: int, heads: int, key_dim: int, value_dim: int) -> float:
     """Products inside chunks; where there are several, what each writes and erases, these maps
-    merged pair by pair, and a state to read for every level above a chunk."""
+    merged pair by pair, and the states of the levels above a chunk to read."""
     merged = min(math.log2(max(1, length / CHUNK)), math.log2(BLOCK))
     maps = key_dim * (value_dim + key_dim) * (1 + key_dim / CHUNK) if merged else 0
     states = key_dim * (value_dim * _levels_read(length) + key_dim * merged / 2)
@@ -41,10 +41,8 @@ def log_linear_delta_flops(length: int, heads: int, key_dim: int, value_dim: int
 
 
 def _levels_read(length: int) -> float:
-    """Above a chunk, on average over the tokens: half of those up to BLOCK chunks, all above."""
-    levels = math.log2(max(1, length / CHUNK))
-    inside = min(levels, math.log2(BLOCK))
-    return inside / 2 + levels - inside
+    """Above a chunk, on average over the tokens: the other half is empty."""
+    return math.log2(max(1, length / CHUNK)) / 2
 
 
 def _delta_chunk_flops(length: int, key_dim: int, value_dim: int) -> float:

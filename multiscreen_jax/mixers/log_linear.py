@@ -36,10 +36,10 @@ def level_settings(config: Any, x: Float[Array, "B T D"], segment_ids: Any) -> d
     return {"beyond_levels": config.beyond_levels, "max_documents": documents}
 
 
-def level_step_flops(config: Any, context: int, products: int) -> float:
-    """`products` products of a vector with every state in use after `context` tokens and one."""
+def level_step_flops(config: Any, products: int) -> float:
+    """`products` products of a vector with the state of every level, empty ones included."""
     c = config
-    return 2 * level_count(context + 1) * products * c.num_heads * c.key_dim * c.value_dim
+    return 2 * c.num_levels * products * c.num_heads * c.key_dim * c.value_dim
 
 
 def empty_levels(config: Any, batch: int, max_length: int, dtype: jnp.dtype) -> LogLinearState:

@@ -51,5 +51,5 @@ class LogLinearGatedDeltaNetMixer(GatedDeltaNetMixer):
     @classmethod
     def decode_flops(cls, config: Any, context: int) -> float:
         """A key is looked up and erased in every state, and every state is read."""
-        states = level_step_flops(config, context, products=3)
+        states = level_step_flops(config, products=3)
         return super().decode_flops(config, context) + states

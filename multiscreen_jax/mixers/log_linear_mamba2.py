@@ -50,5 +50,5 @@ class LogLinearMamba2Mixer(Mamba2Mixer):
     @classmethod
     def decode_flops(cls, config: Any, context: int) -> float:
         """Every state is read."""
-        states = level_step_flops(config, context, products=1)
+        states = level_step_flops(config, products=1)
         return super().decode_flops(config, context) + states

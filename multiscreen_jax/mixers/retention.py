@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from multiscreen_jax.layers.norms import NormThenGate
@@ -15,6 +14,7 @@ from multiscreen_jax.mixers.mixer import Context
 from multiscreen_jax.mixers.recurrent import RecurrentMixer, carried, state_zeros
 from pallas_kernels import retention
 from pallas_kernels.common.numerics import accumulation_dtype
+from pallas_kernels.linear_attention import retention_decays
 
 if TYPE_CHECKING:
     from multiscreen_jax.models.retnet import RetNetConfig
@@ -42,7 +42,7 @@ class Retention(RecurrentMixer):
         v = self.project("value", x, c.num_heads, c.value_dim)
         gate = self.project("gate", x, c.num_heads, c.value_dim)
         y, state = retention(
-            q, k, v, retention_rates(c.num_heads, accumulation_dtype(v)),
+            q, k, v, retention_decays(c.num_heads, accumulation_dtype(v)),
             initial_state=None if layer is None else carried(layer["state"], context),
             return_state=layer is not None, segment_ids=context.segment_ids,
             implementation=c.implementation, precision=c.precision,
@@ -78,8 +78,3 @@ class Retention(RecurrentMixer):
         c = config
         op = ssd_flops(length, c.num_heads, c.num_heads, c.key_dim, c.value_dim)
         return 2 * length * cls._weights(c) + op
-
-
-def retention_rates(heads: int, dtype: jnp.dtype) -> Float[Array, "H"]:
-    """log(1 - 2^(-5-h)): the fading of each head's state in one token. (section 2.2)"""
-    return jnp.asarray(np.log1p(-(2.0 ** (-5 - np.arange(heads)))), dtype)

@@ -55,6 +55,11 @@ class LogLinearMamba2Config(Mamba2Config):
         return preset(cls, "Log-Linear Mamba-2", MAMBA2_PRESETS, name, overrides)
 
     @property
+    def longest_document(self) -> int | None:
+        """Tokens that fit, if more are an error."""
+        return _longest_document(self)
+
+    @property
     def mixer_class(self) -> type[LogLinearMamba2Mixer]:
         return LogLinearMamba2Mixer
 
@@ -81,8 +86,17 @@ class LogLinearGatedDeltaNetConfig(GatedDeltaNetConfig):
         return preset(cls, "Log-Linear Gated DeltaNet", GATED_DELTA_NET_PRESETS, name, overrides)
 
     @property
+    def longest_document(self) -> int | None:
+        """Tokens that fit, if more are an error."""
+        return _longest_document(self)
+
+    @property
     def mixer_class(self) -> type[LogLinearGatedDeltaNetMixer]:
         return LogLinearGatedDeltaNetMixer
+
+
+def _longest_document(config: Any) -> int | None:
+    return 2 ** (config.num_levels - 1) if config.beyond_levels == "error" else None
 
 
 def _check_levels(config: Any) -> None:

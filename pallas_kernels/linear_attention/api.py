@@ -68,11 +68,16 @@ def linear_attention(
         return run(v, None, None, initial_state)
     # The sum of the keys is one more column of the state, that of a value that is always one.
     v = jnp.asarray(v)
+    wide = v.astype(accumulation_dtype(v))  # one rounding, after the division
     if initial_state is not None:
-        values, keys = initial_state
+        values, keys = (jnp.asarray(x) for x in initial_state)
+        if keys.shape != values.shape[:-1]:
+            raise ValueError(
+                f"keys of a NormalizedState must be [B,H,K] = {values.shape[:-1]}, got {keys.shape}"
+            )
         initial_state = jnp.concatenate([values, keys[..., None]], axis=-1)
-    y, state = run(jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1), None, None, initial_state)
-    y = y.astype(accumulation_dtype(y))
+    ones = jnp.ones_like(wide[..., :1])
+    y, state = run(jnp.concatenate([wide, ones], axis=-1), None, None, initial_state)
     y = (y[..., :-1] / (y[..., -1:] + _NORMALIZER_EPS)).astype(v.dtype)
     return y, None if state is None else NormalizedState(state[..., :-1], state[..., -1])
 
@@ -105,7 +110,7 @@ def retention(
     if v.ndim != 4:
         raise ValueError(f"v must be [B,T,H,V], got {v.shape}")
     heads = v.shape[2]
-    g = jnp.asarray(retention_decays(heads) if g is None else g)
+    g = jnp.asarray(retention_decays(heads, accumulation_dtype(v)) if g is None else g)
     if g.shape != (heads,):
         raise ValueError(f"g must be [H] = ({heads},), got {g.shape}")
     return _run(
@@ -115,9 +120,9 @@ def retention(
     )  # fmt: skip
 
 
-def retention_decays(heads: int) -> np.ndarray:
-    """RetNet's g: log(1 - 2^(-5 - h)), float32 [H]."""
-    return np.log1p(-(2.0 ** (-5 - np.arange(heads)))).astype(np.float32)
+def retention_decays(heads: int, dtype: jnp.dtype) -> Float[Array, "H"]:
+    """RetNet's g, the fading of each head's state in one token: log(1 - 2^(-5 - h))."""
+    return jnp.asarray(np.log1p(-(2.0 ** (-5 - np.arange(heads)))), dtype)
 
 
 def ssd(
@@ -146,8 +151,9 @@ def ssd(
         scale: of q; None is 1.
         initial_state: S before the first token, continued by the row's first document.
         return_state: also return the state after the last token that is not padding.
-        segment_ids: documents count from 1; the state starts anew with each, exactly. 0 is padding:
-            a zero output, and no effect on any state. Without it each row is one document.
+        segment_ids: documents count from 1; the state starts anew with each, exactly if inputs
+            are finite (0 times infinity is NaN). 0 is padding: a zero output, and no effect on any
+            state. Without it each row is one document.
         chunk_size: C, of the chunk form.
         implementation: "reference" (a scan over tokens), "chunked", a sequence of names, or None:
             the platform's kernel where there is one, and otherwise "chunked". A name never falls
@@ -269,7 +275,7 @@ def _run(
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
     g, beta = (None if x is None else jnp.asarray(x) for x in (g, beta))
     check_inputs(q, k, v, g=g, beta=beta, segment_ids=segment_ids)
-    check_chunk_size(chunk_size)
+    check_positive_integer("chunk_size", chunk_size)
     batch, _, heads, value_dim = v.shape
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = accumulation_dtype(q, k, v)
@@ -308,19 +314,19 @@ def group_axes(q: Array) -> str:
     return "b.h." if q.shape[2] > 1 else "b..."
 
 
-def check_chunk_size(chunk_size: int) -> None:
-    if not isinstance(chunk_size, int) or chunk_size < 1:
-        raise ValueError(f"chunk_size must be an integer >= 1, got {chunk_size!r}")
+def check_positive_integer(name: str, value: Any) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
 def check_inputs(q, k, v, *, segment_ids, **per_token) -> None:
     """ValueError naming the array, what was given and what is allowed."""
     if q.ndim != 4 or q.shape != k.shape:
         raise ValueError(f"q and k must share one shape [B,T,G,K], got {q.shape} and {k.shape}")
-    if q.shape[1] == 0:
-        raise ValueError(f"q must hold at least one position, got {q.shape}")
     if v.ndim != 4 or v.shape[:2] != q.shape[:2]:
         raise ValueError(f"v must be [B,T,H,V] with B,T = {q.shape[:2]}, got {v.shape}")
+    if 0 in (*q.shape, *v.shape):
+        raise ValueError(f"q and v must not have an empty axis, got {q.shape} and {v.shape}")
     if v.shape[2] % q.shape[2]:
         raise ValueError(
             f"the {v.shape[2]} heads of v must be a multiple of the {q.shape[2]} groups of q and k"

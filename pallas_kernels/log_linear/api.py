@@ -14,8 +14,8 @@ from pallas_kernels.common.documents import Documents, document_starts, document
 from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.linear_attention.api import (
-    check_chunk_size,
     check_inputs,
+    check_positive_integer,
     group_axes,
     promote,
     repeat_groups,
@@ -72,15 +72,16 @@ def log_linear_ssd(
         segment_ids: documents count from 1; levels and state start anew with each. 0 is padding.
         max_documents: a row may hold (the first one, if it continues a state, included); each
             takes up to C - 1 empty places. None counts them, which needs concrete `segment_ids`.
-            A row that holds more is NaN.
+            A row that holds more is NaN, its state too.
         chunk_size: a power of two.
 
     Returns:
         y [B,T,H,V] in the dtype of v, and the state in `promote_types(dtype, float32)`, or None.
         Differentiable in every float input.
 
-    Cost: "chunked" takes 2 T H (C K + C V + K V (1 + log2(T / C))) FLOPs forward, or a little less;
-    memory is linear in T.
+    Cost: "chunked" takes 2 T H (C K + C V + K V (1 + log2(T / C) / 2)) FLOPs forward for whole
+    sequences; for others it reads every level above log2(C), at 2 T H K V each. Beside inputs and
+    result, training keeps H K V log2(T / C) numbers for every 8 chunks (whole sequences) or 4.
     """
     return _run(
         "log_linear_ssd", q, k, v, g, None, level_scales, beyond_levels,
@@ -116,9 +117,9 @@ def log_linear_gated_delta_rule(
     With all level scales equal to one it is `gated_delta_rule`, but that `scale=None` is 1. The
     other arguments, the result and the errors are those of `log_linear_ssd`.
 
-    Cost: "chunked" takes, for each level above log2(C), 2 T H K V FLOPs in whole sequences and
-    6 T H K V in others, beside what the `gated_delta_rule` takes inside chunks; memory is linear
-    in T.
+    Cost: "chunked" takes, for each level above log2(C), T H K V FLOPs in whole sequences and
+    6 T H K V in others, beside what the `gated_delta_rule` takes inside chunks; memory is that of
+    `log_linear_ssd`.
     """
     return _run(
         "log_linear_gated_delta_rule", q, k, v, g, beta, level_scales, beyond_levels,
@@ -161,7 +162,7 @@ def _run(
     q, k, v, g, scales = (jnp.asarray(x) for x in (q, k, v, g, scales))
     beta = None if beta is None else jnp.asarray(beta)
     check_inputs(q, k, v, g=g, beta=beta, level_scales=scales, segment_ids=segment_ids)
-    check_chunk_size(chunk_size)
+    check_positive_integer("chunk_size", chunk_size)
     if chunk_size & (chunk_size - 1):
         raise ValueError(f"chunk_size must be a power of two for levels, got {chunk_size}")
     if scales.ndim != 4 or not scales.shape[3]:
@@ -220,7 +221,7 @@ def _levels(
     if beyond_levels != "extend":
         return scales, given
     wanted = max(given, needed if state is None else state.levels.shape[2])
-    if needed > wanted:
+    if needed > wanted and not packed:
         raise ValueError(
             f"the initial state has {wanted} levels, which hold {2 ** (wanted - 1)} tokens, and "
             f"{length} more came: start from a state with more levels (they may be zero)"
@@ -245,14 +246,15 @@ def _check_state(given: Any, empty: LogLinearState) -> LogLinearState:
             f"initial_state must be levels [B,H,L,K,V] = {empty.levels.shape} and length [B] = "
             f"{empty.length.shape}, got {levels.shape} and {length.shape}"
         )
+    if not jnp.issubdtype(length.dtype, jnp.integer):
+        raise ValueError(f"the length of initial_state must be integers, got {length.dtype}")
     return LogLinearState(levels.astype(empty.levels.dtype), length.astype(jnp.int32))
 
 
 def _max_documents(given: int | None, segment_ids: Any) -> int:
     if given is not None:
-        if not isinstance(given, int) or given < 1:
-            raise ValueError(f"max_documents must be an integer >= 1, got {given!r}")
-        return given
+        check_positive_integer("max_documents", given)
+        return int(given)
     if segment_ids is None:
         return 1
     if isinstance(segment_ids, Tracer):

@@ -53,7 +53,7 @@ def log_linear_chunked(
         inputs: in the dtype to compute in, padding zero; `beta` is None for SSD.
         state: before the first token; zeros unless `continues`.
         chunk_size: a power of two.
-        max_documents: a row may hold; NaN where it holds more.
+        max_documents: a row may hold; result and state are NaN where it holds more.
     """
     batch, length, _, levels = inputs.scales.shape
     inside = chunk_size.bit_length()  # levels 0..p
@@ -85,7 +85,8 @@ def log_linear_chunked(
 
     y = from_chunks(y, layout.chunks * chunk_size)
     y = from_slots(y, layout, length)
-    y = jnp.where(layout.too_many[:, None, None, None], jnp.nan, y)
+    lost = layout.too_many
+    y = jnp.where(lost[:, None, None, None], jnp.nan, y)
 
     # The last chunk is still open: its tokens are in levels of their own.
     at = (layout.length - 1) % chunk_size
@@ -98,6 +99,7 @@ def log_linear_chunked(
         new_levels = new_levels + jnp.where(still, _spread(head.passed, level, levels), 0)
         anything = jnp.any(layout.closes, axis=1) | (layout.length > state.length)
         new_levels = jnp.where(anything[:, None, None, None, None], new_levels, state.levels)
+    new_levels = jnp.where(lost[:, None, None, None, None], jnp.nan, new_levels)
     return y, LogLinearState(new_levels, layout.length)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import delta_rule, gated_delta_rule, linear_attention, retention, ssd
+from pallas_kernels.linear_attention import NormalizedState
 
 X = np.ones((2, 3, 4, 5), np.float32)
 GATE = np.full((2, 3, 4), -0.1, np.float32)
@@ -27,7 +28,8 @@ def call(op, **changes):
 CASES = [
     (ssd, {"k": X[..., :4]}, "q and k must share one shape [B,T,G,K], got (2, 3, 4, 5) and"),
     (ssd, {"q": X[0], "k": X[0]}, "q and k must share one shape"),
-    (ssd, {"q": X[:, :0], "k": X[:, :0], "v": X[:, :0]}, "at least one position"),
+    (ssd, {"q": X[:, :0], "k": X[:, :0], "v": X[:, :0]}, "must not have an empty axis"),
+    (ssd, {"q": X[..., :0], "k": X[..., :0]}, "must not have an empty axis, got (2, 3, 4, 0)"),
     (ssd, {"v": X[:1]}, "v must be [B,T,H,V] with B,T = (2, 3), got (1, 3, 4, 5)"),
     (ssd, {"q": X[:, :, :3], "k": X[:, :, :3]}, "4 heads of v must be a multiple of the 3 groups"),
     (ssd, {"v": X.astype(int)}, "v must be of a floating dtype, got int"),
@@ -42,6 +44,12 @@ CASES = [
     (ssd, {"segment_ids": np.ones((2, 4), int)}, "segment_ids must be [B,T] = (2, 3), got (2, 4)"),
     (ssd, {"segment_ids": np.ones((2, 3))}, "segment_ids must be integers, got float"),
     (ssd, {"chunk_size": 0}, "chunk_size must be an integer >= 1, got 0"),
+    (ssd, {"chunk_size": True}, "chunk_size must be an integer >= 1, got True"),
+    (
+        linear_attention,
+        {"normalize": True, "initial_state": NormalizedState(np.ones((2, 4, 5, 5)), X)},
+        "keys of a NormalizedState must be [B,H,K] = (2, 4, 5), got (2, 3, 4, 5)",
+    ),
     (ssd, {"implementation": "cuda"}, "implementation must be None or among"),
 ]
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import linear_attention, retention
 from tests.linear_attention.cases import (
     OPS,
     apply,
@@ -194,3 +195,19 @@ def test_default_scale(op):
     case = make_case(op, 7)
     scale = 1.0 if op == "ssd" else 5**-0.5
     assert_same(apply(op, case.inputs), apply(op, case.inputs, scale=scale))
+
+
+def test_normalised_bfloat16_is_rounded_once():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.uniform(size=(2, 40, 2, 8)), jnp.bfloat16) for _ in range(3))
+    y, _ = linear_attention(q, k, v, normalize=True)
+    wide = (x.astype(jnp.float32) for x in (q, k, v))
+    want, _ = linear_attention(*wide, normalize=True)
+    np.testing.assert_array_equal(y, want.astype(jnp.bfloat16))
+
+
+def test_retentions_own_decays_are_as_wide_as_its_inputs():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 130, 3, 4)))
+        rates = jnp.asarray(np.log1p(-(2.0 ** (-5 - np.arange(3)))))
+        np.testing.assert_array_equal(retention(x, x, x)[0], retention(x, x, x, rates)[0])

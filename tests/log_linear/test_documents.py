@@ -122,9 +122,11 @@ def test_a_row_with_more_documents_than_allowed_is_nan():
     x = inputs(LENGTH, 9)
     ids = segments(37, 50, 30)
     ids[1] = ids[1] != 0
-    y, _ = run("ssd", x, segment_ids=ids, max_documents=2, chunk_size=16)
+    y, state = run("ssd", x, segment_ids=ids, max_documents=2, chunk_size=16)
     assert np.isnan(np.asarray(y)[0][ids[0] != 0]).all()
+    assert np.isnan(np.asarray(state.levels)[0]).all()  # or what continues it would be wrong
     assert np.isfinite(np.asarray(y)[1]).all()
+    assert np.isfinite(np.asarray(state.levels)[1]).all()
 
 
 @pytest.mark.parametrize("op", OPS)

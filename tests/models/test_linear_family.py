@@ -204,6 +204,10 @@ def test_beyond_the_levels():
         for policy in ("clamp", "extend")
     )
     np.testing.assert_allclose(clamped, extended, rtol=1e-4, atol=1e-4)
+    short = build(dataclasses.replace(CONFIGS["log-linear-gdn"], **fields))
+    assert len(mj.generate(short, params, TOKENS[0, :30], max_new_tokens=3)) == 3
+    with pytest.raises(ValueError, match="6 levels hold 32 tokens; more need more"):
+        mj.generate(short, params, TOKENS[0, :30], max_new_tokens=4)
     config = dataclasses.replace(CONFIGS["log-linear-gdn"], beyond_levels="extend", **fields)
     cache = build(config).init_cache(params, 1, 80)
     assert cache.layers["state"].levels.shape[3] == 8
