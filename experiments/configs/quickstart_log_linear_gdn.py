@@ -13,7 +13,7 @@ def config() -> ExperimentConfig:
     return _quickstart.experiment(
         "log_linear_gdn",
         "log-linear-gdn-tiny",
-        learning_rate=2e-3,
+        learning_rate=4e-3,
         model_dim=80,
         num_heads=2,
         key_dim=24,

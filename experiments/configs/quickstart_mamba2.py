@@ -13,7 +13,7 @@ def config() -> ExperimentConfig:
     return _quickstart.experiment(
         "mamba2",
         "mamba2-tiny",
-        learning_rate=2e-3,
+        learning_rate=4e-3,
         model_dim=96,
         num_heads=7,
         key_dim=32,

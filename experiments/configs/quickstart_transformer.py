@@ -18,7 +18,7 @@ def config() -> ExperimentConfig:
         data=base.data,
         mesh=base.mesh,
         optim=transformer_recipe(
-            1e-3,
+            8e-3,
             warmup_steps=base.optim.warmup_steps,
             schedule=base.optim.schedule,
             decay_steps=base.optim.decay_steps,
