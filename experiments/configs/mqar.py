@@ -28,5 +28,5 @@ def config() -> ExperimentConfig:
         MqarConfig(vocab_size=8192, train=MIXED_TRAIN, valid=MIXED_VALID),
         steps=32 * _mqar.batches(MIXED_TRAIN, BATCH_SIZE),
         batch_size=BATCH_SIZE,
-        learning_rate=2.0**-8,
+        learning_rate=2.0**-9,
     )

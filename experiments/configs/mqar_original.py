@@ -30,5 +30,5 @@ def config() -> ExperimentConfig:
         MqarConfig(vocab_size=8192, train=train, valid=valid, random_non_queries=False),
         steps=64 * _mqar.batches(train, BATCH_SIZE),
         batch_size=BATCH_SIZE,
-        learning_rate=2.0**-8,
+        learning_rate=2.0**-9,
     )

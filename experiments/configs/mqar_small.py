@@ -3,8 +3,8 @@
     python -m experiments.train mqar_small
     python -m experiments.evaluate runs/mqar_small --task mqar
 
-Expected: 99 % of 4 pairs in 16 tokens and 91 % in 32, a length it never saw, after 870 steps at a
-rate of 0.004 (157 s of processor time).
+Expected: 100.0 % of 4 pairs in 16 tokens and 96.7 % in 32, a length it never saw. At twice the rate
+99.6 % and 92.4 %.
 """
 
 from experiments.configs import _mqar
@@ -33,5 +33,5 @@ def config() -> ExperimentConfig:
         batch_size=128,
         # What looks like a plateau ends suddenly, at a step nobody knows: the rate stays.
         schedule="constant",
-        learning_rate=2.0**-8,
+        learning_rate=2.0**-9,
     )

@@ -3,8 +3,8 @@
     python -m experiments.train mqar_small_transformer
     python -m experiments.evaluate runs/mqar_small_transformer --task mqar
 
-Expected: a plateau where it guesses among the values shown, left before step 1875; 94 % of 4 pairs
-in 16 tokens and 86 % in 32 after 3000 steps (258 s of processor time).
+Expected: a plateau where it guesses among the values shown, then 99.5 % of 4 pairs in 16 tokens and
+92.7 % in 32.
 """
 
 from experiments.configs import _mqar, mqar_small
@@ -16,6 +16,6 @@ def config() -> ExperimentConfig:
         mqar_small.config(),
         "mqar_small_transformer",
         model_dim=64,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         weight_decay=0.01,
     )

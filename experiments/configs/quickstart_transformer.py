@@ -2,7 +2,7 @@
 
     python -m experiments.train quickstart_transformer --train.output-dir runs/transformer
 
-Expected: validation falls below the 4.4 bits per byte of byte frequencies within the first minute.
+Expected: 1.797 bits per byte on the first validation batches after 600 steps.
 """
 
 from experiments.configs import quickstart
