@@ -3,7 +3,7 @@
     python -m experiments.train mqar_small_log_linear_mamba2
     python -m experiments.evaluate runs/mqar_small_log_linear_mamba2 --task mqar
 
-Expected: 99.8 % of 4 pairs in 16 tokens and 65.7 % in 32, a length it never saw.
+Expected: 99.5 % of 4 pairs in 16 tokens and 75.4 % in 32, a length it never saw.
 """
 
 from experiments.configs import _mqar, mqar_small
@@ -16,5 +16,5 @@ def config() -> ExperimentConfig:
         "mqar_small_log_linear_mamba2",
         "log-linear-mamba2-tiny",
         model_dim=64,
-        learning_rate=3e-3,
+        learning_rate=1e-2,
     )

@@ -3,7 +3,7 @@
     python -m experiments.train mqar_small_mamba2
     python -m experiments.evaluate runs/mqar_small_mamba2 --task mqar
 
-Expected: 99.2 % of 4 pairs in 16 tokens and 95.5 % in 32, a length it never saw.
+Expected: 99.7 % of 4 pairs in 16 tokens and 98.5 % in 32, a length it never saw.
 """
 
 from experiments.configs import _mqar, mqar_small
@@ -12,5 +12,5 @@ from multiscreen_jax.train import ExperimentConfig
 
 def config() -> ExperimentConfig:
     return _mqar.with_linear(
-        mqar_small.config(), "mqar_small_mamba2", "mamba2-tiny", model_dim=64, learning_rate=3e-3
+        mqar_small.config(), "mqar_small_mamba2", "mamba2-tiny", model_dim=64, learning_rate=1e-2
     )
