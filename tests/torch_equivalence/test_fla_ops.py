@@ -111,7 +111,7 @@ def test_ops_after_a_state(op, folder, function):
 def test_ops_on_whole_sequences(op, folder, function):
     inputs, cotangents = make_case(op, LENGTH)
     if op == "retention":
-        inputs["g"] = np.asarray(retention_decays(4, np.float32))
+        inputs["g"] = np.asarray(retention_decays(4, np.dtype("float32")))
     inputs["state"], last = jax.tree.map(np.zeros_like, (inputs["state"], cotangents[1]))
     mine = {name: x for name, x in inputs.items() if name != "state"}
     want = theirs(partial(function, load(folder)), mine, cotangents)
