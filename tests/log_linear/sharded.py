@@ -55,6 +55,15 @@ def states(op, **sizes):
     return cases.run(op, past, segment_ids=ids, max_documents=1, implementation="reference")[1]
 
 
+def check_divided(y, mesh, groups):
+    """Every device has computed its own rows and heads, where they can be divided."""
+    data, fsdp, _, model = mesh
+    rows, length, heads, dim = y.shape
+    heads_divide = heads % model == 0 and (groups == 1 or groups % model == 0)
+    share = (rows // (data * fsdp), length, heads // model if heads_divide else heads, dim)
+    assert y.sharding.shard_shape(y.shape) == share, (mesh, groups, y.sharding)
+
+
 def main() -> None:
     for op, groups, continued, packed, meshes in CASES:
         ids = IDS if packed else None
@@ -65,7 +74,9 @@ def main() -> None:
         for mesh in meshes:
             with jax.set_mesh(make_mesh(*mesh)):
                 compiled = run.lower(op, x, state, ids).compile()
-                got = jax.device_get(compiled(x, state, ids))
+                result = compiled(x, state, ids)
+            check_divided(result["y"], mesh, groups)
+            got = jax.device_get(result)
             exchanged = sorted(set(re.findall(_COLLECTIVE, compiled.as_text())))
             print(op, groups, mesh, *exchanged)
             assert got.keys() == wanted.keys()
