@@ -8,6 +8,8 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.screening.block_tables import configuration, path_of, table
 
 _LANES = 128
+_SUBLANES = 8
+FEATURES = 64  # of q or k, that registers hold together with what is made of them
 # What a kernel may use of the vector memory of every chip without asking for more.
 VMEM_LIMIT = 16 * 2**20
 
@@ -95,10 +97,18 @@ def check_memory(blocks: TpuBlocks, key_dim: int, value_dim: int, exact: bool) -
             )
 
 
+def factor_rows(key_dim: int) -> int:
+    """Features of a factor of g: K cosine and K sine rows, and two constants.
+
+    A K that is worked on in parts fills whole registers of bf16, which are of 16 rows.
+    """
+    return 2 * key_dim + (_SUBLANES if key_dim <= FEATURES else 2 * _SUBLANES)
+
+
 def vmem_bytes(block: TpuBlock, key_dim: int, value_dim: int, exact: bool) -> int:
     """Vector memory of the largest kernel with these blocks, from above."""
     parts, factor_parts, size = (3, 3, 4) if exact else (1, 2, 2)
-    factor = 2 * key_dim + 8
+    factor = factor_rows(key_dim)
     rows, columns = block.rows, block.columns
     # Operands, of which there are parts (parts + 1) / 2 copies, padded to whole registers.
     contraction = -(-factor * factor_parts * (factor_parts + 1) // 2 // _LANES) * _LANES
@@ -109,7 +119,7 @@ def vmem_bytes(block: TpuBlock, key_dim: int, value_dim: int, exact: bool) -> in
     gradients = 2 * factor_parts * factor
     sums = 4 * (gradients + parts * value_dim + 24) * rows
     documents = 4 * (_LANES * rows + 32 * columns)
-    scratch = 192 * 1024  # tables, and the compiler's own
+    scratch = 192 * 1024 + 4 * contraction * _LANES  # tables, a factor, and the compiler's own
     return operands + tiles + blocks + 2 * gradients * columns + sums + documents + scratch
 
 

@@ -96,10 +96,10 @@ def screening_decode(
             precision=precision,
         )  # fmt: skip
 
-    # Rows are divided. Tiles are not: they lie in one buffer, and would have to be cut out of it.
-    in_axes = ("b...", "b..", "b..", "b.", "b", "b", ".", ".", ".", ".", "b..", "b..", "b..")
+    # Every device has the buffer with the rings of all tiles, and reads those of its own.
+    in_axes = ("b.h.", "b..", "b..", "b.", "b", "b", "h", "h", "h", "h", "b..", "b..", "b..")
     return shard_op(
-        op, in_axes, "b...", q, keys, values, positions, length, start, offset, size, window, width,
+        op, in_axes, "b.h.", q, keys, values, positions, length, start, offset, size, window, width,
         *(summaries or (None, None, None)),
     )  # fmt: skip
 

@@ -102,6 +102,7 @@ def _call(name, plan, kernel, outputs, with_sums, scratch, reach, numbers, segme
     in_specs = [block(x.shape[2]) for x in rows] + [streamed] * len(columns)
     shared = [
         pltpu.VMEM((plan.rows, plan.contraction), PRODUCT_DTYPE),
+        pltpu.VMEM((plan.contraction, LANES), jnp.float32),
         pltpu.VMEM((plan.contraction, plan.columns), PRODUCT_DTYPE),
         pltpu.VMEM((plan.value_contraction, plan.columns), PRODUCT_DTYPE),
         pltpu.VMEM((len(tiles.Head._fields), SUBLANES, LANES), jnp.float32),
@@ -148,18 +149,20 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
         refs[num_outputs + num_shared :],
     )
     rows, columns = inputs[:num_rows], inputs[num_rows : num_rows + 2]
-    left_ref, right_ref, values_ref, head_ref, turn_ref, *buffers, semaphores, slot_ref = shared[:9]
+    left_ref, rows_ref, right_ref, values_ref, head_ref, turn_ref, *buffers = shared[:8]
+    semaphores, slot_ref = shared[8:10]
     row_segments_ref = None
     batch, index, step = (pl.program_id(axis) for axis in range(3))
     reach = reach_ref[index]
     tiles.keep_head(head_ref, numbers_ref, index, plan.heads)
     sources = [x.at[batch, index] for x in columns]
     if plan.packed:
-        row_segments_ref, segment_buffer = shared[9:]
+        row_segments_ref, segment_buffer = shared[10:]
         tiles.keep_row_segments(row_segments_ref, inputs[-2])
         sources.append(inputs[-1].at[batch])
         buffers.append(segment_buffer)
-    tiles.keep_left(left_ref, turn_ref, rows[0], head_ref, plan)
+    tiles.clear_empty(right_ref, plan)
+    tiles.keep_left(left_ref, rows_ref, turn_ref, rows[0], head_ref, plan)
 
     def copies(block, slot):
         where = pl.ds(pl.multiple_of(block * plan.columns, plan.columns), plan.columns)
@@ -176,19 +179,24 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
         return tiles.Tile(distance, reach, head_ref, row_segments_ref, segments_ref)
 
     def right(block, slot, extra=None):
-        """Writes the right operands; extra(columns, factor, turn) may write more."""
+        """Writes the right operands; extra(columns, first, rows, turn) may write more of them."""
         start = block * plan.columns - step * plan.rows
 
         def write(where):
-            head, x_kt = tiles.read_head(head_ref), buffers[0][slot, :, where]
+            head = tiles.read_head(head_ref)
             turned = tiles.turn((start + where.start).astype(jnp.float32), head)
-            make = tiles.key_factor if plan.rows_are_queries else tiles.query_factor
-            factor = make(x_kt, turned.cosine, turned.sine, head)
-            _store_right(right_ref, where, factor, plan.factor_parts)
+
+            def x_of(features):
+                return buffers[0][slot, features, where]
+
+            def keep(first, rows):
+                tiles.store_operand(right_ref, where, first, rows, plan, left=False)
+                if extra is not None:
+                    extra(where, first, rows, turned)
+
+            tiles.for_factor(plan, x_of, not plan.rows_are_queries, turned, head, keep)
             values = buffers[1][slot, :, where].astype(jnp.float32)
             _store_right(values_ref, where, values, plan.parts)
-            if extra is not None:
-                extra(where, factor, turned)
 
         if plan.block.rolled:
             tiles.for_factor_tokens(plan.columns, write)
@@ -245,7 +253,8 @@ def _forward_kernel(
 
 def _finish_values(out_ref, total_ref, plan):
     def finish(where):
-        out_ref[:, where] = _joined(total_ref[:, where], plan.parts).astype(out_ref.dtype)
+        values = _joined(total_ref, 0, plan.value_dim, where, plan.parts)
+        out_ref[:, where] = values.astype(out_ref.dtype)
 
     tiles.for_factor_tokens(plan.rows, finish)
 
@@ -263,12 +272,13 @@ def _backward_queries_kernel(
     def _():
         sums_ref[...] = jnp.zeros_like(sums_ref)
 
-    def keep_keys(where, factor, turned):
+    def keep_keys(where, first, rows, turned):
         """Keys as gradients need them: the factor, and the factor times the angle."""
-        angle = tiles.repeated(turned.angle, plan.factor_rows)
-        both = jnp.concatenate([factor, factor * angle])
-        parts = tiles.split(both, plan.factor_parts)
-        keys_ref[:, where] = jnp.concatenate(parts).astype(keys_ref.dtype)
+        by_angle = rows * tiles.repeated(turned.angle, rows.shape[0])
+        for n, x in enumerate((rows, by_angle)):
+            for m, piece in enumerate(tiles.split(x, plan.factor_parts)):
+                to = pl.Slice((2 * m + n) * plan.factor_rows + first, rows.shape[0])
+                keys_ref[to, where] = piece.astype(keys_ref.dtype)
 
     def work(tile, part):
         def keep(rows, root):
@@ -289,16 +299,39 @@ def _backward_queries_kernel(
 
     def finish(where):
         turned, head = tiles.kept_turn(turn_ref, where), tiles.read_head(head_ref)
-        q_kt = q_ref[:, where].astype(jnp.float32)
-        gradient, by_angle = jnp.split(2 * _joined(total_ref[:, where], plan.factor_parts), 2)
-        dq, dconstant = _through_factor(gradient, turned, plan)
-        inverse_width = tiles.repeated(head.inverse_width, plan.key_dim)
-        dq_ref[:, where] = (dq * inverse_width).astype(dq_ref.dtype)
-        # The angle of a pair is the query's less the key's.
-        slope = tiles.query_factor(q_kt, -turned.sine, turned.cosine, head)
-        angle = tiles.repeated(turned.angle, plan.factor_rows)
-        dwindow = jnp.sum(slope * (gradient * angle - by_angle), axis=0, keepdims=True)
-        dwidth = jnp.sum(q_kt * dq, axis=0, keepdims=True) - dconstant
+
+        def gradient_of(first, size):
+            """Of rows of the factor: the sum over keys, and that with each times its angle."""
+            starts = first, plan.factor_rows + first
+            return [2 * _joined(total_ref, x, size, where, plan.factor_parts) for x in starts]
+
+        def along(slope, gradient, by_angle):
+            """The angle of a pair is the query's less the key's."""
+            angle = tiles.repeated(turned.angle, slope.shape[0])
+            return jnp.sum(slope * (gradient * angle - by_angle), axis=0, keepdims=True)
+
+        def vector(features, sums):
+            size, (dwindow, dwidth) = features.size, sums
+            inverse_width, cosine, sine = (
+                tiles.repeated(x, size) for x in (head.inverse_width, turned.cosine, turned.sine)
+            )
+            q_kt = q_ref[features, where].astype(jnp.float32)
+            of_cosine = gradient_of(features.start, size)
+            of_sine = gradient_of(plan.key_dim + features.start, size)
+            dq = cosine * of_cosine[0] + sine * of_sine[0]
+            dq_ref[features, where] = (dq * inverse_width).astype(dq_ref.dtype)
+            x = q_kt * inverse_width
+            dwindow += along(-x * sine, *of_cosine) + along(x * cosine, *of_sine)
+            return dwindow, dwidth + jnp.sum(q_kt * dq, axis=0, keepdims=True)
+
+        zeros = jnp.zeros((1, LANES), jnp.float32)
+        dwindow, dwidth = tiles.for_features(plan, vector, (zeros, zeros))
+        of_constants = gradient_of(2 * plan.key_dim, SUBLANES)
+        constant = 1 - head.inverse_width
+        slope = tiles.in_two_rows(-constant * turned.sine, constant * turned.cosine, head)
+        dwindow += along(slope, *of_constants)
+        by_cosine, by_sine = of_constants[0][:1], of_constants[0][1:2]
+        dwidth -= turned.cosine[:1] * by_cosine + turned.sine[:1] * by_sine
         sums_ref[...] += tiles.in_two_rows(dwindow, dwidth, head)
 
     tiles.for_factor_tokens(plan.rows, finish)
@@ -338,9 +371,17 @@ def _backward_keys_kernel(
     run(work)
 
     def finish(where):
-        gradient = 2 * _joined(dfactor_ref[:, where], plan.factor_parts)
-        dk, _ = _through_factor(gradient, tiles.kept_turn(turn_ref, where), plan)
-        dk_ref[:, where] = dk.astype(dk_ref.dtype)
+        turned = tiles.kept_turn(turn_ref, where)
+
+        def vector(features, _):
+            starts = features.start, plan.key_dim + features.start
+            by_cosine, by_sine = (
+                2 * _joined(dfactor_ref, x, features.size, where, plan.factor_parts) for x in starts
+            )
+            cosine, sine = (tiles.repeated(x, features.size) for x in turned[1:])
+            dk_ref[features, where] = (cosine * by_cosine + sine * by_sine).astype(dk_ref.dtype)
+
+        tiles.for_features(plan, vector)
 
     tiles.for_factor_tokens(plan.rows, finish)
     _finish_values(dv_ref, dv_total_ref, plan)
@@ -357,16 +398,9 @@ def _keep_gradient_of_g(dg_ref, root_ref, left_ref, right_ref, part, plan):
     tiles.for_strips(part, plan, strip)
 
 
-def _joined(total, parts):
-    """Adds what the parts of a split factor gave."""
-    first, *others = jnp.split(total, parts)
-    return sum(others, first)
-
-
-def _through_factor(gradient, turned, plan):
-    """From the gradient of a factor to that of its vector [K, tokens] and constant [1, tokens]."""
-    by_cosine, by_sine, by_constants = jnp.split(gradient, [plan.key_dim, 2 * plan.key_dim])
-    cosine, sine = (tiles.repeated(x, plan.key_dim) for x in (turned.cosine, turned.sine))
-    vector = cosine * by_cosine + sine * by_sine
-    constant = turned.cosine[:1] * by_constants[:1] + turned.sine[:1] * by_constants[1:2]
-    return vector, constant
+def _joined(total_ref, first, size, where, parts):
+    """Rows of a sum, of what each of the parts of its operand gave."""
+    step = total_ref.shape[0] // parts
+    starts = range(0, total_ref.shape[0], step)
+    first_part, *others = (total_ref[pl.Slice(x + first, size), where] for x in starts)
+    return sum(others, first_part)

@@ -36,7 +36,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.screening.block_sizes import TpuBlock
+from pallas_kernels.screening.block_sizes import FEATURES, TpuBlock, factor_rows
 
 LANES = 128
 SUBLANES = 8
@@ -81,8 +81,7 @@ class Plan(NamedTuple):
 
     @property
     def factor_rows(self) -> int:
-        """Features of a factor of g: K cosine and K sine rows, and a register for two constants."""
-        return 2 * self.key_dim + SUBLANES
+        return factor_rows(self.key_dim)
 
     @property
     def contraction(self) -> int:
@@ -218,24 +217,69 @@ def repeated(x, rows: int):
     return jnp.concatenate([x] * (rows // SUBLANES))
 
 
-def factor(x_kt, constant, cosine, sine, head: Head):
-    """x cosine, x sine, constant cosine, constant sine: one factor of g, [F, tokens] in float32."""
-    turned = [x_kt * repeated(y, x_kt.shape[0]) for y in (cosine, sine)]
-    return jnp.concatenate([*turned, in_two_rows(constant * cosine, constant * sine, head)])
-
-
 def in_two_rows(first, second, head: Head):
     """[8, tokens] with these in the first two rows, and zeros."""
     return jnp.where(head.row == 0, first, jnp.where(head.row == 1, second, 0))
 
 
-def query_factor(q_kt, cosine, sine, head: Head):
-    q_kt = q_kt.astype(jnp.float32) * repeated(head.inverse_width, q_kt.shape[0])
-    return factor(q_kt, 1 - head.inverse_width, cosine, sine, head)
+def for_features(plan: Plan, body: Callable[[pl.Slice, Any], Any], carry: Any = None):
+    """carry = body(features, carry) over parts of K which registers hold; the last carry."""
+    if plan.key_dim <= FEATURES:
+        return body(pl.Slice(0, plan.key_dim), carry)
+    size = FEATURES // 2  # a loop's carry takes registers too
+
+    def step(n, carry):
+        return body(pl.Slice(pl.multiple_of(n * size, size), size), carry)
+
+    return lax.fori_loop(0, plan.key_dim // size, step, carry)
 
 
-def key_factor(k_kt, cosine, sine, head: Head):
-    return factor(k_kt.astype(jnp.float32), 1, cosine, sine, head)
+def for_factor(
+    plan: Plan,
+    x_of: Callable[[pl.Slice], jax.Array],
+    is_query: bool,
+    turned: "Turn",
+    head: Head,
+    body: Callable[[Any, jax.Array], None],
+) -> None:
+    """body(first row, rows) for the pieces of one factor of g, [F, tokens] in float32.
+
+    The factor is x cosine, x sine, and in two rows constant cosine, constant sine; for queries x is
+    q / r and the constant 1 - 1 / r, for keys k and 1.
+
+    Args:
+        x_of: some features of q or k, [features, tokens].
+    """
+
+    def vector(features, _):
+        x = x_of(features).astype(jnp.float32)
+        if is_query:
+            x = x * repeated(head.inverse_width, x.shape[0])
+        body(features.start, x * repeated(turned.cosine, x.shape[0]))
+        body(plan.key_dim + features.start, x * repeated(turned.sine, x.shape[0]))
+
+    for_features(plan, vector)
+    constant = 1 - head.inverse_width if is_query else 1
+    constants = in_two_rows(constant * turned.cosine, constant * turned.sine, head)
+    padding = plan.factor_rows - 2 * plan.key_dim - SUBLANES
+    if padding:
+        constants = jnp.concatenate([constants, jnp.zeros((padding, LANES), jnp.float32)])
+    body(2 * plan.key_dim, constants)
+
+
+def store_operand(ref, where, first, x, plan: Plan, left: bool) -> None:
+    """Writes rows first, first + 1, ... of a factor to all their places in [D, tokens]."""
+    pieces = split(x, plan.factor_parts)
+    for n, (i, j) in enumerate(part_pairs(plan.factor_parts)):
+        rows = pl.Slice(n * plan.factor_rows + first, x.shape[0])
+        ref[rows, where] = pieces[i if left else j].astype(ref.dtype)
+
+
+def clear_empty(ref, plan: Plan) -> None:
+    """Zeros where an operand of [D, tokens] has no rows."""
+    stop = plan.factor_rows * len(part_pairs(plan.factor_parts))
+    if stop < plan.contraction:
+        ref[stop:] = jnp.zeros((plan.contraction - stop, ref.shape[1]), ref.dtype)
 
 
 def for_factor_tokens(tokens: int, body: Callable[[pl.Slice], None]) -> None:
@@ -247,19 +291,30 @@ def for_factor_tokens(tokens: int, body: Callable[[pl.Slice], None]) -> None:
     lax.fori_loop(0, tokens // LANES, step, None)
 
 
-def keep_left(left_ref, turn_ref, x_ref, head_ref, plan: Plan) -> None:
-    """Writes the left operand of all tiles of this grid step, [rows, D], and its angles."""
+def keep_left(left_ref, rows_ref, turn_ref, x_ref, head_ref, plan: Plan) -> None:
+    """Writes the left operand of all tiles of this grid step, [rows, D], and its angles.
+
+    Args:
+        rows_ref: [D, LANES], where it waits to be transposed: registers would not hold all of it.
+    """
 
     def keep_turn(where):
         for n, x in enumerate(turn(where.start.astype(jnp.float32), read_head(head_ref))):
             turn_ref[n, :, where] = x
 
     def keep_factor(where):
-        turned, x_kt = kept_turn(turn_ref, where), x_ref[:, where]
-        make = query_factor if plan.rows_are_queries else key_factor
-        rows = make(x_kt, turned.cosine, turned.sine, read_head(head_ref))
-        _store_transposed(left_ref, where, rows, plan.factor_parts)
+        def keep(first, rows):
+            store_operand(rows_ref, slice(None), first, rows, plan, left=True)
 
+        turned, head = kept_turn(turn_ref, where), read_head(head_ref)
+        for_factor(
+            plan, lambda features: x_ref[features, where], plan.rows_are_queries, turned, head, keep
+        )
+        for first in range(0, plan.contraction, LANES):
+            features = slice(first, first + LANES)
+            left_ref[where, features] = rows_ref[features].T.astype(left_ref.dtype)
+
+    clear_empty(rows_ref, plan)
     # One after the other, for the sake of registers.
     for_factor_tokens(plan.rows, keep_turn)
     for_factor_tokens(plan.rows, keep_factor)

@@ -12,11 +12,13 @@ from tests.aot.run_compiler import run_compiler
 FORWARD_CYCLES = {"v5e": 338, "v6e": 245}
 
 
-def compiled(chip, length, dtype):
+def compiled(chip, length, dtype, key_dim=16, value_dim=64):
     """The rows of the table, by kernel."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install libtpu")
-    printed = run_compiler("compile_tpu_kernels", chip, str(length), dtype)
+    printed = run_compiler(
+        "compile_tpu_kernels", chip, str(length), dtype, str(key_dim), str(value_dim)
+    )
     rows = json.loads(printed.split("rows", 1)[1])
     kernels = {row["kernel"]: row for row in rows}
     assert sorted(kernels) == [
@@ -50,13 +52,18 @@ def test_bfloat16_kernels_keep_to_schedule_and_memory(chip, length):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])
-def test_float32_kernels_do_not_spill(chip):
-    kernels = compiled(chip, 4096, "float32")
+@pytest.mark.parametrize(
+    ("chip", "dtype", "key_dim", "value_dim"),
+    [
+        ("v5e", "float32", 16, 64),
+        ("v5p", "float32", 16, 64),
+        ("v6e", "float32", 16, 64),
+        ("v5e", "float32", 128, 128),
+        ("v6e", "bfloat16", 128, 64),
+        ("v4", "bfloat16", 16, 64),
+        ("tpu7x", "bfloat16", 64, 64),
+    ],
+)
+def test_no_register_spills(chip, dtype, key_dim, value_dim):
+    kernels = compiled(chip, 4096, dtype, key_dim, value_dim)
     assert {row["spills"] for row in kernels.values()} == {0}
-
-
-@pytest.mark.slow
-def test_what_would_spill_is_refused():
-    with pytest.raises(AssertionError, match="on v4: no block sizes are known"):
-        compiled("v4", 4096, "bfloat16")

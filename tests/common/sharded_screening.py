@@ -53,7 +53,10 @@ def decode(implementation: str) -> None:
     for summaries in (None, summarize(case.arguments[1])):
         op = partial(screening_decode, summaries=summaries, implementation=implementation)
         with jax.set_mesh(make_mesh(2, 2, 1, 2)):
-            got = jax.device_get(jax.jit(op)(*case.arguments))
+            got = jax.jit(op)(*case.arguments)
+        rows, queries, heads, values = case.want.shape
+        shares = {shard.data.shape for shard in got.addressable_shards}
+        assert shares == {(rows // 4, queries, heads // 2, values)}, shares
         np.testing.assert_allclose(got, case.want, rtol=0, atol=1e-4)
 
 
