@@ -1,6 +1,5 @@
 """Text generation for any model with a cache: batched, ragged, streaming."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,7 +120,7 @@ def _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_d
             f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}: "
             f"together more than max_length = {max_length}"
         )
-    fits = getattr(model.config, "longest_document", None)
+    fits = model.longest_document
     if fits is not None and needed - 1 > fits:  # the last new token is not read
         raise ValueError(
             f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but "
@@ -221,8 +220,7 @@ def _prefill_chunk(model, params, tokens, segment_ids, cache, last):
 
 def _prefill(model, params, prompts, cache):
     """(trunk output [B, D] at each prompt's last token, the filled cache)."""
-    if hasattr(model.config, "max_documents"):  # a prompt is one, and log-linear ops pay for room
-        model = model.clone(config=dataclasses.replace(model.config, max_documents=1))
+    model = model.for_one_document()
     longest = max(map(len, prompts))
     last, at = None, 0
     while at < longest:

@@ -51,3 +51,12 @@ class LanguageModel(nn.Module):
     def unembedding(self) -> Float[Array, "O D"]:
         """The rows whose products with the trunk's output are the logits."""
         raise NotImplementedError(f"{type(self).__name__} does not define unembedding")
+
+    @property
+    def longest_document(self) -> int | None:
+        """Tokens that a document may have; None: any number."""
+        return None
+
+    def for_one_document(self) -> "LanguageModel":
+        """The same model where no row holds more than one document, as in generation."""
+        return self

@@ -55,11 +55,6 @@ class LogLinearMamba2Config(Mamba2Config):
         return preset(cls, "Log-Linear Mamba-2", MAMBA2_PRESETS, name, overrides)
 
     @property
-    def longest_document(self) -> int | None:
-        """Tokens that fit, if more are an error."""
-        return _longest_document(self)
-
-    @property
     def mixer_class(self) -> type[LogLinearMamba2Mixer]:
         return LogLinearMamba2Mixer
 
@@ -86,17 +81,8 @@ class LogLinearGatedDeltaNetConfig(GatedDeltaNetConfig):
         return preset(cls, "Log-Linear Gated DeltaNet", GATED_DELTA_NET_PRESETS, name, overrides)
 
     @property
-    def longest_document(self) -> int | None:
-        """Tokens that fit, if more are an error."""
-        return _longest_document(self)
-
-    @property
     def mixer_class(self) -> type[LogLinearGatedDeltaNetMixer]:
         return LogLinearGatedDeltaNetMixer
-
-
-def _longest_document(config: Any) -> int | None:
-    return 2 ** (config.num_levels - 1) if config.beyond_levels == "error" else None
 
 
 def _check_levels(config: Any) -> None:
@@ -104,13 +90,24 @@ def _check_levels(config: Any) -> None:
     fields.one_of("beyond_levels", config.beyond_levels, BEYOND_LEVELS)
 
 
-class LogLinearMamba2(Decoder):
+class _LogLinearDecoder(Decoder):
+    @property
+    def longest_document(self) -> int | None:
+        fits = 2 ** (self.config.num_levels - 1)
+        return fits if self.config.beyond_levels == "error" else None
+
+    def for_one_document(self) -> Decoder:
+        # The ops pay for the room that more could need.
+        return self.clone(config=dataclasses.replace(self.config, max_documents=1))
+
+
+class LogLinearMamba2(_LogLinearDecoder):
     """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
 
     config: LogLinearMamba2Config
 
 
-class LogLinearGatedDeltaNet(Decoder):
+class LogLinearGatedDeltaNet(_LogLinearDecoder):
     """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
 
     config: LogLinearGatedDeltaNetConfig

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from multiscreen_jax.sharding import make_mesh
+from tests.common.shares import check_divided
 from tests.linear_attention.cases import assert_close, make_case, run
 
 # data, fsdp, seq, model. Rows and heads are 4: eight do not divide either of them.
@@ -29,8 +30,10 @@ def main() -> None:
         for sizes in MESHES:
             with jax.set_mesh(make_mesh(*sizes)):
                 text = run.lower(op, case, segments).compile().as_text()
-                print(op, groups, sizes, *sorted(set(re.findall(_COLLECTIVE, text))))
-                assert_close(jax.device_get(run(op, case, segments)), wanted, what=f"{op} {sizes}")
+                got = run(op, case, segments)
+            print(op, groups, sizes, *sorted(set(re.findall(_COLLECTIVE, text))))
+            check_divided(got["y"], sizes, groups)
+            assert_close(jax.device_get(got), wanted, what=f"{op} {sizes}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from multiscreen_jax.sharding import make_mesh
+from tests.common.shares import check_divided
 from tests.log_linear import cases
 
 _ROW = np.int32([1] * 20 + [2] * 30 + [0] * 5 + [3] * 15)
@@ -53,15 +54,6 @@ def states(op, **sizes):
     past = cases.inputs(int(BEFORE.max()), 8, seed=1, **sizes)
     ids = np.int32(np.arange(BEFORE.max()) < BEFORE[:, None])
     return cases.run(op, past, segment_ids=ids, max_documents=1, implementation="reference")[1]
-
-
-def check_divided(y, mesh, groups):
-    """Every device has computed its own rows and heads, where they can be divided."""
-    data, fsdp, _, model = mesh
-    rows, length, heads, dim = y.shape
-    heads_divide = heads % model == 0 and (groups == 1 or groups % model == 0)
-    share = (rows // (data * fsdp), length, heads // model if heads_divide else heads, dim)
-    assert y.sharding.shard_shape(y.shape) == share, (mesh, groups, y.sharding)
 
 
 def main() -> None:
