@@ -19,7 +19,7 @@ from pallas_kernels.screening import block_sizes, pallas_tpu, tpu_kernels
 from pallas_kernels.screening.block_sizes import TpuBlock, check_memory
 from pallas_kernels.screening.gpu_block_sizes import Block, BlockSizes
 
-LENGTH, HEADS = 4096, 2
+LENGTH, HEADS = 4096, 16
 EDGE_PARTS = ((128, 128), (256, 128), (512, 128), (128, 256), (128, 512), (256, 256))
 TPU_KERNELS = {
     # function, whether rows are queries, and how many of q, k, v, dh it takes
