@@ -38,6 +38,7 @@ class BlockSizes(NamedTuple):
 
 
 _B64X32 = Block(64, 32, warps=4, stages=2)
+_B64X32_UNSTAGED = Block(64, 32, warps=4, stages=1)
 _B32X64 = Block(32, 64, warps=4, stages=2)
 _B32X32 = Block(32, 32, warps=4, stages=2)
 _B32X32_UNSTAGED = Block(32, 32, warps=4, stages=1)
@@ -56,7 +57,7 @@ _UNUSUAL = {
     ("bfloat16", 16, 128): BlockSizes(_B64X32, _B64X32, _B32X64),
     ("bfloat16", 32, 128): BlockSizes(_B64X32, _B64X32, _B32X64),
     ("bfloat16", 64, 32): BlockSizes(_B64X32, _B64X32, _B32X64),
-    ("bfloat16", 128, 32): None,
+    ("bfloat16", 128, 32): BlockSizes(_B64X32_UNSTAGED, _B64X32_UNSTAGED, _B32X32_UNSTAGED),
     ("bfloat16", 128, 64): BlockSizes(_B64X32, _B32X32_UNSTAGED, _B64X32),
     ("bfloat16", 128, 128): BlockSizes(_B64X32, _B32X32, _B64X32),
     ("float32", 16, 64): BlockSizes(_B32X32, _B32X16, _B32X32),
