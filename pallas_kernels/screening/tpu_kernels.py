@@ -217,7 +217,7 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
 
 
 def _store_right(ref, where, x, parts):
-    ref[:, where] = tiles.operand(x, parts, ref.shape[0], left=False).astype(ref.dtype)
+    ref[:, where] = tiles.operand(x, parts, left=False).astype(ref.dtype)
 
 
 # -- the kernels -----------------------------------------------------------------------------------

@@ -166,14 +166,10 @@ def part_pairs(parts: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(parts) for j in range(parts - i)]
 
 
-def operand(x, parts: int, contraction: int, left: bool):
-    """x [features, tokens] as an operand of a product over features: [contraction, tokens]."""
+def operand(x, parts: int, left: bool):
+    """x [features, tokens] as an operand of a product over features: [D, tokens]."""
     pieces = split(x, parts)
-    rows = [pieces[i if left else j] for i, j in part_pairs(parts)]
-    empty = contraction - len(rows) * x.shape[0]
-    if empty:
-        rows.append(jnp.zeros((empty, x.shape[1]), jnp.float32))
-    return jnp.concatenate(rows)
+    return jnp.concatenate([pieces[i if left else j] for i, j in part_pairs(parts)])
 
 
 def store_split(ref, where, x) -> None:
@@ -238,7 +234,7 @@ def for_factor(
     plan: Plan,
     x_of: Callable[[pl.Slice], jax.Array],
     is_query: bool,
-    turned: "Turn",
+    turned: Turn,
     head: Head,
     body: Callable[[Any, jax.Array], None],
 ) -> None:
@@ -331,7 +327,7 @@ def keep_left_values(y_ref, x_ref, plan: Plan) -> None:
 
 def _store_transposed(y_ref, where, x, parts):
     # Registers of 32 bits transpose everywhere.
-    y_ref[where] = operand(x, parts, y_ref.shape[1], left=True).T.astype(y_ref.dtype)
+    y_ref[where] = operand(x, parts, left=True).T.astype(y_ref.dtype)
 
 
 def kept_turn(turn_ref, where) -> Turn:

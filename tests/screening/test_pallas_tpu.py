@@ -280,7 +280,7 @@ def test_one_bf16_pass_needs_the_split():
     errors = []
     for parts in (1, 2, 3):
         left, right = (
-            tpu_tiles.operand(x, parts, 256, left=side).astype(jnp.bfloat16)
+            tpu_tiles.operand(x, parts, left=side).astype(jnp.bfloat16)
             for x, side in zip(factors, (True, False), strict=True)
         )
         errors.append(np.abs(tpu_tiles.dot(left.T, right, (1, 0)) - expected).max())
