@@ -1,0 +1,176 @@
+"""The linear family on TPUs: the ops, their gradient, and what XLA does around the kernels."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
+
+from pallas_kernels.common.documents import Documents
+from pallas_kernels.linear_attention import tpu_walk
+from pallas_kernels.linear_attention.tokens import (
+    Levels,
+    TokenDecays,
+    products_are_exact,
+    solve_chunks,
+    token_decays,
+)
+from pallas_kernels.linear_attention.tpu_chunks import CHUNK, INNER_SCALES, Plan
+
+_SEGMENT = 4  # chunks of a step of the grid
+_BLOCK_VALUES = 768  # value features of the heads of a step, about
+
+
+def linear_pallas_tpu(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"] | None,
+    beta: Float[Array, "B T H"] | None,
+    state: Float[Array, "B H K V"],
+    documents: Documents | None,
+    precision: lax.PrecisionLike,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """`ssd`, or with `beta` `gated_delta_rule`, as Pallas kernels; padding is zero.
+
+    Inputs of bfloat16 are multiplied as they are, with float32 sums, decays and states; float32
+    inputs, and precision "highest", take float32 products, each as six of bf16 parts. Chunks have
+    128 tokens whatever `chunk_size` is.
+    """
+    y, states = walk(q, k, v, g, beta, state[:, :, None], documents, None, precision)
+    return y, states[:, :, 0]
+
+
+def walk(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"] | None,
+    beta: Float[Array, "B T H"] | None,
+    states: Float[Array, "B H J K V"],
+    documents: Documents | None,
+    levels: Levels | None,
+    precision: lax.PrecisionLike,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H J K V"]]:
+    """The results, and the states after the last chunk.
+
+    With levels J states, and documents that start where chunks do; without, one state.
+
+    Raises:
+        NotImplementedError: for other dtypes than float32 and bfloat16.
+    """
+    exact = products_are_exact(q, k, v, precision)
+    length, value_dim, key_dim = v.shape[1], v.shape[3], q.shape[3]
+    plan = _plan(q, v, states.shape[2], beta is not None, documents, levels, exact)
+    after = [(0, 0), (0, plan.chunks * CHUNK - length)]
+
+    def tokens(x, features=None):
+        """[B,T,H,...], zero after the end and in features added, with time last."""
+        pad = after + [(0, 0)] * (x.ndim - 2)
+        if features is not None:
+            pad[-1] = (0, features - x.shape[-1])
+        return jnp.moveaxis(jnp.pad(x, pad), 1, -1)
+
+    q, k, v = (
+        tokens(x.astype(plan.operand), features)
+        for x, features in ((q, plan.key_dim), (k, plan.key_dim), (v, plan.value_dim))
+    )
+    g = jnp.zeros((len(v), length, plan.heads), jnp.float32) if g is None else g
+    packed = documents if plan.packed else None
+    if packed is not None:
+        packed = Documents(*(jnp.pad(x, after, mode="edge") for x in packed))
+    decays = token_decays(jnp.pad(g, [*after, (0, 0)]), packed, CHUNK)
+    solve = None
+    if beta is not None:
+        keys = k.reshape(*k.shape[:3], -1, CHUNK)
+        beta = tokens(beta.astype(jnp.float32)).reshape(decays.sums.shape)
+        solve = solve_chunks(jnp.moveaxis(keys, 2, -1), beta, decays, packed, exact)
+        solve = jnp.moveaxis(solve, -1, 2).reshape(*v.shape[:2], CHUNK, -1).astype(plan.operand)
+    scales = None if levels is None else tokens(levels.scales)
+    rows = _rows(plan, decays, packed, scales)
+    features = [(0, 0)] * 3 + [(0, plan.value_dim - value_dim), (0, plan.key_dim - key_dim)]
+    states = jnp.pad(jnp.swapaxes(states.astype(jnp.float32), 3, 4), features)
+    y, states = _walk(q, k, v, rows, solve, states, *_masks(plan, levels), plan)
+    y = jnp.moveaxis(y, -1, 1)[:, :length, :, :value_dim]
+    return y, jnp.swapaxes(states[..., :value_dim, :key_dim], 3, 4)
+
+
+def _plan(q, v, states, delta, documents, levels, exact) -> Plan:
+    groups, key_dim = q.shape[2:]
+    heads, value_dim = v.shape[2:]
+    chunks = pl.cdiv(v.shape[1], CHUNK)
+    segment = min(_SEGMENT, 1 << (chunks - 1).bit_length())
+    tile = 8 if exact else 16  # sublanes of a register
+    together = heads if groups == heads else heads // groups
+    fitting = [
+        n for n in range(1, together + 1) if together % n == 0 and n * value_dim <= _BLOCK_VALUES
+    ]
+    return Plan(
+        batch=v.shape[0],
+        groups=groups,
+        heads=heads,
+        key_dim=pl.cdiv(key_dim, tile) * tile,
+        value_dim=pl.cdiv(value_dim, tile) * tile,
+        chunks=pl.cdiv(chunks, segment) * segment,
+        states=states,
+        block=max(fitting, default=1),
+        segment=segment,
+        delta=delta,
+        levels=levels is not None,
+        packed=documents is not None and levels is None,
+        exact=exact,
+    )
+
+
+def _rows(plan: Plan, decays: TokenDecays, documents, scales) -> Float[Array, "B H R T"]:
+    """Numbers for every token and head, in the order of `tpu_chunks`."""
+    shape = decays.sums.shape
+    parts = [x.reshape(*shape[:2], 1, -1) for x in decays]
+    if documents is not None:
+        index = documents.index.astype(jnp.float32)[:, None, None]
+        parts.append(jnp.broadcast_to(index, parts[0].shape))
+    rows = jnp.concatenate(parts, axis=2)
+
+    def pad_to(x, count):
+        return jnp.pad(x, [(0, 0), (0, 0), (0, count - x.shape[2]), (0, 0)])
+
+    rows = pad_to(rows, INNER_SCALES)
+    if scales is not None:
+        rows = jnp.concatenate([rows, scales.astype(jnp.float32)], axis=2)
+    return pad_to(rows, plan.rows)
+
+
+def _masks(plan: Plan, levels: Levels | None):
+    """`reads` and `target` of every chunk; those after the end do nothing."""
+    if levels is None:
+        return jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32)
+    after = [(0, 0), (0, plan.chunks - levels.reads.shape[1])]
+    return jnp.pad(levels.reads, after), jnp.pad(levels.target, after, constant_values=-1)
+
+
+# -- the gradient ----------------------------------------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(8,))
+def _walk(q, k, v, rows, solve, states, reads, target, plan: Plan):
+    y, last = tpu_walk.forward(plan, False, reads, target, q, k, v, rows, solve, states)
+    return y, last
+
+
+def _walk_fwd(q, k, v, rows, solve, states, reads, target, plan):
+    y, last, kept = tpu_walk.forward(plan, True, reads, target, q, k, v, rows, solve, states)
+    return (y, last), (q, k, v, rows, solve, kept, reads, target)
+
+
+def _walk_bwd(plan, residuals, cotangents):
+    q, k, v, rows, solve, kept, reads, target = residuals
+    dy, dlast = cotangents
+    dq, dk, dv, drows, *dsolve, dstates = tpu_walk.backward(
+        plan, reads, target, q, k, v, rows, solve, kept, dy, dlast
+    )
+    return dq, dk, dv, drows, (dsolve[0] if dsolve else None), dstates, None, None
+
+
+_walk.defvjp(_walk_fwd, _walk_bwd)

@@ -1,0 +1,515 @@
+"""The two TPU kernels of the linear family: a walk over chunks that carries states, and back.
+
+A step of the grid takes a segment of chunks, of a block of heads of one group; states stay in
+vector memory from one segment to the next. Without levels a head has one state. With levels chunk n
+reads and moves on the states whose bit is set in `reads[n]`; then `target[n]` becomes the sum of
+what the chunk writes, of all states below, and of itself if its bit is set. Nothing is written
+where `target[n]` is -1.
+
+Back, the states before every chunk of a segment are found again from those before the segment.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.common import dispatch
+from pallas_kernels.linear_attention.tpu_chunks import (
+    CHUNK,
+    FROM_START,
+    STATE_SCALES,
+    Cotangents,
+    Maps,
+    Plan,
+    Tokens,
+    cotangent_scratch,
+    dot,
+    each_head,
+    fill_maps,
+    fill_state_maps,
+    local_backward,
+    maps_scratch,
+    over_features,
+    row_of,
+    scaled_pairs,
+    score,
+    through,
+    value_parts,
+)
+
+_VMEM_LIMIT = 100 * 2**20
+_MAPS = len(Maps._fields) - 1  # that are scratch
+
+
+def forward(plan: Plan, keep: bool, reads, target, q, k, v, rows, solve, states):
+    """y [B,H,V,T] and the last states [B,H,J,V,K]; with `keep`, those before every segment too."""
+    outputs = [_output(plan, "values", v.dtype), _output(plan, "last", jnp.float32)]
+    if keep:
+        outputs.append(_output(plan, "kept", jnp.float32))
+    inputs = {"keys": [q, k], "values": [v], "rows": [rows], "solve": [solve], "first": [states]}
+    scratch = [
+        _states_scratch(plan, plan.blocks),
+        *maps_scratch(plan),
+        pltpu.VMEM((plan.block, plan.value_dim, CHUNK), jnp.float32),
+    ]
+    return _call("forward", plan, _forward_kernel, inputs, outputs, scratch, reads, target)
+
+
+def backward(plan: Plan, reads, target, q, k, v, rows, solve, kept, dy, dlast):
+    """Cotangents of q, k, v, rows, solve and states."""
+    outputs = [
+        _output(plan, "keys", q.dtype),
+        _output(plan, "keys", k.dtype),
+        _output(plan, "values", v.dtype),
+        _output(plan, "rows", jnp.float32),
+        *([_output(plan, "solve", solve.dtype)] if plan.delta else []),
+        _output(plan, "last", jnp.float32),
+    ]
+    inputs = {
+        "keys": [q, k], "values": [v, dy], "rows": [rows], "solve": [solve], "kept": [kept],
+        "first": [dlast],
+    }  # fmt: skip
+    scratch = [
+        _states_scratch(plan, plan.segment),
+        _states_scratch(plan, plan.blocks),
+        *maps_scratch(plan),
+        *cotangent_scratch(plan, plan.segment * CHUNK),
+    ]
+    return _call("backward", plan, _backward_kernel, inputs, outputs, scratch, reads, target)
+
+
+def _state(plan):
+    return plan.value_dim, plan.key_dim
+
+
+def _states_scratch(plan, count):
+    return pltpu.VMEM((count, plan.block, plan.states, *_state(plan)), jnp.float32)
+
+
+# -- what surrounds a kernel -----------------------------------------------------------------------
+
+
+def _call(name, plan, kernel, inputs, outputs, scratch, reads, target):
+    """Runs a kernel over (batch, group, segment, block of heads); `inputs` by their layout."""
+    back = name == "backward"
+    arrays = [(layout, x) for layout, xs in inputs.items() for x in xs if x is not None]
+    layouts = {layout: _spec(plan, layout, back) for layout in (*dict(arrays), "last", "kept")}
+    return pl.pallas_call(
+        partial(kernel, plan),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(plan.batch, plan.groups // plan.keys, plan.segments, plan.blocks),
+            in_specs=[layouts[layout] for layout, _ in arrays],
+            out_specs=[layouts[layout] for layout, _ in outputs],
+            scratch_shapes=scratch,
+        ),
+        out_shape=[shape for _, shape in outputs],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=_VMEM_LIMIT,
+        ),
+        interpret=dispatch.interpretation(),
+        name=f"linear_{name}",
+    )(reads, target, *(x for _, x in arrays))
+
+
+def _spec(plan, layout, back):
+    """The block of an array that a step of the grid sees; back, segments come in reverse."""
+    time = plan.segment * CHUNK
+    final = plan.segments - 1
+
+    def head(g, block):
+        return g * plan.blocks + block
+
+    def at(segment):
+        return final - segment if back else segment
+
+    def tokens(rows):
+        return pl.BlockSpec(
+            (None, plan.block, rows, time), lambda b, g, s, h, *_: (b, head(g, h), 0, at(s))
+        )
+
+    states = (None, plan.block, plan.states, *_state(plan))
+    if layout == "keys":
+        return pl.BlockSpec(
+            (None, plan.keys, plan.key_dim, time), lambda b, g, s, h, *_: (b, g, 0, at(s))
+        )
+    if layout == "first":  # of the segment that comes first; later ones keep what they have
+        return pl.BlockSpec(
+            states,
+            lambda b, g, s, h, *_: (b, head(g, jnp.where(s == 0, h, plan.blocks - 1)), 0, 0, 0),
+        )
+    if layout == "last":  # written by the segment that comes last
+        return pl.BlockSpec(
+            states, lambda b, g, s, h, *_: (b, head(g, jnp.where(s == final, h, 0)), 0, 0, 0)
+        )
+    if layout == "kept":
+        return pl.BlockSpec(
+            (None, plan.block, None, *states[2:]),
+            lambda b, g, s, h, *_: (b, head(g, h), at(s), 0, 0, 0),
+        )
+    return tokens({"values": plan.value_dim, "rows": plan.rows, "solve": CHUNK}[layout])
+
+
+def _output(plan, layout, dtype):
+    batch, heads, length = plan.batch, plan.heads, plan.chunks * CHUNK
+    shapes = {
+        "keys": (batch, plan.groups, plan.key_dim, length),
+        "values": (batch, heads, plan.value_dim, length),
+        "rows": (batch, heads, plan.rows, length),
+        "solve": (batch, heads, CHUNK, length),
+        "last": (batch, heads, plan.states, *_state(plan)),
+        "kept": (batch, heads, plan.segments, plan.states, *_state(plan)),
+    }
+    return layout, jax.ShapeDtypeStruct(shapes[layout], dtype)
+
+
+def _time(chunk):
+    return pl.ds(pl.multiple_of(chunk * CHUNK, CHUNK), CHUNK)
+
+
+def _tokens(refs: Tokens, chunk) -> Tokens:
+    """Of one chunk of a segment."""
+    at = _time(chunk)
+    return Tokens(*(None if x is None else x.at[:, :, at] for x in refs))
+
+
+def _masks(plan, reads_ref, target_ref, row, n):
+    return (reads_ref[row, n], target_ref[row, n]) if plan.levels else (None, None)
+
+
+# -- forward ---------------------------------------------------------------------------------------
+
+
+def _forward_kernel(plan, reads_ref, target_ref, *refs):
+    inputs, refs = _split(refs, 4 + plan.delta)
+    (first_ref, y_ref, last_ref, *kept, states_ref), scratch = _split(refs, -_MAPS - 1)
+    inputs = Tokens(*inputs, *[None] * (not plan.delta))
+    maps, sum_ref = Maps(*scratch[:-1], reads_ref), scratch[-1]
+    row, segment, block = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    states = states_ref.at[block]
+
+    @pl.when(segment == 0)
+    def _():
+        states[...] = first_ref[...]
+
+    for kept_ref in kept:
+        kept_ref[...] = states[...]
+
+    @pl.loop(0, plan.segment)
+    def _(chunk):
+        n = segment * plan.segment + chunk
+        tokens = _tokens(inputs, chunk)
+        score(plan, tokens, maps)
+
+        fill_maps(plan, tokens, maps)
+
+        @each_head(plan, maps)
+        def _(h):
+            sum_ref[h] = dot(plan, "nn", tokens.v[h], scaled_pairs(plan, maps)[h])
+
+        bits, target = _masks(plan, reads_ref, target_ref, row, n)
+        _advance(plan, tokens, maps, states, states, bits, target, sum_ref)
+        y_ref[:, :, _time(chunk)] = sum_ref[...].astype(y_ref.dtype)
+
+    last_ref[...] = states[...]
+
+
+def _split(refs, count):
+    return refs[:count], refs[count:]
+
+
+def _advance(plan, tokens, maps, before, after, bits, target, sum_ref):
+    """The states after a chunk from those before; what tokens read of them, added to `sum_ref`."""
+    if not plan.levels:
+        _move_on(plan, tokens, maps, before, after, 0, sum_ref, write=True)
+        return
+
+    @pl.loop(0, plan.states)
+    def _(level):
+        @pl.when((bits >> level) & 1 == 1)
+        def _():
+            _move_on(plan, tokens, maps, before, after, level, sum_ref, write=False)
+
+    @pl.when(target >= 0)
+    def _():
+        @pl.when((bits >> target) & 1 == 0)
+        def _():
+            after[:, target] = jnp.zeros_like(after[:, target])
+
+        _write(plan, tokens, maps, after, target)
+
+        @pl.loop(0, target)
+        def _(level):
+            after[:, target] += after[:, level]
+
+
+def _write(plan, tokens, maps, after, target):
+    """Adds what a chunk writes."""
+    if not plan.delta:
+        for e, heads in _groups(plan):
+            written = dot(plan, "nt", _stack(maps.updates[heads]), tokens.k[e])
+            maps.moved[heads] = _heads(plan, written)
+
+        @each_head(plan, maps)
+        def _(h):
+            after[h, target] += maps.moved[h]
+
+        return
+
+    @each_head(plan, maps)
+    def _(h):
+        maps.moved[h] = dot(plan, "nt", maps.updates[h], maps.writes[h])
+        after[h, target] += maps.moved[h]
+
+
+def _move_on(plan, tokens, maps, before, after, level, sum_ref, write):
+    """One state of every head over a chunk, what the chunk writes included with `write`."""
+    reads = sum_ref is not None
+    if not plan.delta:
+        seen = maps.seen.at[:, :, :CHUNK]
+        for e, heads in _groups(plan):
+            if reads:
+                seen[heads] = _heads(
+                    plan, dot(plan, "nn", _stack(before[heads, level]), tokens.q[e])
+                )
+            if write:
+                written = dot(plan, "nt", _stack(maps.updates[heads]), tokens.k[e])
+                maps.moved[heads] = _heads(plan, written)
+
+        @each_head(plan, maps)
+        def _(h):
+            rows = tokens.rows.at[h]
+            if reads:
+                sum_ref[h] += seen[h] * _weight(plan, rows, level)
+            state = before[h, level] * through(rows)
+            after[h, level] = state + maps.moved[h] if write else state
+
+        return
+
+    @each_head(plan, maps)
+    def _(h):
+        seen, rows = maps.seen.at[h], tokens.rows.at[h]
+        if reads:
+            seen[...] = dot(plan, "nn", before[h, level], maps.ends[h])
+            read = seen[:, :CHUNK]
+            sum_ref[h] += read * _scale(rows, level) if plan.levels else read
+        else:
+            seen[:, CHUNK:] = dot(plan, "nn", before[h, level], maps.ends[h, :, CHUNK:])
+        update = -seen[:, CHUNK:]
+        if write:
+            update = update + maps.updates[h]
+        maps.moved[h] = dot(plan, "nt", update, maps.writes[h])
+        after[h, level] = before[h, level] * through(rows) + maps.moved[h]
+
+
+def _groups(plan):
+    """Each group of a block, and its heads."""
+    return [(e, slice(e * plan.sharing, (e + 1) * plan.sharing)) for e in range(plan.keys)]
+
+
+def _stack(x):
+    """[r,V,K] -> [r V,K]: as one operand of a product that heads share."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _heads(plan, x):
+    """The inverse of `_stack`."""
+    return x.reshape(plan.sharing, -1, x.shape[-1])
+
+
+def _scale(rows, level):
+    return row_of(rows, STATE_SCALES + level)
+
+
+def _weight(plan, rows, level):
+    """Of a state of SSD in the results, [1,C]."""
+    from_start = row_of(rows, FROM_START)
+    return from_start * _scale(rows, level) if plan.levels else from_start
+
+
+# -- backward --------------------------------------------------------------------------------------
+
+
+def _backward_kernel(plan, reads_ref, target_ref, *refs):
+    (q_ref, k_ref, v_ref, dy_ref, rows_ref), refs = _split(refs, 5)
+    solve_ref, refs = _split(refs, int(plan.delta))
+    (kept_ref, dlast_ref), refs = _split(refs, 2)
+    outputs, refs = _split(refs, 4 + plan.delta)
+    (dfirst_ref, history_ref, dstates_ref), refs = _split(refs, 3)
+    maps, cotangents = _split(refs, _MAPS)
+    without = [None] * (not plan.delta)
+    inputs = Tokens(q_ref, k_ref, v_ref, rows_ref, *solve_ref, *without)
+    outputs, maps = Tokens(*outputs, *without), Maps(*maps, reads_ref)
+    sums = Cotangents(*cotangents)
+    row, step, block = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    first_chunk = (plan.segments - 1 - step) * plan.segment
+    dstates = dstates_ref.at[block]
+
+    @pl.when(step == 0)
+    def _():
+        dstates[...] = dlast_ref[...]
+
+    @pl.when(block == 0)
+    def _():
+        sums.q[...] = jnp.zeros_like(sums.q)
+        sums.k[...] = jnp.zeros_like(sums.k)
+
+    history_ref[0] = kept_ref[...]
+
+    @pl.loop(0, plan.segment - 1)
+    def _(chunk):
+        tokens = _tokens(inputs, chunk)
+        fill_state_maps(plan, tokens, maps)
+        bits, target = _masks(plan, reads_ref, target_ref, row, first_chunk + chunk)
+        before, after = history_ref.at[chunk], history_ref.at[chunk + 1]
+        _advance(plan, tokens, maps, before, after, bits, target, None)
+
+    @pl.loop(0, plan.segment)
+    def _(back):
+        chunk = plan.segment - 1 - back
+        at = _time(chunk)
+        tokens, out = _tokens(inputs, chunk), _tokens(outputs, chunk)
+        d = sums._replace(q=sums.q.at[:, :, at], k=sums.k.at[:, :, at])
+        dy, states = dy_ref.at[:, :, at], history_ref.at[chunk]
+        bits, target = _masks(plan, reads_ref, target_ref, row, first_chunk + chunk)
+        out.rows[...] = jnp.zeros_like(out.rows)
+        for x in (d.scores, d.ends, d.writes, d.through):
+            x[...] = jnp.zeros_like(x)
+        score(plan, tokens, maps)
+        fill_maps(plan, tokens, maps)
+        _retreat(plan, tokens, maps, dy, states, dstates, bits, target, d, out.rows)
+        local_backward(plan, tokens, maps, dy, d, out)
+        for e in range(plan.keys):
+            d.q[e] += dot(plan, "nn", tokens.k[e], d.scores[e])
+            d.k[e] += dot(plan, "nt", tokens.q[e], d.scores[e])
+
+    @pl.when(block == plan.blocks - 1)
+    def _():
+        outputs.q[...] = sums.q[...].astype(outputs.q.dtype)
+        outputs.k[...] = sums.k[...].astype(outputs.k.dtype)
+
+    dfirst_ref[...] = dstates[...]
+
+
+def _retreat(plan, tokens, maps, dy, states, dstates, bits, target, d, drows):
+    """The cotangents of the states before a chunk, and of the maps of the chunk."""
+    back = (plan, tokens, maps)
+    if not plan.levels:
+        _write_back(*back, dstates, 0, d)
+        _move_back(*back, dy, states, dstates, 0, d, drows)
+        return
+
+    @pl.when(target < 0)
+    def _():
+        d.updates[...] = jnp.zeros_like(d.updates)
+
+    @pl.when(target >= 0)
+    def _():
+        _write_back(*back, dstates, target, d)
+
+        @pl.loop(0, target)
+        def _(level):
+            dstates[:, level] = dstates[:, target]
+
+    @pl.loop(0, plan.states)
+    def _(level):
+        @pl.when((bits >> level) & 1 == 1)
+        def _():
+            _move_back(*back, dy, states, dstates, level, d, drows)
+
+
+def _write_back(plan, tokens, maps, dstates, target, d):
+    """Cotangents of updates and writes, from that of the state that took them."""
+    if not plan.delta:
+        for e, heads in _groups(plan):
+            dstate = _stack(dstates[heads, target])
+            d.updates[heads] = _heads(plan, dot(plan, "nn", dstate, tokens.k[e]))
+            d.k[e] += dot(plan, "tn", dstate, _stack(maps.updates[heads]))
+        return
+
+    @each_head(plan, maps)
+    def _(h):
+        d.updates[h] = dot(plan, "nn", dstates[h, target], maps.writes[h])
+        d.writes[h] += dot(plan, "tn", dstates[h, target], maps.updates[h])
+
+
+def _move_back(plan, tokens, maps, dy, states, dstates, level, d, drows):
+    """Through one state's way over a chunk: `_move_on` without `write`, reversed."""
+    if not plan.delta:
+        _move_back_ssd(plan, tokens, maps, dy, states, dstates, level, d, drows)
+        return
+
+    @each_head(plan, maps)
+    def _(h):
+        maps.seen[h] = dot(plan, "nn", states[h, level], maps.ends[h])
+
+    @each_head(plan, maps)
+    def _(h):
+        product = maps.product.at[h, : plan.key_dim, :CHUNK]
+        product[...] = dot(plan, "tn", dstates[h, level], maps.seen[h, :, CHUNK:])
+        d.writes[h] -= product[...]
+
+    @each_head(plan, maps)
+    def _(h):
+        seen, rows = maps.seen.at[h], tokens.rows.at[h]
+        dseen = dy[h].astype(jnp.float32)
+        if plan.levels:
+            scale = STATE_SCALES + level
+            drows[h, pl.ds(scale, 1)] = over_features(seen[:, :CHUNK] * dseen)
+            dseen = dseen * _scale(rows, level)
+        seen[:, :CHUNK] = dseen
+        seen[:, CHUNK:] = -dot(plan, "nn", dstates[h, level], maps.writes[h])
+
+    @each_head(plan, maps)
+    def _(h):
+        product = maps.product.at[h, : plan.key_dim]
+        product[...] = dot(plan, "tn", states[h, level], maps.seen[h])
+        d.ends[h] += product[...]
+
+    @each_head(plan, maps)
+    def _(h):
+        maps.moved[h] = dot(plan, "nt", maps.seen[h], maps.ends[h])
+
+    @each_head(plan, maps)
+    def _(h):
+        _through_back(plan, tokens, maps, states, dstates, level, d, h)
+
+
+def _through_back(plan, tokens, maps, states, dstates, level, d, h):
+    """What is left of the cotangent of a state, and the cotangent of what was left of the state."""
+    left = through(tokens.rows.at[h])
+
+    def part(features):
+        state, dstate = states[h, level, features], dstates[h, level, features]
+        d.through[h, 0:1] += over_features(state * dstate)
+        dstates[h, level, features] = dstate * left + maps.moved[h, features]
+
+    value_parts(plan, part)
+
+
+def _move_back_ssd(plan, tokens, maps, dy, states, dstates, level, d, drows):
+    seen, dseen = maps.seen.at[:, :, :CHUNK], maps.seen.at[:, :, CHUNK:]
+    for e, heads in _groups(plan):
+        seen[heads] = _heads(plan, dot(plan, "nn", _stack(states[heads, level]), tokens.q[e]))
+
+    @each_head(plan, maps)
+    def _(h):
+        rows = tokens.rows.at[h]
+        dweight = over_features(seen[h] * dy[h])
+        if plan.levels:
+            drows[h, pl.ds(STATE_SCALES + level, 1)] = dweight * row_of(rows, FROM_START)
+            dweight = dweight * _scale(rows, level)
+        drows[h, FROM_START : FROM_START + 1] += dweight
+        dseen[h] = dy[h] * _weight(plan, rows, level)
+
+    for e, heads in _groups(plan):
+        d.q[e] += dot(plan, "tn", _stack(states[heads, level]), _stack(dseen[heads]))
+        maps.moved[heads] = _heads(plan, dot(plan, "nt", _stack(dseen[heads]), tokens.q[e]))
+
+    @each_head(plan, maps)
+    def _(h):
+        _through_back(plan, tokens, maps, states, dstates, level, d, h)
