@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
-from pallas_kernels.common.documents import documents, mask_padding
+from pallas_kernels.common.documents import Documents, documents, mask_padding
 from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.linear_attention.chunked import gated_delta_rule_chunked, ssd_chunked
+from pallas_kernels.linear_attention.pallas_tpu import linear_pallas_tpu
 from pallas_kernels.linear_attention.reference import recurrence
 
 _NORMALIZER_EPS = 1e-10  # fla's; only a row that reads nothing comes near it
@@ -154,10 +155,10 @@ def ssd(
         segment_ids: documents count from 1; the state starts anew with each, exactly if inputs
             are finite (0 times infinity is NaN). 0 is padding: a zero output, and no effect on any
             state. Without it each row is one document.
-        chunk_size: C, of the chunk form.
-        implementation: "reference" (a scan over tokens), "chunked", a sequence of names, or None:
-            the platform's kernel where there is one, and otherwise "chunked". A name never falls
-            back: NotImplementedError.
+        chunk_size: C, of the chunk form; kernels choose their own.
+        implementation: "reference" (a scan over tokens), "chunked", "pallas_tpu", a sequence of
+            names, or None: the platform's kernel where there is one, and otherwise "chunked". A
+            name never falls back: NotImplementedError.
         precision: of the products. None is the backend's default, except for "reference", which
             is always at the highest.
 
@@ -244,27 +245,37 @@ def repeat_groups(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     return (q, k) if repeats == 1 else (jnp.repeat(q, repeats, 2), jnp.repeat(k, repeats, 2))
 
 
-def _reference(q, k, v, g, beta, state, docs, chunk_size, precision=None):
-    del chunk_size, precision
+def _reference(q, k, v, g, beta, state, docs, *, scale, **unused):
+    del unused
+    q, k, v, g, beta = widen(q, k, v, g, beta, scale=scale)
     return recurrence(*repeat_groups(q, k, v), v, g, beta, state, docs)
 
 
-def _ssd(q, k, v, g, beta, state, docs, chunk_size, precision=None):
+def _ssd(q, k, v, g, beta, state, docs, *, scale, chunk_size, precision):
     del beta
+    q, k, v, g, _ = widen(q, k, v, g, None, scale=scale)
     if v.shape[1] == 1:
         return recurrence(*repeat_groups(q, k, v), v, g, None, state, docs, precision)
     return ssd_chunked(q, k, v, g, state, docs, chunk_size, precision)
 
 
-def _delta(q, k, v, g, beta, state, docs, chunk_size, precision=None):
+def _delta(q, k, v, g, beta, state, docs, *, scale, chunk_size, precision):
+    q, k, v, g, beta = widen(q, k, v, g, beta, scale=scale)
     q, k = repeat_groups(q, k, v)
     if v.shape[1] == 1:
         return recurrence(q, k, v, g, beta, state, docs, precision)
     return gated_delta_rule_chunked(q, k, v, g, beta, state, docs, chunk_size, precision)
 
 
-_ADDITIVE: dict[str, Callable[..., Any]] = {"reference": _reference, "chunked": _ssd}
-_DELTA: dict[str, Callable[..., Any]] = {"reference": _reference, "chunked": _delta}
+def _pallas_tpu(q, k, v, g, beta, state, docs, *, scale, chunk_size, precision):
+    del chunk_size
+    return linear_pallas_tpu(scale_queries(q, scale), k, v, g, beta, state, docs, precision)
+
+
+_ADDITIVE: dict[str, Callable[..., Any]] = {
+    "reference": _reference, "chunked": _ssd, "pallas_tpu": _pallas_tpu,
+}  # fmt: skip
+_DELTA: dict[str, Callable[..., Any]] = _ADDITIVE | {"chunked": _delta}
 
 
 def _run(
@@ -287,10 +298,10 @@ def _run(
     def op(q, k, v, g, beta, state, segment_ids):
         docs = None if segment_ids is None else documents(segment_ids)
         out_dtype = v.dtype
-        q, k, v, g, beta = promote(docs, dtype, q, k, v, g, beta)
+        q, k, v, g, beta = without_padding(docs, q, k, v, g, beta)
         y, state = dispatch.run(
-            name, available, implementation, q * scale, k, v, g, beta, state, docs, chunk_size,
-            precision=precision,
+            name, available, implementation, q, k, v, g, beta, state, docs,
+            scale=scale, chunk_size=chunk_size, precision=precision,
         )  # fmt: skip
         if docs is not None:
             (y,) = mask_padding(docs.real, y)
@@ -303,10 +314,22 @@ def _run(
     return y, state if return_state else None
 
 
-def promote(docs, dtype, *arrays):
-    """Inputs in the dtype to compute in, padding zero; None stays None."""
+def without_padding(docs: Documents | None, *arrays: Array | None) -> tuple[Any, ...]:
+    """The arrays [B,T,...], zero at padding; None stays None."""
     real = None if docs is None else docs.real
-    return tuple(None if x is None else mask_padding(real, x.astype(dtype))[0] for x in arrays)
+    return tuple(None if x is None else mask_padding(real, x)[0] for x in arrays)
+
+
+def widen(q: Array, k: Array, v: Array, *others: Array | None, scale: float) -> tuple[Any, ...]:
+    """All in the dtype to compute in, q scaled; None stays None."""
+    dtype = accumulation_dtype(q, k, v)
+    q, k, v, *others = (None if x is None else x.astype(dtype) for x in (q, k, v, *others))
+    return q * scale, k, v, *others
+
+
+def scale_queries(q: Array, scale: float) -> Array:
+    """q times scale in its own dtype, rounded once."""
+    return (q.astype(accumulation_dtype(q)) * scale).astype(q.dtype)
 
 
 def group_axes(q: Array) -> str:

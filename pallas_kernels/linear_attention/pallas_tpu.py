@@ -103,10 +103,8 @@ def _plan(q, v, states, delta, documents, levels, exact) -> Plan:
     chunks = pl.cdiv(v.shape[1], CHUNK)
     segment = min(_SEGMENT, 1 << (chunks - 1).bit_length())
     tile = 8 if exact else 16  # sublanes of a register
-    together = heads if groups == heads else heads // groups
-    fitting = [
-        n for n in range(1, together + 1) if together % n == 0 and n * value_dim <= _BLOCK_VALUES
-    ]
+    alike = heads if groups == heads else heads // groups
+    most = max(1, min(2 if delta else 4, _BLOCK_VALUES // value_dim))
     return Plan(
         batch=v.shape[0],
         groups=groups,
@@ -115,7 +113,7 @@ def _plan(q, v, states, delta, documents, levels, exact) -> Plan:
         value_dim=pl.cdiv(value_dim, tile) * tile,
         chunks=pl.cdiv(chunks, segment) * segment,
         states=states,
-        block=max(fitting, default=1),
+        block=max(n for n in range(1, most + 1) if alike % n == 0),
         segment=segment,
         delta=delta,
         levels=levels is not None,

@@ -1,7 +1,7 @@
 """One chunk of one head on a TPU, as a map of its values and of the state before it.
 
-Time lies on lanes, and a state S [K,V] is kept as its transpose M [V,K]: so every product with it is
-a plain one, and what belongs to a token is a row that multiplies without being moved. With X the
+Time lies on lanes, and a state S [K,V] is kept as its transpose M [V,K]: so every product with it
+is a plain one, and what belongs to a token is a row that multiplies without being moved. With X the
 inverse of the delta rule's system times beta (no X: SSD), D the decays between tokens, E what is
 left of the state before the chunk and F of a token after it, for j <= i
 
@@ -41,7 +41,7 @@ INNER_SCALES = 8
 STATE_SCALES = INNER_SCALES + INNER
 
 _NEVER = -1e30  # exp of it is zero
-_PART = 32  # rows of pairs that are worked on together
+_PART = 16  # rows of pairs that are worked on together
 
 
 class Plan(NamedTuple):
@@ -108,7 +108,8 @@ class Maps(NamedTuple):
     """Scratch for what a chunk is to the heads of a block.
 
     Attributes:
-        scores: [e,C,C] f32, k_j . q_i, of e groups.
+        scores: [S,e,C,C] f32, k_j . q_i, of the S chunks of a segment and e groups; one chunk's
+            [e,C,C] once in it.
         overlaps: [r,C,C], B.
         pairs: [r,C,C], P; of the delta rule.
         scaled: [r,C,C], P * scales; with levels.
@@ -119,6 +120,7 @@ class Maps(NamedTuple):
         seen: [r,V,2C] f32, what a state gives through `ends`.
         moved: [r,V,K] f32, what is added to a state.
         product: [r,max(K,C),2C] f32.
+        rows: [r,R,C] f32, those of `Tokens`; here one can be picked at run time.
         never_negative: an integer that the compiler does not know, in scalar memory.
     """
 
@@ -133,6 +135,7 @@ class Maps(NamedTuple):
     seen: Any
     moved: Any
     product: Any
+    rows: Any
     never_negative: Any = None
 
 
@@ -140,7 +143,7 @@ def maps_scratch(plan: Plan) -> list[Any]:
     pairs = pltpu.VMEM((plan.block, CHUNK, CHUNK), plan.operand)
     of_keys, of_values = (plan.block, plan.key_dim), (plan.block, plan.value_dim)
     maps = Maps(
-        scores=pltpu.VMEM((plan.keys, CHUNK, CHUNK), jnp.float32),
+        scores=pltpu.VMEM((plan.segment, plan.keys, CHUNK, CHUNK), jnp.float32),
         overlaps=pairs,
         pairs=pairs,
         scaled=pairs,
@@ -151,6 +154,7 @@ def maps_scratch(plan: Plan) -> list[Any]:
         seen=pltpu.VMEM((*of_values, 2 * CHUNK), jnp.float32),
         moved=pltpu.VMEM((*of_values, plan.key_dim), jnp.float32),
         product=pltpu.VMEM((plan.block, max(plan.key_dim, CHUNK), 2 * CHUNK), jnp.float32),
+        rows=pltpu.VMEM((plan.block, plan.rows, CHUNK), jnp.float32),
     )
     return list(maps[:-1])
 
@@ -226,7 +230,7 @@ def earlier(part: slice) -> jax.Array:
 
 
 def pair_decays(plan: Plan, rows: Any, columns: jax.Array, part: slice) -> jax.Array:
-    """D: what is left of token j when token i reads it. `columns` are the first rows, transposed."""
+    """D: what is left of token j when token i reads it; `columns` are the first rows transposed."""
 
     def column(index):
         return columns[part, index : index + 1]
@@ -251,16 +255,18 @@ def pair_scales(rows: Any, part: slice) -> jax.Array:
     return scales
 
 
-def sums_by_level(pairs: list[jax.Array]) -> list[jax.Array]:
-    """From pairs by part: the sum over j of every level, [1,C] each, as `pair_scales` has them."""
-    totals = [jnp.zeros((1, CHUNK), jnp.float32) for _ in range(INNER)]
-    for part, x in zip(parts(), pairs, strict=True):
+def sums_by_level(pairs: Any) -> list[jax.Array]:
+    """From pairs(part): the sum over j of every level, [1,C] each, as `pair_scales` has them."""
+    totals = [jnp.zeros((SUBLANES, CHUNK), jnp.float32) for _ in range(INNER)]
+    for part in parts():
+        x = pairs(part)
         j, i = _tokens(part)
         apart = j ^ i
         for level in range(INNER):
             here = (apart >= (1 << level) >> 1) & (apart < 1 << level)
-            totals[level] += over_features(jnp.where(here, x, 0))
-    return totals
+            kept = jnp.where(here, x, 0)
+            totals[level] += kept.reshape(-1, SUBLANES, CHUNK).sum(axis=0)
+    return [over_features(total) for total in totals]
 
 
 def over_features(x: jax.Array) -> jax.Array:
@@ -275,11 +281,6 @@ def value_parts(plan: Plan, body: Any) -> None:
     """Runs body(slice) over the features of values, to work on states a few registers at a time."""
     size = math.gcd(plan.value_dim, 64)
     pl.loop(0, plan.value_dim // size)(lambda n: body(pl.ds(pl.multiple_of(n * size, size), size)))
-
-
-def score(plan: Plan, tokens: Tokens, maps: Maps) -> None:
-    for e in range(plan.keys):
-        maps.scores[e] = dot(plan, "tn", tokens.k[e], tokens.q[e])
 
 
 def pairs_of(plan: Plan, maps: Maps) -> Any:
@@ -303,21 +304,27 @@ def fill_maps(plan: Plan, tokens: Tokens, maps: Maps) -> None:
             overlaps = maps.scores[plan.key_of(h), part] * pair_decays(plan, rows, columns, part)
             maps.overlaps[h, part] = overlaps.astype(plan.operand)
             if plan.levels and not plan.delta:
-                maps.scaled[h, part] = (overlaps * pair_scales(rows, part)).astype(plan.operand)
+                maps.product[h, part, :CHUNK] = overlaps
 
     fill_state_maps(plan, tokens, maps)
+    if plan.delta:
+
+        @each_head(plan, maps)
+        def _(h):
+            product = maps.product.at[h, :CHUNK, :CHUNK]
+            product[...] = dot(plan, "nn", tokens.solve[h], maps.overlaps[h])
+            maps.pairs[h] = product[...].astype(plan.operand)
+
+    if plan.levels:
+
+        @each_head(plan, maps)
+        def _(h):
+            for part in parts():
+                scaled = maps.product[h, part, :CHUNK] * pair_scales(tokens.rows.at[h], part)
+                maps.scaled[h, part] = scaled.astype(plan.operand)
+
     if not plan.delta:
         return
-
-    @each_head(plan, maps)
-    def _(h):
-        maps.product[h, :CHUNK, :CHUNK] = dot(plan, "nn", tokens.solve[h], maps.overlaps[h])
-        for part in parts():
-            pairs = maps.product[h, part, :CHUNK]
-            maps.pairs[h, part] = pairs.astype(plan.operand)
-            if plan.levels:
-                scaled = pairs * pair_scales(tokens.rows.at[h], part)
-                maps.scaled[h, part] = scaled.astype(plan.operand)
 
     @each_head(plan, maps)
     def _(h):
@@ -339,10 +346,13 @@ def fill_state_maps(plan: Plan, tokens: Tokens, maps: Maps) -> None:
             return
         maps.keys[h] = (tokens.k[plan.key_of(h)] * row_of(rows, FROM_START)).astype(plan.operand)
         maps.writes[h] = (tokens.k[plan.key_of(h)] * row_of(rows, TO_END)).astype(plan.operand)
-        erases = dot(plan, "nn", maps.keys[h], tokens.solve[h])
-        maps.ends[h, :, CHUNK:] = erases.astype(plan.operand)
 
     if plan.delta:
+
+        @each_head(plan, maps)
+        def _(h):
+            erases = dot(plan, "nn", maps.keys[h], tokens.solve[h])
+            maps.ends[h, :, CHUNK:] = erases.astype(plan.operand)
 
         @each_head(plan, maps)
         def _(h):
@@ -350,22 +360,21 @@ def fill_state_maps(plan: Plan, tokens: Tokens, maps: Maps) -> None:
             maps.updates[h] = updates.astype(plan.operand)
 
 
-def each_head(plan: Plan, maps: Maps) -> Any:
-    """A decorator: runs a function for every head of a block, a few at a time so that one waits
-    while another works.
+def each_head(plan: Plan, maps: Maps, together: bool = True) -> Any:
+    """A decorator: runs a function for every head of a block; one waits while another works.
 
-    Between two such functions there is a jump even where nothing is to repeat: the compiler would
-    overlap more of them than registers can hold.
+    Between two such functions there is a jump, and if not `together` between heads too: the
+    compiler would overlap more than registers hold.
     """
-    together = math.gcd(plan.block, 2 if plan.delta else 4)
-    if plan.block > together:
-        return pl.loop(0, plan.block, unroll=together)
+    heads = [list(range(plan.block))] if together and not plan.exact else [[h] for h in range(plan.block)]
 
-    def run(body):
-        @pl.when(maps.never_negative[0, 0] >= 0)
-        def _():
-            for h in range(plan.block):
-                body(h)
+    def run(body: Any) -> None:
+        for some in heads:
+
+            @pl.when(maps.never_negative[0, 0] >= 0)
+            def _(some=some):
+                for h in some:
+                    body(h)
 
     return run
 
@@ -375,12 +384,13 @@ class Cotangents(NamedTuple):
 
     Attributes:
         q, k: [e,K,C] of e groups, sums over heads.
-        scores: [e,C,C], likewise.
+        scores: likewise, [S,e,C,C] of a segment.
         pairs: [r,C,C], of P * scales, then of P, then of B.
         ends: [r,K,2C].
         writes: [r,K,C].
         updates: [r,V,C].
         through: [r,8,K]: row 0 sums to that of E_last.
+        rows: [r,R,C].
     """
 
     q: Any
@@ -391,6 +401,7 @@ class Cotangents(NamedTuple):
     writes: Any
     updates: Any
     through: Any
+    rows: Any
 
 
 def cotangent_scratch(plan: Plan, length: int) -> Cotangents:
@@ -400,12 +411,13 @@ def cotangent_scratch(plan: Plan, length: int) -> Cotangents:
     return Cotangents(
         q=pltpu.VMEM((plan.keys, plan.key_dim, length), f32),
         k=pltpu.VMEM((plan.keys, plan.key_dim, length), f32),
-        scores=pltpu.VMEM((plan.keys, CHUNK, CHUNK), f32),
+        scores=pltpu.VMEM((plan.segment, plan.keys, CHUNK, CHUNK), f32),
         pairs=pltpu.VMEM((plan.block, CHUNK, CHUNK), f32),
         ends=pltpu.VMEM((*of_keys, 2 * CHUNK), f32),
         writes=pltpu.VMEM((*of_keys, CHUNK), f32),
         updates=pltpu.VMEM((plan.block, plan.value_dim, CHUNK), f32),
         through=pltpu.VMEM((plan.block, SUBLANES, plan.key_dim), f32),
+        rows=pltpu.VMEM((plan.block, plan.rows, CHUNK), f32),
     )
 
 
@@ -416,8 +428,8 @@ def local_backward(
 
     Args:
         dy: [r,V,C].
-        d: `pairs` and `ends` are overwritten, q, k and scores are added to.
-        outputs: v and solve are written; to `rows`, which has what states gave, is added.
+        d: `pairs` and `ends` are overwritten; q, k, scores and rows are added to.
+        outputs: v and solve are written.
     """
 
     @each_head(plan, maps)
@@ -425,33 +437,33 @@ def local_backward(
         d.pairs[h] = dot(plan, "tn", tokens.v[h], dy[h])
 
     if plan.levels:
-        _scales_backward(plan, tokens, maps, d, outputs)
+        _scales_backward(plan, tokens, maps, d)
 
     @each_head(plan, maps)
     def _(h):
         values = maps.seen.at[h, :, :CHUNK]
         values[...] = dot(plan, "nt", dy[h], scaled_pairs(plan, maps)[h])
         if not plan.delta:
-            drows = outputs.rows.at[h]
+            drows = d.rows.at[h]
             drows[TO_END : TO_END + 1] = over_features(d.updates[h] * tokens.v[h])
             values[...] += d.updates[h] * row_of(tokens.rows.at[h], TO_END)
             outputs.v[h] = values[...].astype(outputs.v.dtype)
 
     if plan.delta:
         _delta_backward(plan, tokens, maps, d, outputs)
-    _decays_backward(plan, tokens, maps, d, outputs)
+    _decays_backward(plan, tokens, maps, d)
 
 
-def _scales_backward(plan, tokens, maps, d, outputs):
+def _scales_backward(plan, tokens, maps, d):
     """Those of the scales inside chunks; `d.pairs` becomes that of the pairs before them."""
 
-    @each_head(plan, maps)
+    @each_head(plan, maps, together=False)
     def _(h):
         pairs = pairs_of(plan, maps)
-        products = [d.pairs[h, part] * pairs[h, part] for part in parts()]
-        for level, total in enumerate(sums_by_level(products)):
+        sums = sums_by_level(lambda part: d.pairs[h, part] * pairs[h, part])
+        for level, total in enumerate(sums):
             row = INNER_SCALES + level
-            outputs.rows[h, row : row + 1] = total
+            d.rows[h, row : row + 1] = total
 
     @each_head(plan, maps)
     def _(h):
@@ -496,7 +508,7 @@ def _delta_backward(plan, tokens, maps, d, outputs):
 
     @each_head(plan, maps)
     def _(h):
-        rows, drows = tokens.rows.at[h], outputs.rows.at[h]
+        rows, drows = tokens.rows.at[h], d.rows.at[h]
         from_start, to_end = row_of(rows, FROM_START), row_of(rows, TO_END)
         dreads, dkeys = d.ends.at[h, :, :CHUNK], d.ends.at[h, :, CHUNK:]
         into = over_features(dreads[...] * tokens.q[plan.key_of(h)])
@@ -508,7 +520,7 @@ def _delta_backward(plan, tokens, maps, d, outputs):
         d.k[plan.key_of(h)] += dkeys[...] * from_start + d.writes[h] * to_end
 
 
-def _decays_backward(plan, tokens, maps, d, outputs):
+def _decays_backward(plan, tokens, maps, d):
     """From the cotangent of the overlaps, in `d.pairs`, to those of scores and decays."""
 
     @pl.loop(0, plan.block)
@@ -525,7 +537,7 @@ def _decays_backward(plan, tokens, maps, d, outputs):
 
     @each_head(plan, maps)
     def _(h):
-        drows = outputs.rows.at[h]
+        drows = d.rows.at[h]
         read = over_features(d.pairs[h])
         drows[SUMS : SUMS + 1] = read - sums_over_lanes(plan, d.pairs[h])
         last = lax.broadcasted_iota(jnp.int32, (1, CHUNK), 1) == CHUNK - 1

@@ -35,7 +35,6 @@ from pallas_kernels.linear_attention.tpu_chunks import (
     over_features,
     row_of,
     scaled_pairs,
-    score,
     through,
     value_parts,
 )
@@ -168,13 +167,32 @@ def _output(plan, layout, dtype):
 
 
 def _time(chunk):
-    return pl.ds(pl.multiple_of(chunk * CHUNK, CHUNK), CHUNK)
+    start = chunk * CHUNK
+    return pl.ds(start if isinstance(chunk, int) else pl.multiple_of(start, CHUNK), CHUNK)
 
 
 def _tokens(refs: Tokens, chunk) -> Tokens:
     """Of one chunk of a segment."""
     at = _time(chunk)
     return Tokens(*(None if x is None else x.at[:, :, at] for x in refs))
+
+
+def _tokens_and_rows(refs: Tokens, chunk, maps) -> Tokens:
+    """The same, with rows copied."""
+    tokens = _tokens(refs, chunk)
+    maps.rows[...] = tokens.rows[...]
+    return tokens._replace(rows=maps.rows)
+
+
+def _score(plan, inputs, maps, block):
+    """The scores of all chunks, once for all blocks of heads that share them."""
+
+    @pl.when(block == 0)
+    def _():
+        for chunk in range(plan.segment):
+            tokens = _tokens(inputs, chunk)
+            for e in range(plan.keys):
+                maps.scores[chunk, e] = dot(plan, "tn", tokens.k[e], tokens.q[e])
 
 
 def _masks(plan, reads_ref, target_ref, row, n):
@@ -199,20 +217,20 @@ def _forward_kernel(plan, reads_ref, target_ref, *refs):
     for kept_ref in kept:
         kept_ref[...] = states[...]
 
+    _score(plan, inputs, maps, block)
+
     @pl.loop(0, plan.segment)
     def _(chunk):
-        n = segment * plan.segment + chunk
-        tokens = _tokens(inputs, chunk)
-        score(plan, tokens, maps)
-
-        fill_maps(plan, tokens, maps)
+        tokens = _tokens_and_rows(inputs, chunk, maps)
+        here = maps._replace(scores=maps.scores.at[chunk])
+        fill_maps(plan, tokens, here)
 
         @each_head(plan, maps)
         def _(h):
             sum_ref[h] = dot(plan, "nn", tokens.v[h], scaled_pairs(plan, maps)[h])
 
-        bits, target = _masks(plan, reads_ref, target_ref, row, n)
-        _advance(plan, tokens, maps, states, states, bits, target, sum_ref)
+        bits, target = _masks(plan, reads_ref, target_ref, row, segment * plan.segment + chunk)
+        _advance(plan, tokens, here, states, states, bits, target, sum_ref)
         y_ref[:, :, _time(chunk)] = sum_ref[...].astype(y_ref.dtype)
 
     last_ref[...] = states[...]
@@ -244,7 +262,12 @@ def _advance(plan, tokens, maps, before, after, bits, target, sum_ref):
 
         @pl.loop(0, target)
         def _(level):
-            after[:, target] += after[:, level]
+            for h in range(plan.block):
+
+                def add(features, h=h):
+                    after[h, target, features] += after[h, level, features]
+
+                value_parts(plan, add)
 
 
 def _write(plan, tokens, maps, after, target):
@@ -357,12 +380,14 @@ def _backward_kernel(plan, reads_ref, target_ref, *refs):
     def _():
         sums.q[...] = jnp.zeros_like(sums.q)
         sums.k[...] = jnp.zeros_like(sums.k)
+        sums.scores[...] = jnp.zeros_like(sums.scores)
 
+    _score(plan, inputs, maps, block)
     history_ref[0] = kept_ref[...]
 
     @pl.loop(0, plan.segment - 1)
     def _(chunk):
-        tokens = _tokens(inputs, chunk)
+        tokens = _tokens_and_rows(inputs, chunk, maps)
         fill_state_maps(plan, tokens, maps)
         bits, target = _masks(plan, reads_ref, target_ref, row, first_chunk + chunk)
         before, after = history_ref.at[chunk], history_ref.at[chunk + 1]
@@ -372,35 +397,41 @@ def _backward_kernel(plan, reads_ref, target_ref, *refs):
     def _(back):
         chunk = plan.segment - 1 - back
         at = _time(chunk)
-        tokens, out = _tokens(inputs, chunk), _tokens(outputs, chunk)
-        d = sums._replace(q=sums.q.at[:, :, at], k=sums.k.at[:, :, at])
+        tokens, out = _tokens_and_rows(inputs, chunk, maps), _tokens(outputs, chunk)
+        here = maps._replace(scores=maps.scores.at[chunk])
+        d = sums._replace(
+            q=sums.q.at[:, :, at], k=sums.k.at[:, :, at], scores=sums.scores.at[chunk]
+        )
         dy, states = dy_ref.at[:, :, at], history_ref.at[chunk]
         bits, target = _masks(plan, reads_ref, target_ref, row, first_chunk + chunk)
-        out.rows[...] = jnp.zeros_like(out.rows)
-        for x in (d.scores, d.ends, d.writes, d.through):
+        for x in (d.ends, d.writes, d.through, d.rows):
             x[...] = jnp.zeros_like(x)
-        score(plan, tokens, maps)
-        fill_maps(plan, tokens, maps)
-        _retreat(plan, tokens, maps, dy, states, dstates, bits, target, d, out.rows)
-        local_backward(plan, tokens, maps, dy, d, out)
-        for e in range(plan.keys):
-            d.q[e] += dot(plan, "nn", tokens.k[e], d.scores[e])
-            d.k[e] += dot(plan, "nt", tokens.q[e], d.scores[e])
+        fill_maps(plan, tokens, here)
+        _retreat(plan, tokens, here, dy, states, dstates, bits, target, d)
+        local_backward(plan, tokens, here, dy, d, out)
+        out.rows[...] = d.rows[...]
 
     @pl.when(block == plan.blocks - 1)
     def _():
+        @pl.loop(0, plan.segment)
+        def _(chunk):
+            tokens, at = _tokens(inputs, chunk), _time(chunk)
+            for e in range(plan.keys):
+                sums.q[e, :, at] += dot(plan, "nn", tokens.k[e], sums.scores[chunk, e])
+                sums.k[e, :, at] += dot(plan, "nt", tokens.q[e], sums.scores[chunk, e])
+
         outputs.q[...] = sums.q[...].astype(outputs.q.dtype)
         outputs.k[...] = sums.k[...].astype(outputs.k.dtype)
 
     dfirst_ref[...] = dstates[...]
 
 
-def _retreat(plan, tokens, maps, dy, states, dstates, bits, target, d, drows):
+def _retreat(plan, tokens, maps, dy, states, dstates, bits, target, d):
     """The cotangents of the states before a chunk, and of the maps of the chunk."""
     back = (plan, tokens, maps)
     if not plan.levels:
         _write_back(*back, dstates, 0, d)
-        _move_back(*back, dy, states, dstates, 0, d, drows)
+        _move_back(*back, dy, states, dstates, 0, d)
         return
 
     @pl.when(target < 0)
@@ -413,13 +444,23 @@ def _retreat(plan, tokens, maps, dy, states, dstates, bits, target, d, drows):
 
         @pl.loop(0, target)
         def _(level):
-            dstates[:, level] = dstates[:, target]
+            for h in range(plan.block):
+
+                def copy(features, h=h):
+                    dstates[h, level, features] = dstates[h, target, features]
+
+                value_parts(plan, copy)
 
     @pl.loop(0, plan.states)
     def _(level):
         @pl.when((bits >> level) & 1 == 1)
         def _():
-            _move_back(*back, dy, states, dstates, level, d, drows)
+            _move_back(*back, dy, states, dstates, level, d)
+
+    # A document that begins here knows nothing of the states before.
+    @pl.when((bits == 0) & (target >= 0))
+    def _():
+        dstates[...] = jnp.zeros_like(dstates)
 
 
 def _write_back(plan, tokens, maps, dstates, target, d):
@@ -434,41 +475,49 @@ def _write_back(plan, tokens, maps, dstates, target, d):
     @each_head(plan, maps)
     def _(h):
         d.updates[h] = dot(plan, "nn", dstates[h, target], maps.writes[h])
-        d.writes[h] += dot(plan, "tn", dstates[h, target], maps.updates[h])
+
+    @each_head(plan, maps)
+    def _(h):
+        d.writes[h] = dot(plan, "tn", dstates[h, target], maps.updates[h])
 
 
-def _move_back(plan, tokens, maps, dy, states, dstates, level, d, drows):
+def _move_back(plan, tokens, maps, dy, states, dstates, level, d):
     """Through one state's way over a chunk: `_move_on` without `write`, reversed."""
     if not plan.delta:
-        _move_back_ssd(plan, tokens, maps, dy, states, dstates, level, d, drows)
+        _move_back_ssd(plan, tokens, maps, dy, states, dstates, level, d)
         return
 
     @each_head(plan, maps)
     def _(h):
         maps.seen[h] = dot(plan, "nn", states[h, level], maps.ends[h])
 
-    @each_head(plan, maps)
+    @each_head(plan, maps, together=False)
     def _(h):
         product = maps.product.at[h, : plan.key_dim, :CHUNK]
         product[...] = dot(plan, "tn", dstates[h, level], maps.seen[h, :, CHUNK:])
         d.writes[h] -= product[...]
 
-    @each_head(plan, maps)
+    @each_head(plan, maps, together=False)
     def _(h):
         seen, rows = maps.seen.at[h], tokens.rows.at[h]
         dseen = dy[h].astype(jnp.float32)
         if plan.levels:
             scale = STATE_SCALES + level
-            drows[h, pl.ds(scale, 1)] = over_features(seen[:, :CHUNK] * dseen)
+            d.rows[h, pl.ds(scale, 1)] = over_features(seen[:, :CHUNK] * dseen)
             dseen = dseen * _scale(rows, level)
         seen[:, :CHUNK] = dseen
-        seen[:, CHUNK:] = -dot(plan, "nn", dstates[h, level], maps.writes[h])
 
     @each_head(plan, maps)
     def _(h):
-        product = maps.product.at[h, : plan.key_dim]
-        product[...] = dot(plan, "tn", states[h, level], maps.seen[h])
-        d.ends[h] += product[...]
+        maps.seen[h, :, CHUNK:] = -dot(plan, "nn", dstates[h, level], maps.writes[h])
+
+    for half in (slice(None, CHUNK), slice(CHUNK, None)):
+
+        @each_head(plan, maps, together=False)
+        def _(h, half=half):
+            product = maps.product.at[h, : plan.key_dim, half]
+            product[...] = dot(plan, "tn", states[h, level], maps.seen[h, :, half])
+            d.ends[h, :, half] += product[...]
 
     @each_head(plan, maps)
     def _(h):
@@ -491,7 +540,7 @@ def _through_back(plan, tokens, maps, states, dstates, level, d, h):
     value_parts(plan, part)
 
 
-def _move_back_ssd(plan, tokens, maps, dy, states, dstates, level, d, drows):
+def _move_back_ssd(plan, tokens, maps, dy, states, dstates, level, d):
     seen, dseen = maps.seen.at[:, :, :CHUNK], maps.seen.at[:, :, CHUNK:]
     for e, heads in _groups(plan):
         seen[heads] = _heads(plan, dot(plan, "nn", _stack(states[heads, level]), tokens.q[e]))
@@ -501,9 +550,9 @@ def _move_back_ssd(plan, tokens, maps, dy, states, dstates, level, d, drows):
         rows = tokens.rows.at[h]
         dweight = over_features(seen[h] * dy[h])
         if plan.levels:
-            drows[h, pl.ds(STATE_SCALES + level, 1)] = dweight * row_of(rows, FROM_START)
+            d.rows[h, pl.ds(STATE_SCALES + level, 1)] = dweight * row_of(rows, FROM_START)
             dweight = dweight * _scale(rows, level)
-        drows[h, FROM_START : FROM_START + 1] += dweight
+        d.rows[h, FROM_START : FROM_START + 1] += dweight
         dseen[h] = dy[h] * _weight(plan, rows, level)
 
     for e, heads in _groups(plan):

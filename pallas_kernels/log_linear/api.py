@@ -17,8 +17,10 @@ from pallas_kernels.linear_attention.api import (
     check_inputs,
     check_positive_integer,
     group_axes,
-    promote,
     repeat_groups,
+    scale_queries,
+    widen,
+    without_padding,
 )
 from pallas_kernels.log_linear.chunked import log_linear_chunked
 from pallas_kernels.log_linear.levels import (
@@ -28,6 +30,7 @@ from pallas_kernels.log_linear.levels import (
     level_count,
 )
 from pallas_kernels.log_linear.maps import Inputs
+from pallas_kernels.log_linear.pallas_tpu import log_linear_pallas_tpu
 from pallas_kernels.log_linear.reference import log_linear_recurrence
 from pallas_kernels.log_linear.tree import log_linear_tree
 
@@ -129,16 +132,18 @@ def log_linear_gated_delta_rule(
     )  # fmt: skip
 
 
-def _reference(q, k, v, g, beta, scales, state, docs, *, precision=None, **unused):
-    del precision, unused
+def _reference(q, k, v, g, beta, scales, state, docs, *, scale, **unused):
+    del unused
+    q, k, v, g, beta, scales = widen(q, k, v, g, beta, scales, scale=scale)
     q, k = repeat_groups(q, k, v)
     return log_linear_recurrence(q, k, v, g, beta, scales, state, docs)
 
 
 def _chunked(
     q, k, v, g, beta, scales, state, docs, *,
-    continues, return_state, chunk_size, max_documents, precision=None,
+    scale, continues, return_state, chunk_size, max_documents, precision,
 ):  # fmt: skip
+    q, k, v, g, beta, scales = widen(q, k, v, g, beta, scales, scale=scale)
     q, k = repeat_groups(q, k, v)
     inputs = Inputs(q, k, v, g, beta, scales)
     chunk_size = min(chunk_size, 1 << (v.shape[1] - 1).bit_length())
@@ -151,7 +156,18 @@ def _chunked(
     )  # fmt: skip
 
 
-_AVAILABLE = {"reference": _reference, "chunked": _chunked}
+def _pallas_tpu(
+    q, k, v, g, beta, scales, state, docs, *,
+    scale, continues, return_state, chunk_size, max_documents, precision,
+):  # fmt: skip
+    del chunk_size
+    inputs = Inputs(scale_queries(q, scale), k, v, g, beta, scales)
+    return log_linear_pallas_tpu(
+        inputs, state, continues, return_state, docs, max_documents, precision
+    )
+
+
+_AVAILABLE = {"reference": _reference, "chunked": _chunked, "pallas_tpu": _pallas_tpu}
 
 
 def _run(
@@ -184,10 +200,11 @@ def _run(
     def op(q, k, v, g, beta, scales, matrices, lengths, segment_ids):
         docs = None if segment_ids is None else documents(segment_ids)
         out_dtype = v.dtype
-        q, k, v, g, beta, scales = promote(docs, dtype, q, k, v, g, beta, scales)
+        q, k, v, g, beta, scales = without_padding(docs, q, k, v, g, beta, scales)
         y, state = dispatch.run(
-            name, _AVAILABLE, implementation, q if scale is None else q * scale, k, v, g, beta,
-            scales, LogLinearState(matrices, lengths), docs,
+            name, _AVAILABLE, implementation, q, k, v, g, beta, scales,
+            LogLinearState(matrices, lengths), docs,
+            scale=1.0 if scale is None else scale,
             continues=initial_state is not None, return_state=return_state,
             chunk_size=chunk_size, max_documents=max_documents, precision=precision,
         )  # fmt: skip

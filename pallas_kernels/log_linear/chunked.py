@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common.chunks import from_chunks, to_chunks
 from pallas_kernels.common.documents import Documents
+from pallas_kernels.linear_attention.api import repeat_groups, widen
 from pallas_kernels.log_linear.layout import (
     Layout,
     aligned_layout,
@@ -38,6 +39,10 @@ from pallas_kernels.log_linear.maps import ChunkMaps, Inputs, chunk_maps
 _BLOCK = 4  # chunks that are recomputed together; their temporaries should fit a CPU's cache
 
 
+# Inputs in slots [B,NC,...], where they lie, and states [B,H,J,K,V] -> results and states.
+Walk = Callable[[Inputs, Layout, Array, np.ndarray], tuple[Array, Array]]
+
+
 def log_linear_chunked(
     inputs: Inputs,
     state: LogLinearState,
@@ -46,14 +51,18 @@ def log_linear_chunked(
     chunk_size: int,
     max_documents: int,
     precision: jax.lax.PrecisionLike,
+    walk: Walk | None = None,
+    return_state: bool = True,
 ) -> tuple[Float[Array, "B T H V"], LogLinearState]:
     """The result and the last state.
 
     Args:
-        inputs: in the dtype to compute in, padding zero; `beta` is None for SSD.
+        inputs: padding zero; `beta` is None for SSD.
         state: before the first token; zeros unless `continues`.
         chunk_size: a power of two.
         max_documents: a row may hold; result and state are NaN where it holds more.
+        walk: does what a scan over chunks does, but for a first chunk that `continues` a state.
+        return_state: else the state returned means nothing.
     """
     batch, length, _, levels = inputs.scales.shape
     inside = chunk_size.bit_length()  # levels 0..p
@@ -63,34 +72,58 @@ def log_linear_chunked(
         layout = aligned_layout(
             documents, state.length, length, chunk_size, max_documents, continues
         )
-    chunks = jax.tree.map(lambda x: to_chunks(to_slots(x, layout), chunk_size), inputs)
-    slots = max(1, levels - inside)
+    slots = jax.tree.map(lambda x: to_slots(x, layout), inputs)
+    count = max(1, levels - inside)
     if not continues:
-        slots = min(slots, (-(-length // chunk_size) - 1).bit_length())
+        count = min(count, (-(-length // chunk_size) - 1).bit_length())
     # A state of fewer levels than a chunk has keeps everything older in the last of them.
-    slot_level = np.minimum(inside + np.arange(slots), levels - 1)
+    slot_level = np.minimum(inside + np.arange(count), levels - 1)
     local = partial(chunk_maps, precision=precision)
     product = partial(jnp.einsum, precision=precision)
 
     shape = state.levels.shape
-    states = jnp.zeros((*shape[:2], shape[3], slots, shape[4]), state.levels.dtype)
+    states = jnp.zeros((*shape[:2], shape[3], count, shape[4]), state.levels.dtype)
     head = None
     if continues:
         merged = merge(state.levels, state.length)
         states = jnp.moveaxis(merged[:, :, slot_level], 2, 3)
         older = merged[:, :, 1 : min(inside, levels - 1)]
-        head = _continue_chunk(local(_chunk(chunks, 0)), chunks.scales[:, :, 0], older,
-                               state.length % chunk_size, product)  # fmt: skip
-    y, states = _scan_chunks(chunks, layout, states, head, slot_level, local, product)
+        first = _chunk(slots, jnp.zeros(batch, jnp.int32), chunk_size)
+        head = _continue_chunk(
+            local(first), first.scales[:, :, 0], older, state.length % chunk_size, product
+        )
 
-    y = from_chunks(y, layout.chunks * chunk_size)
+    def scan(start: int, stop: int, states: Array) -> tuple[Array, Array]:
+        part = jax.tree.map(lambda x: x[:, start * chunk_size : stop * chunk_size], slots)
+        chunks = jax.tree.map(partial(to_chunks, size=chunk_size), _wide(part))
+        y, states = _scan_chunks(
+            chunks, layout.part(start, stop), states, head, slot_level, local, product
+        )
+        return from_chunks(y, (stop - start) * chunk_size), states
+
+    if walk is None:
+        y, states = scan(0, layout.chunks, states)
+    else:
+        begun = int(continues)
+        y, states = scan(0, begun, states) if begun else (inputs.v[:, :0], states)
+        if begun < layout.chunks:
+            rest = jax.tree.map(lambda x: x[:, begun * chunk_size :], slots)
+            by_level = jnp.moveaxis(states, 3, 2)
+            more, by_level = walk(rest, layout.part(begun, layout.chunks), by_level, slot_level)
+            y, states = (
+                jnp.concatenate([y.astype(more.dtype), more], 1),
+                jnp.moveaxis(by_level, 2, 3),
+            )
     y = from_slots(y, layout, length)
     lost = layout.too_many
     y = jnp.where(lost[:, None, None, None], jnp.nan, y)
+    if not return_state:
+        return y, state
 
     # The last chunk is still open: its tokens are in levels of their own.
     at = (layout.length - 1) % chunk_size
-    new_levels = _open_levels(chunks, layout.last, at, levels, local, product)
+    last = _chunk(slots, layout.last, chunk_size)
+    new_levels = _open_levels(last, at, levels, local, product)
     new_levels = new_levels + _spread(jnp.moveaxis(states, 3, 2), slot_level, levels)
     if head is not None:
         start = _block_starts(state.length % chunk_size, head.passed.shape[2])
@@ -101,6 +134,23 @@ def log_linear_chunked(
         new_levels = jnp.where(anything[:, None, None, None, None], new_levels, state.levels)
     new_levels = jnp.where(lost[:, None, None, None, None], jnp.nan, new_levels)
     return y, LogLinearState(new_levels, layout.length)
+
+
+def _wide(inputs: Inputs) -> Inputs:
+    """In the dtype to compute in, with q and k of every head."""
+    q, k, v, *others = widen(*inputs, scale=1.0)
+    return Inputs(*repeat_groups(q, k, v), v, *others)
+
+
+def _chunk(slots: Inputs, n: Int[Array, "B"], size: int) -> Inputs:
+    """Chunk n of every row, [B,H,1,C,...]."""
+    row, at = np.arange(len(n))[:, None], n[:, None] * size + np.arange(size)
+
+    def take(x: Array) -> Array:
+        return x.at[row, at].get(mode="fill", fill_value=0)
+
+    chunk = jax.tree.map(take, slots)
+    return jax.tree.map(partial(to_chunks, size=size), _wide(chunk))
 
 
 def _scan_chunks(
@@ -213,8 +263,7 @@ def _block_starts(offset: Int[Array, "B"], count: int) -> Int[Array, "B I"]:
 
 
 def _open_levels(
-    chunks: Inputs,
-    last: Int[Array, "B"],
+    chunk: Inputs,
     at: Int[Array, "B"],
     levels: int,
     local: Callable[[Inputs], ChunkMaps],
@@ -224,8 +273,6 @@ def _open_levels(
 
     A chunk is linear in its values: with those of one level only, what it writes is that level.
     """
-    row = np.arange(len(at))
-    chunk = jax.tree.map(lambda x: x[row, :, last][:, :, None], chunks)
     size = chunk.q.shape[-2]
     table = jnp.asarray(level_table(size, levels))[at]  # [B, C]
     present = np.arange(size) <= at[:, None]
@@ -245,7 +292,3 @@ def _spread(
     one_hot = jax.nn.one_hot(jnp.asarray(level), levels, dtype=states.dtype)
     one_hot = jnp.broadcast_to(one_hot, (len(states), *one_hot.shape[-2:]))
     return jnp.einsum("bil,bhikv->bhlkv", one_hot, states, precision="highest")
-
-
-def _chunk(chunks: Inputs, n: int) -> Inputs:
-    return jax.tree.map(lambda x: x[:, :, n : n + 1], chunks)

@@ -41,6 +41,11 @@ class Layout(NamedTuple):
     def chunks(self) -> int:
         return self.number.shape[1]
 
+    def part(self, start: int, stop: int) -> "Layout":
+        """That of some chunks alone; tokens' places stay those in the whole."""
+        number, fresh, closes = (x[:, start:stop] for x in (self.number, self.fresh, self.closes))
+        return self._replace(number=number, fresh=fresh, closes=closes)
+
 
 def plain_layout(batch: int, length: int, size: int) -> Layout:
     """One document a row, from its start: nothing moves."""
