@@ -20,7 +20,7 @@ from pallas_kernels.linear_attention.tokens import (
 from pallas_kernels.linear_attention.tpu_chunks import CHUNK, INNER_SCALES, Plan
 
 _SEGMENT = 4  # chunks of a step of the grid
-_BLOCK_VALUES = 768  # value features of the heads of a step, about
+_STATE_BYTES = 48 * 2**20  # of vector memory, for states
 
 
 def linear_pallas_tpu(
@@ -63,7 +63,11 @@ def walk(
     """
     exact = products_are_exact(q, k, v, precision)
     length, value_dim, key_dim = v.shape[1], v.shape[3], q.shape[3]
-    plan = _plan(q, v, states.shape[2], beta is not None, documents, levels, exact)
+    plan = make_plan(
+        *q.shape[:3], v.shape[2], key_dim, value_dim, states.shape[2],
+        delta=beta is not None, levels=levels is not None,
+        packed=documents is not None and levels is None, exact=exact,
+    )  # fmt: skip
     after = [(0, 0), (0, plan.chunks * CHUNK - length)]
 
     def tokens(x, features=None):
@@ -97,29 +101,47 @@ def walk(
     return y, jnp.swapaxes(states[..., :value_dim, :key_dim], 3, 4)
 
 
-def _plan(q, v, states, delta, documents, levels, exact) -> Plan:
-    groups, key_dim = q.shape[2:]
-    heads, value_dim = v.shape[2:]
-    chunks = pl.cdiv(v.shape[1], CHUNK)
+def make_plan(
+    batch: int, length: int, groups: int, heads: int, key_dim: int, value_dim: int, states: int, *,
+    delta: bool, levels: bool, packed: bool, exact: bool,
+) -> Plan:  # fmt: skip
+    """How the kernels take a problem: with sizes rounded up, and heads and chunks in blocks."""
+    chunks = pl.cdiv(length, CHUNK)
     segment = min(_SEGMENT, 1 << (chunks - 1).bit_length())
     tile = 8 if exact else 16  # sublanes of a register
-    alike = heads if groups == heads else heads // groups
-    most = max(1, min(2 if delta else 4, _BLOCK_VALUES // value_dim))
-    return Plan(
-        batch=v.shape[0],
+    key_dim, value_dim = pl.cdiv(key_dim, tile) * tile, pl.cdiv(value_dim, tile) * tile
+    plan = Plan(
+        batch=batch,
         groups=groups,
         heads=heads,
-        key_dim=pl.cdiv(key_dim, tile) * tile,
-        value_dim=pl.cdiv(value_dim, tile) * tile,
+        key_dim=key_dim,
+        value_dim=value_dim,
         chunks=pl.cdiv(chunks, segment) * segment,
         states=states,
-        block=max(n for n in range(1, most + 1) if alike % n == 0),
+        block=1,
         segment=segment,
         delta=delta,
-        levels=levels is not None,
-        packed=documents is not None and levels is None,
+        levels=levels,
+        packed=packed,
         exact=exact,
     )
+    return _with_block(plan, 6)
+
+
+def backward_plan(plan: Plan) -> Plan:
+    """The plan of the backward, which holds the states before every chunk of a segment too."""
+    return _with_block(plan, plan.segment + 6)
+
+
+def _with_block(plan: Plan, copies: int) -> Plan:
+    """With as many heads together as are worth it, and as vector memory has room for, states and
+    their copies on the way to and from device memory counted."""
+    row = pl.cdiv(plan.key_dim, CHUNK) * CHUNK
+    head_bytes = copies * plan.states * plan.value_dim * row * 4
+    most = min(2 if plan.delta else 4, _STATE_BYTES // head_bytes)
+    alike = plan.heads if plan.groups == plan.heads else plan.heads // plan.groups
+    block = max(n for n in range(1, max(most, 1) + 1) if alike % n == 0)
+    return plan._replace(block=block)
 
 
 def _rows(plan: Plan, decays: TokenDecays, documents, scales) -> Float[Array, "B H R T"]:
@@ -166,7 +188,7 @@ def _walk_bwd(plan, residuals, cotangents):
     q, k, v, rows, solve, kept, reads, target = residuals
     dy, dlast = cotangents
     dq, dk, dv, drows, *dsolve, dstates = tpu_walk.backward(
-        plan, reads, target, q, k, v, rows, solve, kept, dy, dlast
+        backward_plan(plan), reads, target, q, k, v, rows, solve, kept, dy, dlast
     )
     return dq, dk, dv, drows, (dsolve[0] if dsolve else None), dstates, None, None
 

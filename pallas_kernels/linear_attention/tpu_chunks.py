@@ -22,6 +22,7 @@ Results of products go to scratch and are worked on from there, a few registers 
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -277,10 +278,10 @@ def over_features(x: jax.Array) -> jax.Array:
 # -- a chunk ---------------------------------------------------------------------------------------
 
 
-def value_parts(plan: Plan, body: Any) -> None:
-    """Runs body(slice) over the features of values, to work on states a few registers at a time."""
-    size = math.gcd(plan.value_dim, 64)
-    pl.loop(0, plan.value_dim // size)(lambda n: body(pl.ds(pl.multiple_of(n * size, size), size)))
+def in_parts(features: int, body: Any) -> None:
+    """Runs body(slice) over features, to work on large arrays a few registers at a time."""
+    size = math.gcd(features, 64)
+    pl.loop(0, features // size)(lambda n: body(pl.ds(pl.multiple_of(n * size, size), size)))
 
 
 def pairs_of(plan: Plan, maps: Maps) -> Any:
@@ -366,7 +367,11 @@ def each_head(plan: Plan, maps: Maps, together: bool = True) -> Any:
     Between two such functions there is a jump, and if not `together` between heads too: the
     compiler would overlap more than registers hold.
     """
-    heads = [list(range(plan.block))] if together and not plan.exact else [[h] for h in range(plan.block)]
+    heads = (
+        [list(range(plan.block))]
+        if together and not plan.exact
+        else [[h] for h in range(plan.block)]
+    )
 
     def run(body: Any) -> None:
         for some in heads:
@@ -506,24 +511,28 @@ def _delta_backward(plan, tokens, maps, d, outputs):
     def _(h):
         d.pairs[h] = dot(plan, "tn", tokens.solve[h], d.pairs[h])
 
-    @each_head(plan, maps)
-    def _(h):
-        rows, drows = tokens.rows.at[h], d.rows.at[h]
-        from_start, to_end = row_of(rows, FROM_START), row_of(rows, TO_END)
-        dreads, dkeys = d.ends.at[h, :, :CHUNK], d.ends.at[h, :, CHUNK:]
-        into = over_features(dreads[...] * tokens.q[plan.key_of(h)])
-        drows[FROM_START : FROM_START + 1] += into + over_features(
-            dkeys[...] * tokens.k[plan.key_of(h)]
-        )
-        drows[TO_END : TO_END + 1] = over_features(d.writes[h] * tokens.k[plan.key_of(h)])
-        d.q[plan.key_of(h)] += dreads[...] * from_start
-        d.k[plan.key_of(h)] += dkeys[...] * from_start + d.writes[h] * to_end
+    for h in range(plan.block):
+        in_parts(plan.key_dim, partial(_keys_backward, plan, tokens, d, h))
+
+
+def _keys_backward(plan, tokens, d, h, features):
+    """From the cotangents of reads, decayed keys and writes."""
+    rows, drows = tokens.rows.at[h], d.rows.at[h]
+    from_start, to_end = row_of(rows, FROM_START), row_of(rows, TO_END)
+    e = plan.key_of(h)
+    q, k = tokens.q[e, features], tokens.k[e, features]
+    dreads, dkeys = d.ends[h, features, :CHUNK], d.ends[h, features, CHUNK:]
+    dwrites = d.writes[h, features]
+    drows[FROM_START : FROM_START + 1] += over_features(dreads * q + dkeys * k)
+    drows[TO_END : TO_END + 1] += over_features(dwrites * k)
+    d.q[e, features] += dreads * from_start
+    d.k[e, features] += dkeys * from_start + dwrites * to_end
 
 
 def _decays_backward(plan, tokens, maps, d):
     """From the cotangent of the overlaps, in `d.pairs`, to those of scores and decays."""
 
-    @pl.loop(0, plan.block)
+    @each_head(plan, maps, together=False)
     def _(h):
         rows = tokens.rows.at[h]
         columns = rows[:SUBLANES].T
@@ -535,7 +544,7 @@ def _decays_backward(plan, tokens, maps, d):
             # The pair of a token with itself does not decay.
             d.pairs[h, part] = jnp.where(earlier(part), moved, 0)
 
-    @each_head(plan, maps)
+    @each_head(plan, maps, together=False)
     def _(h):
         drows = d.rows.at[h]
         read = over_features(d.pairs[h])

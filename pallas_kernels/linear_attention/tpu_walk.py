@@ -30,13 +30,13 @@ from pallas_kernels.linear_attention.tpu_chunks import (
     each_head,
     fill_maps,
     fill_state_maps,
+    in_parts,
     local_backward,
     maps_scratch,
     over_features,
     row_of,
     scaled_pairs,
     through,
-    value_parts,
 )
 
 _VMEM_LIMIT = 100 * 2**20
@@ -44,10 +44,11 @@ _MAPS = len(Maps._fields) - 1  # that are scratch
 
 
 def forward(plan: Plan, keep: bool, reads, target, q, k, v, rows, solve, states):
-    """y [B,H,V,T] and the last states [B,H,J,V,K]; with `keep`, those before every segment too."""
+    """y [B,H,V,T] and the last states [B,H,J,V,K]; with `keep`, those before every segment too,
+    rounded like the operands of products."""
     outputs = [_output(plan, "values", v.dtype), _output(plan, "last", jnp.float32)]
     if keep:
-        outputs.append(_output(plan, "kept", jnp.float32))
+        outputs.append(_output(plan, "kept", plan.operand))
     inputs = {"keys": [q, k], "values": [v], "rows": [rows], "solve": [solve], "first": [states]}
     scratch = [
         _states_scratch(plan, plan.blocks),
@@ -215,7 +216,7 @@ def _forward_kernel(plan, reads_ref, target_ref, *refs):
         states[...] = first_ref[...]
 
     for kept_ref in kept:
-        kept_ref[...] = states[...]
+        kept_ref[...] = states[...].astype(kept_ref.dtype)
 
     _score(plan, inputs, maps, block)
 
@@ -267,7 +268,7 @@ def _advance(plan, tokens, maps, before, after, bits, target, sum_ref):
                 def add(features, h=h):
                     after[h, target, features] += after[h, level, features]
 
-                value_parts(plan, add)
+                in_parts(plan.value_dim, add)
 
 
 def _write(plan, tokens, maps, after, target):
@@ -383,7 +384,7 @@ def _backward_kernel(plan, reads_ref, target_ref, *refs):
         sums.scores[...] = jnp.zeros_like(sums.scores)
 
     _score(plan, inputs, maps, block)
-    history_ref[0] = kept_ref[...]
+    history_ref[0] = kept_ref[...].astype(jnp.float32)
 
     @pl.loop(0, plan.segment - 1)
     def _(chunk):
@@ -449,7 +450,7 @@ def _retreat(plan, tokens, maps, dy, states, dstates, bits, target, d):
                 def copy(features, h=h):
                     dstates[h, level, features] = dstates[h, target, features]
 
-                value_parts(plan, copy)
+                in_parts(plan.value_dim, copy)
 
     @pl.loop(0, plan.states)
     def _(level):
@@ -497,15 +498,8 @@ def _move_back(plan, tokens, maps, dy, states, dstates, level, d):
         product[...] = dot(plan, "tn", dstates[h, level], maps.seen[h, :, CHUNK:])
         d.writes[h] -= product[...]
 
-    @each_head(plan, maps, together=False)
-    def _(h):
-        seen, rows = maps.seen.at[h], tokens.rows.at[h]
-        dseen = dy[h].astype(jnp.float32)
-        if plan.levels:
-            scale = STATE_SCALES + level
-            d.rows[h, pl.ds(scale, 1)] = over_features(seen[:, :CHUNK] * dseen)
-            dseen = dseen * _scale(rows, level)
-        seen[:, :CHUNK] = dseen
+    for h in range(plan.block):
+        _read_back(plan, tokens, maps, dy, level, d, h)
 
     @each_head(plan, maps)
     def _(h):
@@ -528,6 +522,20 @@ def _move_back(plan, tokens, maps, dy, states, dstates, level, d):
         _through_back(plan, tokens, maps, states, dstates, level, d, h)
 
 
+def _read_back(plan, tokens, maps, dy, level, d, h):
+    """In place of what tokens read of a state of the delta rule comes the cotangent of that."""
+    scale = pl.ds(STATE_SCALES + level, 1)
+
+    def part(features):
+        dseen = dy[h, features].astype(jnp.float32)
+        if plan.levels:
+            d.rows[h, scale] += over_features(maps.seen[h, features, :CHUNK] * dseen)
+            dseen = dseen * tokens.rows[h, scale]
+        maps.seen[h, features, :CHUNK] = dseen
+
+    in_parts(plan.value_dim, part)
+
+
 def _through_back(plan, tokens, maps, states, dstates, level, d, h):
     """What is left of the cotangent of a state, and the cotangent of what was left of the state."""
     left = through(tokens.rows.at[h])
@@ -537,7 +545,7 @@ def _through_back(plan, tokens, maps, states, dstates, level, d, h):
         d.through[h, 0:1] += over_features(state * dstate)
         dstates[h, level, features] = dstate * left + maps.moved[h, features]
 
-    value_parts(plan, part)
+    in_parts(plan.value_dim, part)
 
 
 def _move_back_ssd(plan, tokens, maps, dy, states, dstates, level, d):

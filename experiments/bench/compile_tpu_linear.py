@@ -1,0 +1,175 @@
+"""Compiles the kernels of the linear family for TPUs that are not there, and tabulates what they
+need, with and without levels.
+
+    python -m experiments.bench.compile_tpu_linear
+    python -m experiments.bench.compile_tpu_linear --chips v5e --lengths 4096
+
+Per kernel: scheduled cycles per chunk of 128 tokens and head, stalls included, waits for memory
+not; registers spilled; vector memory; and the bytes that pass between it and device memory: every block
+of an array is moved once. A schedule counts the body of a loop once: loops over the features of a
+state and over levels are multiplied by their passes (`loops` has their bodies), levels by half the
+states, those that hold something on average.
+"""
+
+import csv
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from experiments.bench import tpu_compiler  # first, see there
+from experiments.bench.report import RESULTS, command, machine_facts
+from pallas_kernels.linear_attention import tpu_walk
+from pallas_kernels.linear_attention.pallas_tpu import backward_plan, make_plan
+from pallas_kernels.linear_attention.tpu_chunks import CHUNK, Plan
+
+CHIPS = ("v5e", "v5p", "v6e")
+LENGTHS = (4096, 16384, 131072)
+
+
+class Model(NamedTuple):
+    """Sizes of an op in a model."""
+
+    groups: int
+    heads: int
+    key_dim: int
+    value_dim: int
+    delta: bool
+
+
+MODELS = {
+    "Mamba-2 800M": Model(1, 48, 128, 64, False),
+    "GDN 800M": Model(6, 6, 192, 384, True),
+    "Mamba-2 tiny": Model(1, 4, 32, 32, False),
+    "GDN tiny": Model(4, 4, 32, 32, True),
+    "RetNet small": Model(4, 4, 64, 128, False),
+}
+
+
+def plan_of(model: Model, length: int, dtype: Any, levels: bool) -> Plan:
+    states = max(1, (-(-length // CHUNK) - 1).bit_length()) if levels else 1
+    return make_plan(
+        1, length, *model[:4], states, delta=model.delta, levels=levels, packed=False,
+        exact=dtype == jnp.float32,
+    )  # fmt: skip
+
+
+def programs(plan: Plan, dtype: Any) -> dict[str, tuple[Plan, Any, list[Any]]]:
+    """The forward that training runs, and the backward: plans, functions and shapes."""
+    back = backward_plan(plan)
+    length, state = plan.chunks * CHUNK, (plan.states, plan.value_dim, plan.key_dim)
+
+    def shape(*sizes, dtype=dtype):
+        return jax.ShapeDtypeStruct((1, *sizes), dtype)
+
+    f32 = jnp.float32
+    masks = shape(plan.chunks if plan.levels else 1, dtype=jnp.int32)
+    key = shape(plan.groups, plan.key_dim, length)
+    value = shape(plan.heads, plan.value_dim, length)
+    rows = shape(plan.heads, plan.rows, length, dtype=f32)
+    solve = [shape(plan.heads, CHUNK, length)] * plan.delta
+    states = shape(plan.heads, *state, dtype=f32)
+    kept = shape(plan.heads, plan.segments, *state, dtype=plan.operand)
+
+    def forward(reads, target, q, k, v, rows, states, *solve):
+        solve = solve[0] if solve else None
+        return tpu_walk.forward(plan, True, reads, target, q, k, v, rows, solve, states)
+
+    def backward(reads, target, q, k, v, rows, kept, dy, dlast, *solve):
+        solve = solve[0] if solve else None
+        return tpu_walk.backward(back, reads, target, q, k, v, rows, solve, kept, dy, dlast)
+
+    inputs = [masks, masks, key, key, value, rows]
+    return {
+        "forward": (plan, forward, [*inputs, states, *solve]),
+        "backward": (back, backward, [*inputs, kept, value, states, *solve]),
+    }
+
+
+def rows_of(chip: str, name: str, length: int, dtype: Any, levels: bool):
+    """One row of the table per kernel."""
+    model = MODELS[name]
+    plan = plan_of(model, length, dtype, levels)
+    for direction, (plan, function, shapes) in programs(plan, dtype).items():
+        kernels, memory = tpu_compiler.compile_for(chip, function, *shapes)
+        (kernel,) = kernels
+        moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        yield {
+            "chip": chip,
+            "model": name,
+            "levels": plan.states if levels else 0,
+            "T": length,
+            "dtype": jnp.dtype(dtype).name,
+            "kernel": direction,
+            **cycles_of(kernel, plan),
+            "spills": kernel.spills,
+            "vmem MiB": round(kernel.vmem_bytes / 2**20, 1),
+            "heads": plan.block,
+            "HBM MiB": round(moved / 2**20, 1),
+            "bytes per token and head": round(moved / (plan.chunks * CHUNK * plan.heads)),
+        }
+
+
+def cycles_of(kernel: tpu_compiler.Kernel, plan: Plan) -> dict[str, Any]:
+    """Columns `cycles`, per chunk and head, and `loops`, bodies of the loops inside chunks."""
+    body = sum(piece.cycles for piece in kernel.pieces if piece.depth == 2)
+    loops = [piece for piece in kernel.pieces if piece.depth > 2]
+    # Outside the loop over chunks: the scores, and copies of states, once a segment.
+    around = sum(piece.cycles for piece in kernel.pieces if piece.depth == 1) / plan.segment
+    parts = max(1, plan.value_dim // 64)
+    total = body + around
+    for piece in loops:
+        of_levels = plan.levels and piece.depth == 3
+        total += piece.cycles * (plan.states / 2 if of_levels else parts)
+    return {
+        "cycles": round(total / plan.block),
+        "loops": "+".join(str(piece.cycles) for piece in loops if piece.cycles > 20),
+    }
+
+
+def main(
+    chips: tuple[str, ...] = CHIPS,
+    lengths: tuple[int, ...] = LENGTHS,
+    float32: bool = True,
+    name: str = "tpu_linear_kernels",
+) -> None:
+    """Compile, print and write `results/NAME.csv`.
+
+    Args:
+        chips: among v4, v5e, v5p, v6e, tpu7x.
+        lengths: sequence lengths T, at batch 1.
+        float32: compile float32 inputs too, at the first length.
+        name: of the file.
+    """
+    cases = [(model, t, jnp.bfloat16) for model in MODELS for t in lengths]
+    cases += [(model, lengths[0], jnp.float32) for model in MODELS] * float32
+    rows = []
+    for chip in chips:
+        for case in cases:
+            for levels in (False, True):
+                try:
+                    found = list(rows_of(chip, *case, levels))
+                except Exception as error:  # the table says so; others go on
+                    message = str(error).splitlines()[0][:160]
+                    found = [{"chip": chip, "model": case[0], "levels": int(levels)}]
+                    found[0] |= {"T": case[1], "dtype": jnp.dtype(case[2]).name, "kernel": message}
+                rows += found
+                for row in found:
+                    print(*row.values(), sep="  ", flush=True)
+                _write(RESULTS / f"{name}.csv", rows)
+
+
+def _write(path, rows):
+    columns = max((list(row) for row in rows), key=len)
+    with path.open("w", newline="") as file:
+        for line in (f"command: {command()}", *machine_facts()):
+            file.write(f"# {line}\n")
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

@@ -1,0 +1,110 @@
+"""The TPU kernels with levels, interpreted on a CPU, against the recurrence over tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.common.dispatch import interpret_kernels
+from pallas_kernels.log_linear import LogLinearState, level_count
+from tests.jax_internals import races_found
+from tests.log_linear.cases import OPS, assert_close, inputs, part, run
+from tests.log_linear.test_forms import values_and_gradients
+
+TOLERANCES = {"y": 3e-6, "state": 3e-6, "g": 2e-5}
+
+
+def check(op, x, tolerance=None, **settings):
+    want = values_and_gradients(op, x, implementation="reference", **settings)
+    with interpret_kernels():
+        got = values_and_gradients(op, x, implementation="pallas_tpu", **settings)
+    assert_close(got[0], want[0], tolerance or TOLERANCES["y"], "y")
+    assert_close(got[1].levels, want[1].levels, tolerance or TOLERANCES["state"], "state")
+    assert (np.asarray(got[1].length) == np.asarray(want[1].length)).all()
+    for name, gradient in got[2].items():
+        limit = tolerance or TOLERANCES.get(name, 5e-6)
+        assert_close(gradient, want[2][name], limit, f"d{name}")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    "length", [100, 700, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 128, 129, 1300))]
+)
+def test_values_states_and_gradients(op, length):
+    check(op, inputs(length, level_count(length) + 1, groups=1))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_strong_decay(op):
+    x = inputs(400, 10, decay=3.0)
+    x["g"][:, [5, 127, 128, 300]] = -1e3
+    check(op, x)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("levels", [9, 3])
+def test_beyond_the_last_level(op, levels):
+    check(op, inputs(600, levels), beyond_levels="clamp")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_documents(op):
+    segments = np.zeros((2, 600), np.int32)
+    segments[0, :50], segments[0, 50:400], segments[0, 410:590] = 1, 2, 3
+    segments[1, 3:600] = 7
+    check(op, inputs(600, 11), segment_ids=segments, max_documents=3)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("begun", [77, 300])
+def test_a_continued_state_is_the_whole(op, begun):
+    x = inputs(700, 11)
+    want, end = run(op, x, implementation="reference")
+    _, state = run(op, part(x, 0, begun), implementation="reference")
+    with interpret_kernels():
+        y, got = run(op, part(x, begun, 700), initial_state=state, implementation="pallas_tpu")
+    assert_close(y, want[:, begun:], 3e-6, "y")
+    assert_close(got.levels, end.levels, 3e-6, "state")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradient_of_a_continued_state(op):
+    """Of the levels that hold something; the kernels do not read the others."""
+    x = inputs(700, 11)
+    _, state = run(op, part(x, 0, 300), implementation="reference")
+
+    def gradient(implementation):
+        def loss(levels):
+            begun = LogLinearState(levels, state.length)
+            rest = part(x, 300, 700)
+            y, end = run(op, rest, initial_state=begun, implementation=implementation)
+            return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(end.levels))
+
+        return jax.grad(loss)(state.levels)
+
+    with interpret_kernels():
+        got = gradient("pallas_tpu")
+    held = np.any(np.asarray(state.levels), axis=(3, 4), keepdims=True)
+    assert_close(got * held, gradient("reference") * held, 5e-6, "state")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_bfloat16(op):
+    x = inputs(400, 10)
+    x |= {name: x[name].astype(jnp.bfloat16) for name in "qkv"}
+    check(op, x, tolerance=1.5e-2)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_no_races(op):
+    x = inputs(400, 10, batch=1)
+    want, _ = run(op, x, implementation="reference")
+    try:
+        with interpret_kernels(pltpu.InterpretParams(detect_races=True)):
+            got = values_and_gradients(op, x, implementation="pallas_tpu")
+            jax.block_until_ready(got)
+        assert not races_found()
+    finally:
+        pltpu.reset_tpu_interpret_mode_state()
+    assert_close(got[0], want, 3e-6, "y")
