@@ -231,11 +231,14 @@ def delta_shard(
     return y[..., :value_dim], y[..., value_dim:], shard
 
 
-def pass_on(through: Array, state: Float[Array, "*B K V"]) -> Float[Array, "*B K V"]:
-    """through S. At the highest precision: later shards have the errors of all before them."""
-    if through.ndim < state.ndim:
-        return through[..., None, None] * state
-    return jnp.matmul(through, state, precision="highest")
+def pass_on(through: Array, x: Float[Array, "B H *X"]) -> Float[Array, "B H *X"]:
+    """through S for states [B,H,...,K,V], or through itself of an earlier shard.
+
+    At the highest precision: later shards have the errors of all before them.
+    """
+    if through.ndim == 2:
+        return through.reshape(*through.shape, *[1] * (x.ndim - 2)) * x
+    return jnp.einsum("bhkm,bh...mv->bh...kv", through, x, precision="highest")
 
 
 def _additive(

@@ -100,7 +100,7 @@ def log_linear_gated_delta_rule(
 
     Cost: beside the op's, 2 T H K V ceil(log2 n) FLOPs and one `gated_delta_rule` of K + V values.
     From n devices every one gets n B H K (V + K) numbers of float32, and gives back as many
-    backwards; to pass them on takes 2 n ceil(log2 n) B H K K V FLOPs.
+    backwards; to pass them on takes 2 n B H K K (K + V) FLOPs.
     """
     run = {"scale": 1.0 if scale is None else scale, "precision": precision, **settings}
     y, state = _local(
@@ -162,7 +162,7 @@ def _add_levels_above(
         return y, None
 
     # Only the last device has the levels of the last tokens.
-    after = pass_on(shard.through[:, :, None], buckets)
+    after = pass_on(shard.through, buckets)
     missing = levels - state.levels.shape[2]
     whole = jnp.pad(state.levels, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
     whole = whole.at[:, :, level].add(after)
@@ -172,21 +172,27 @@ def _add_levels_above(
 
 
 def _bucket_states(shard: Shard, axis_name: str) -> Float[Array, "B H J K V"]:
-    """State j before this device's shard is that of the shards in the bucket of bit j."""
+    """State j before this device's shard is that of the shards in the bucket of bit j.
+
+    From the last shard before this one to the first: so one product of transitions serves all
+    buckets, where forwards every bucket would have to be passed on by itself.
+    """
     count, here = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
-    batch, heads, *matrix = shard.written.shape
-    buckets = (count - 1).bit_length()
 
-    def step(states, xs):
+    def step(between, xs):
         number, shard = xs
-        mine = jnp.arange(buckets) == bit_length(number ^ here) - 1
-        written = jnp.where(mine[:, None, None], shard.written[:, :, None], 0)
-        passed = pass_on(shard.through[:, :, None], states) + written
-        return jnp.where(number < here, passed, states), None
+        earlier = number < here
+        arrives = jnp.where(earlier, pass_on(between, shard.written), 0)
+        return jnp.where(earlier, pass_on(between, shard.through), between), arrives
 
-    states = jnp.zeros((batch, heads, buckets, *matrix), shard.written.dtype)
-    shards = jax.lax.all_gather(shard, axis_name)
-    return jax.lax.scan(step, states, (jnp.arange(count), shards))[0]
+    between = jnp.ones_like(shard.through)
+    if between.ndim == 4:
+        between = between * jnp.eye(between.shape[-1], dtype=between.dtype)
+    xs = (jnp.arange(count), jax.lax.all_gather(shard, axis_name))
+    _, arrives = jax.lax.scan(step, between, xs, reverse=True)
+    bit = bit_length(jnp.arange(count) ^ here) - 1
+    member = bit[:, None] == np.arange((count - 1).bit_length())
+    return jnp.einsum("nj,nbhkv->bhjkv", member.astype(arrives.dtype), arrives, precision="highest")
 
 
 def _read(
