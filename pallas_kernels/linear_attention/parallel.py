@@ -148,7 +148,7 @@ def delta_rule(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
     """`delta_rule` of a divided sequence; arguments, cost and errors as in `gated_delta_rule`."""
     return _delta(
-        partial(api.delta_rule, q, k, beta=beta, **settings), v, k.shape[-1], initial_state,
+        partial(api.delta_rule, q, k, beta=beta, **settings), k, v, initial_state,
         axis_name=axis_name, return_state=return_state, segment_ids=segment_ids,
         precision=precision,
     )  # fmt: skip
@@ -176,8 +176,8 @@ def gated_delta_rule(
     of float32, and gives back as many backwards; to pass them on takes 2 n B H K K V FLOPs.
     """
     return _delta(
-        partial(api.gated_delta_rule, q, k, g=g, beta=beta, **settings), v, k.shape[-1],
-        initial_state, axis_name=axis_name, return_state=return_state, segment_ids=segment_ids,
+        partial(api.gated_delta_rule, q, k, g=g, beta=beta, **settings), k, v, initial_state,
+        axis_name=axis_name, return_state=return_state, segment_ids=segment_ids,
         precision=precision,
     )  # fmt: skip
 
@@ -258,11 +258,12 @@ def _additive(
 
 
 def _delta(
-    op, v, key_dim, state, *, axis_name, return_state, segment_ids, precision
+    op, k, v, state, *, axis_name, return_state, segment_ids, precision
 ) -> tuple[Array, Array | None]:  # fmt: skip
     """The op from a state of zeros, and then what is read of the state before the shard."""
+    api.check_inputs(k, k, v, segment_ids=segment_ids)
     op = partial(op, segment_ids=segment_ids, precision=precision)
-    y, reads, shard = delta_shard(op, v, key_dim)
+    y, reads, shard = delta_shard(op, v, k.shape[-1])
     state = _initial_state(state, shard)
     before, last = _states(shard, state, segment_ids, axis_name)
     y = y + jnp.einsum("bthk,bhkv->bthv", reads, before, precision=precision)
