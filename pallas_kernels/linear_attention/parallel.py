@@ -170,10 +170,12 @@ def gated_delta_rule(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"] | None]:
     """`gated_delta_rule` of a divided sequence; arguments as in `ssd` here.
 
-    Cost: 2 T H (2 C K + 3 K K + K V) FLOPs beside the op's, see `delta_shard`. (Its summary alone,
-    and then the op from the state before the shard, would take C^2 / 3 + C V + K (V - K) more per
-    token and head, and a form of its own.) From n devices every one gets n B H K (V + K) numbers
-    of float32, and gives back as many backwards; to pass them on takes 2 n B H K K V FLOPs.
+    Cost: 2 T H (2 C K + 3 K K + K V) FLOPs beside the op's, see `delta_shard`. (A pass for the
+    summary alone, without q, and then the op from the state before the shard, would together take
+    2 T H (C^2 / 3 + C V + K (V - K)) more, and the summary a form of its own.) From n devices every
+    one gets n B H K (V + K) numbers of float32, and gives back as many backwards; to pass them on
+    takes 2 n B H K K V FLOPs, which is little while n K is well below T. Training keeps B T H K
+    numbers more.
     """
     return _delta(
         partial(api.gated_delta_rule, q, k, g=g, beta=beta, **settings), k, v, initial_state,

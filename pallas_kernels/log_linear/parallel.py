@@ -96,7 +96,8 @@ def log_linear_gated_delta_rule(
 ) -> tuple[Float[Array, "B T H V"], LogLinearState | None]:
     """`log_linear_gated_delta_rule` of a divided sequence (arXiv:2506.04761, section 3.4).
 
-    Arguments and errors as in `log_linear_ssd` here.
+    Arguments and errors as in `log_linear_ssd` here; `settings` are also those of the
+    `gated_delta_rule`, which finds what tokens read of the states before the shard.
 
     Cost: beside the op's, 2 T H K V ceil(log2 n) FLOPs and one `gated_delta_rule` of K + V values.
     From n devices every one gets n B H K (V + K) numbers of float32, and gives back as many

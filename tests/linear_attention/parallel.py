@@ -15,12 +15,13 @@ from tests.common.divided import TOKENS, WHOLE, check_exchanged, divide
 from tests.linear_attention.cases import OPS, assert_close, assert_same, make_case, run
 
 LENGTH = 96
-# Shards of 12 tokens. A document goes on after two shards of padding; one begins inside a shard of
-# padding, ends with a shard, is followed by one of a whole shard, and by another of the same id.
-ROWS = (
+ROWS = (  # in shards of 12 tokens
+    # A document goes on after two shards of padding.
     [1] * 30 + [2] * 6 + [0] * 24 + [2] * 20 + [3] * 16,
+    # The first one begins late and ends with a shard; the next is a whole shard; its id returns.
     [0] * 14 + [5] * 10 + [6] * 12 + [5] * 30 + [7] + [0] * 29,
-    [4] * 96,
+    # One goes on, and one begins, where there is padding on either side of a border.
+    [4] * 20 + [6] * 2 + [0] * 4 + [6] * 8 + [0] * 4 + [8] * 20 + [9] * 38,
     [0] * 96,
 )
 
@@ -94,7 +95,8 @@ def check_documents(op, groups):
 
 
 def check_bfloat16(op):
-    """No further from the exact result than the whole sequence in bfloat16."""
+    """No further from the exact result than the whole sequence in bfloat16: y is rounded once, and
+    gradients with respect to inputs that are used twice, twice."""
     case = make_case(op, LENGTH, groups=1)
     rounded = {x: jnp.asarray(a, jnp.bfloat16) if x in "qkv" else a for x, a in case.inputs.items()}
     exact = {x: jnp.asarray(a, jnp.float32) if x in "qkv" else a for x, a in rounded.items()}
@@ -106,8 +108,9 @@ def check_bfloat16(op):
             np.concatenate([np.float64(leaf).ravel() for leaf in jax.tree.leaves(tree[x])])
             for tree in (got, whole, wanted)
         )
-        error, limit = np.linalg.norm(a - c), 1.5 * np.linalg.norm(b - c)
-        limit = max(limit, 2e-5 * np.linalg.norm(c))
+        factor = 1.1 if x == "y" else 1.5
+        limit = max(factor * np.linalg.norm(b - c), 2e-5 * np.linalg.norm(c))
+        error = np.linalg.norm(a - c)
         assert error <= limit, f"{op} bfloat16 {x}: off by {error:.1e}, allowed {limit:.1e}"
 
 

@@ -34,13 +34,13 @@ def run(op, devices, x):
 
     def outputs(x):
         if devices == 1:
-            y, state = cases.run(op, x, chunk_size=8)
+            y, state = cases.run(op, x, scale=0.7, chunk_size=8)
         else:
-            y, state = apply(op, devices, x, chunk_size=8)
+            y, state = apply(op, devices, x, scale=0.7, chunk_size=8)
         return {"y": y, "levels": state.levels}, state.length
 
     out, pull, length = jax.vjp(outputs, x, has_aux=True)
-    (gradients,) = pull(jax.tree.map(lambda z: _waves(z), out))
+    (gradients,) = pull(jax.tree.map(_waves, out))
     return out | {"length": length} | {f"d{name}": value for name, value in gradients.items()}
 
 
@@ -80,22 +80,26 @@ def check_beyond_levels(op, policy, levels):
 
 
 def check_bfloat16(op):
-    """No further from the exact result than the whole sequence in bfloat16."""
+    """No further from the exact result than the whole sequence in bfloat16: y is rounded once, and
+    gradients with respect to inputs that are used twice, twice."""
     x = cases.inputs(2 * SHARE, 6, groups=1)
     rounded = {n: v if n in ("g", "beta") else jnp.asarray(v, jnp.bfloat16) for n, v in x.items()}
     exact = {n: jnp.asarray(v, jnp.float32) for n, v in rounded.items()}
     got, whole, wanted = run(op, 2, rounded), run(op, 1, rounded), run(op, 1, exact)
     assert got["y"].dtype == jnp.bfloat16
     for name in wanted:
-        limit = max(1.5 * cases.relative(whole[name], wanted[name]), 2e-5)
+        factor = 1.1 if name == "y" else 1.5
+        limit = max(factor * cases.relative(whole[name], wanted[name]), 2e-5)
         cases.assert_close(got[name], wanted[name], limit, f"{op} bfloat16 {name}")
 
 
 def main(op):
     check_levels(op, 4, groups=1)
     check_levels(op, 3, groups=4)
-    check_beyond_levels(op, "clamp", 3)  # which a device's own tokens fill
-    check_beyond_levels(op, "extend", 6)
+    if op == "ssd":
+        check_beyond_levels(op, "clamp", 3)  # which a device's own tokens fill
+    else:
+        check_beyond_levels(op, "extend", 6)
     check_bfloat16(op)
 
 
