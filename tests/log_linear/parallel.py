@@ -30,11 +30,11 @@ def apply(op, devices, x, **settings):
 
 @partial(jax.jit, static_argnames=("op", "devices"))
 def run(op, devices, x):
-    """{"y", "levels", "length", "d" + name of each input}; undivided on one device."""
+    """{"y", "levels", "length", "d" + name of each input}; on one device by the reference."""
 
     def outputs(x):
         if devices == 1:
-            y, state = cases.run(op, x, scale=0.7, chunk_size=8)
+            y, state = cases.run(op, x, scale=0.7, implementation="reference")
         else:
             y, state = apply(op, devices, x, scale=0.7, chunk_size=8)
         return {"y": y, "levels": state.levels}, state.length
@@ -55,28 +55,27 @@ def assert_close(got, wanted, what):
         cases.assert_close(got[name], wanted[name], tolerance, f"{what} {name}")
 
 
-def check_levels(op, devices, groups):
+def check_gradients(op, devices):
     """The same programs for gates that forget at once."""
     length = devices * SHARE
-    x = cases.inputs(length, 9, heads=4, groups=groups)
+    x = cases.inputs(length, 9, heads=4, groups=1)
     compiled = run.lower(op, devices, x).compile()
     batch, _, heads, value_dim = x["v"].shape
     key_dim = x["k"].shape[-1]
     state = key_dim * (value_dim + key_dim) if "delta" in op else key_dim * value_dim + 1
     check_exchanged(compiled, devices * batch * heads * state, (length, SHARE))
-    assert_close(jax.device_get(compiled(x)), run(op, 1, x), f"{op} on {devices}")
+    assert_close(jax.device_get(compiled(x)), run(op, 1, x), op)
     forget = np.random.default_rng(1).random(x["g"].shape) < 0.2
     strong = x | {"g": np.where(forget, np.float32(-50), x["g"])}
-    got = jax.device_get(compiled(strong))
-    assert_close(got, run(op, 1, strong), f"{op} on {devices}, strong decay")
+    assert_close(jax.device_get(compiled(strong)), run(op, 1, strong), f"{op}, strong decay")
 
 
-def check_beyond_levels(op, policy, levels):
-    x = cases.inputs(8 * SHARE, levels)
-    got = jax.jit(lambda x: apply(op, 8, x, beyond_levels=policy, chunk_size=8))(x)
-    wanted = cases.run(op, x, beyond_levels=policy, chunk_size=8)
+def check_levels(op, devices, beyond_levels, levels):
+    x = cases.inputs(devices * SHARE, levels)
+    got = jax.jit(lambda x: apply(op, devices, x, beyond_levels=beyond_levels, chunk_size=8))(x)
+    wanted = cases.run(op, x, beyond_levels=beyond_levels, implementation="reference")
     for a, b, name in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), "yst", strict=True):
-        cases.assert_close(a, b, 3e-6, f"{op} {policy} {name}")
+        cases.assert_close(a, b, 3e-6, f"{op} {beyond_levels} {name}")
 
 
 def check_bfloat16(op):
@@ -94,12 +93,12 @@ def check_bfloat16(op):
 
 
 def main(op):
-    check_levels(op, 4, groups=1)
-    check_levels(op, 3, groups=4)
+    check_gradients(op, 4)
+    check_levels(op, 6, "error", 9)
     if op == "ssd":
-        check_beyond_levels(op, "clamp", 3)  # which a device's own tokens fill
+        check_levels(op, 8, "clamp", 3)  # which a device's own tokens fill
     else:
-        check_beyond_levels(op, "extend", 6)
+        check_levels(op, 8, "extend", 6)
     check_bfloat16(op)
 
 
