@@ -311,6 +311,13 @@ def test_products_are_accurate_on_the_device(dtype):
             assert dot.endswith("xf32>"), dot
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_nan_survives_on_the_device(dtype):
+    """Nor does interpretation show that Triton's maximum of NaN and zero is zero."""
+    for name, text in triton_kernels(dtype, segments=True).items():
+        assert not re.findall(r"m(?:ax|in)\w*f ", text), name
+
+
 def test_documents_cost_only_those_who_have_them():
     plain, packed = triton_kernels(jnp.bfloat16), triton_kernels(jnp.bfloat16, segments=True)
     for name, text in plain.items():
