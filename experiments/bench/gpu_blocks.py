@@ -84,18 +84,11 @@ def kernel_alone(kernel: str, block: Block) -> Callable:
 
 def measure(case: Case, kernel: str, blocks: Sequence[Block], table: Table, seconds: float):
     arguments = inputs_of(case)
-    programs = [
-        Program(
-            kernel_alone(kernel, block),
-            arguments,
-            {
-                "kernel": kernel,
-                **case.row(),
-                **{f"block {k}": n for k, n in block._asdict().items()},
-            },
-        )
-        for block in blocks
-    ]
+    programs = []
+    for block in blocks:
+        sizes = {f"block {name}": size for name, size in block._asdict().items()}
+        row = {"kernel": kernel, **case.row(), **sizes}
+        programs.append(Program(kernel_alone(kernel, block), arguments, row))
     first = None
     for program, compiled in zip(programs, compile_all(programs), strict=True):
         if compiled is not None:

@@ -16,7 +16,11 @@ from pallas_kernels.common.numerics import tanh_norm, unit_norm
 from pallas_kernels.screening import pallas_gpu
 from pallas_kernels.screening.chunked import screening_chunked
 from pallas_kernels.screening.gpu_block_sizes import Block, block_sizes
-from pallas_kernels.screening.pallas_gpu import screening_pallas_gpu, visited_tiles
+from pallas_kernels.screening.pallas_gpu import (
+    count_visited_pairs,
+    screening_pallas_gpu,
+    visited_tiles,
+)
 from pallas_kernels.screening.reference import screening_reference
 from tests.goldens import golden_names, golden_path
 from tests.jax_internals import ir
@@ -221,6 +225,8 @@ def test_visited_tiles_are_those_with_a_key_in_reach(length, block):
         for over in ("queries", "keys"):
             visited = visited_tiles(length, window, block, over)
             assert len(visited) == len(set(visited))
+            counted = count_visited_pairs(length, jnp.array([window, window]), block, over)
+            assert counted == 2 * len(visited) * block.queries * block.keys
             assert set(visited) == tiles
 
 
