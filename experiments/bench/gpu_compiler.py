@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def compile_program(
     where = SingleDeviceSharding(_device(arch))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
     with tempfile.TemporaryDirectory() as folder:
-        lowered = jax.jit(function).lower(*shapes)
+        with jax.sharding.use_abstract_mesh(_abstract_mesh(arch)):  # what Pallas lowers for
+            lowered = jax.jit(function).lower(*shapes)
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, **options})
         launches = _launches(Path(folder))
         kernels = [
@@ -190,6 +191,11 @@ def _device(arch):
         platform="cuda", topology="1x1x1", target_config=description
     )
     return topology.devices[0]
+
+
+def _abstract_mesh(arch):
+    device = AbstractDevice(GPUS[arch].name, GPUS[arch].cores, "gpu")
+    return AbstractMesh((), (), abstract_device=device)
 
 
 def _launches(folder):

@@ -129,9 +129,10 @@ def _kernel(
             alphas = []
             for q, (may_read, _) in zip(q_tk, reads, strict=True):
                 s = jnp.sum(q * k, axis=1, keepdims=True)
-                trimmed = jnp.maximum(1 - (1 - s) / width, 0)
-                alphas.append(jnp.where(wanted & may_read, trimmed, 0))
-            accepted = functools.reduce(jnp.maximum, alphas) > 0
+                alpha = 1 - (1 - s) / width
+                # Triton's maximum would make zero of NaN.
+                alphas.append(jnp.where(wanted & may_read & ~(alpha <= 0), alpha, 0))
+            accepted = functools.reduce(jnp.logical_or, [alpha != 0 for alpha in alphas])
             keys_read += jnp.sum(wanted.astype(jnp.int32))
 
             def with_values(h):
@@ -143,7 +144,7 @@ def _kernel(
                 out = []
                 for h_v, alpha, (_, distance) in zip(h, alphas, reads, strict=True):
                     d = alpha * alpha * half_cosine(distance, window)
-                    out.append(h_v + jnp.sum(jnp.where(alpha > 0, d, 0) * v, axis=0))
+                    out.append(h_v + jnp.sum(jnp.where(alpha != 0, d, 0) * v, axis=0))
                 return tuple(out)
 
             count = jnp.sum(accepted.astype(jnp.int32))

@@ -26,7 +26,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
-from pallas_kernels.screening.gpu_block_sizes import Block, block_sizes
+from pallas_kernels.screening.gpu_block_sizes import Block, BlockSizes, block_sizes
 
 _MIN_DOT = 16  # the least extent of an operand of a product
 _TURN = 2.0**32  # angles are counted in turns / 2^32, so that integer products wrap as angles do
@@ -90,20 +90,40 @@ def visited_tiles(
         over: "queries" for the forward and the gradient of q, whose programs own a block of queries
             each; "keys" for the gradients of k and v.
     """
-    reach = _heads(jnp.asarray([window]), jnp.ones(1), length).reach[0]
-    rows, span = (block.queries, _key_span) if over == "queries" else (block.keys, _query_span)
-    programs = np.arange(pl.cdiv(length, rows))
-    spans = span(jnp.asarray(programs * rows, jnp.int32), block, reach, length)
+    spans = _visited(length, jnp.asarray([window]), block, over)
     pairs = [
-        (int(i), j)
-        for i, start, stop in zip(programs, *map(np.asarray, spans[:2]), strict=True)
+        (i, j)
+        for i, (start, stop) in enumerate(zip(*(x[0].tolist() for x in spans), strict=True))
         for j in range(start, stop)
     ]
     return pairs if over == "queries" else [(j, i) for i, j in pairs]
 
 
+def count_visited_pairs(
+    length: int, windows: Float[Array, "H"], block: Block, over: str = "queries"
+) -> int:
+    """Queries x keys of the `visited_tiles` of all heads."""
+    starts, stops = (np.asarray(x, np.int64) for x in _visited(length, windows, block, over))
+    return int(np.sum(stops - starts)) * block.queries * block.keys
+
+
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def _visited(length, windows, block, over):
+    """Of each head and program: its first tile, and where its tiles end, [H, programs]."""
+    reach = _heads(windows, jnp.ones_like(windows), length).reach[:, None]
+    rows, span = (block.queries, _key_span) if over == "queries" else (block.keys, _query_span)
+    first = jnp.arange(pl.cdiv(length, rows), dtype=jnp.int32) * rows
+    tiles = span(first, block, reach, length)
+    return tiles.start + 0 * reach, tiles.stop + 0 * reach
+
+
 def _sizes(q, v):
-    return block_sizes(_compute_capability(), q.dtype, q.shape[-1], v.shape[-1])
+    return device_block_sizes(q.dtype, q.shape[-1], v.shape[-1])
+
+
+def device_block_sizes(dtype: jax.typing.DTypeLike, key_dim: int, value_dim: int) -> BlockSizes:
+    """What the kernels use on the first local GPU."""
+    return block_sizes(_compute_capability(), dtype, key_dim, value_dim)
 
 
 def gpu_chip() -> str:
@@ -206,7 +226,7 @@ def _trim_root(similarity, head, distance, segments):
 
     In this form the constant is exact: 1 - x has no rounding error for any x from 1 to 2^24.
     """
-    root = jnp.maximum(similarity * head.sharpness + (1 - head.sharpness), 0)
+    root = _positive_part(similarity * head.sharpness + (1 - head.sharpness))
     if distance is not None:
         root = jnp.where((distance >= 0) & (distance <= head.reach), root, 0)
     if segments is not None:
@@ -215,9 +235,22 @@ def _trim_root(similarity, head, distance, segments):
     return root
 
 
+def _bits(x):
+    return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _positive_part(x):
+    """max(x, 0) that keeps NaN, as Triton's maximum of floats does not.
+
+    Read as integers, positive floats are in the same order and negative ones below zero; above all
+    of them is the one NaN, without a sign, that a GPU's arithmetic gives.
+    """
+    return lax.bitcast_convert_type(jnp.maximum(_bits(x), 0), jnp.float32)
+
+
 def _unless_all_rejected(root, add, carry):
-    # Written so that a NaN is not taken for a rejected key.
-    return lax.cond(jnp.max(root) <= 0, lambda carry: carry, add, carry)
+    # As integers too, so that a NaN is not taken for a rejected key.
+    return lax.cond(jnp.max(_bits(root)) <= 0, lambda carry: carry, add, carry)
 
 
 def _query_segments(segments):

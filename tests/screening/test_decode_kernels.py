@@ -100,6 +100,16 @@ def test_rejected_keys_and_values_are_not_read(implementation):
     np.testing.assert_allclose(got, case.want, atol=_TOLERANCE)
 
 
+def test_nan_is_not_taken_for_a_rejected_key():
+    case = make_case((300,), (17.0, np.inf), (0.5, 0.5))
+    q, keys, values, *rest = case.arguments
+    keys = keys.at[:, case.owner == 1].set(jnp.nan)
+    with pallas_kernels.interpret_kernels():
+        h = _jitted(q, keys, values, *rest, implementation="pallas_gpu")
+    np.testing.assert_allclose(h[:, :, 0], case.want[:, :, 0], atol=_TOLERANCE)
+    assert np.isnan(h[:, :, 1]).all()
+
+
 @pytest.mark.parametrize("summarized", [False, True])
 def test_tpu_copies_do_not_race(summarized):
     """Rings within a span and over several, whole copies and parts, an empty row."""

@@ -16,7 +16,11 @@ from pallas_kernels.common.numerics import tanh_norm, unit_norm
 from pallas_kernels.screening import pallas_gpu
 from pallas_kernels.screening.chunked import screening_chunked
 from pallas_kernels.screening.gpu_block_sizes import Block, block_sizes
-from pallas_kernels.screening.pallas_gpu import screening_pallas_gpu, visited_tiles
+from pallas_kernels.screening.pallas_gpu import (
+    count_visited_pairs,
+    screening_pallas_gpu,
+    visited_tiles,
+)
 from pallas_kernels.screening.reference import screening_reference
 from tests.goldens import golden_names, golden_path
 from tests.jax_internals import ir
@@ -221,6 +225,8 @@ def test_visited_tiles_are_those_with_a_key_in_reach(length, block):
         for over in ("queries", "keys"):
             visited = visited_tiles(length, window, block, over)
             assert len(visited) == len(set(visited))
+            counted = count_visited_pairs(length, jnp.array([window, window]), block, over)
+            assert counted == 2 * len(visited) * block.queries * block.keys
             assert set(visited) == tiles
 
 
@@ -309,6 +315,13 @@ def test_products_are_accurate_on_the_device(dtype):
         for dot in dots:
             assert ("inputPrecision = tf32x3" in dot) == (dtype == jnp.float32), dot
             assert dot.endswith("xf32>"), dot
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_nan_survives_on_the_device(dtype):
+    """Nor does interpretation show that Triton's maximum of NaN and zero is zero."""
+    for name, text in triton_kernels(dtype, segments=True).items():
+        assert not re.findall(r"m(?:ax|in)\w*f ", text), name
 
 
 def test_documents_cost_only_those_who_have_them():
