@@ -5,10 +5,10 @@ need, with and without levels.
     python -m experiments.bench.compile_tpu_linear --chips v5e --lengths 4096
 
 Per kernel: scheduled cycles per chunk of 128 tokens and head, stalls included, waits for memory
-not; registers spilled; vector memory; and the bytes that pass between it and device memory: every block
-of an array is moved once. A schedule counts the body of a loop once: loops over the features of a
-state and over levels are multiplied by their passes (`loops` has their bodies), levels by half the
-states, those that hold something on average.
+not; registers spilled; vector memory; and the bytes that pass between it and device memory, where
+every block of an array is moved once. A schedule counts the body of a loop once: `loops` has the
+bodies inside a chunk, and `cycles` multiplies those over the features of a state by their passes,
+and those over levels by half the states: so many hold something on average.
 """
 
 import csv
@@ -91,8 +91,8 @@ def programs(plan: Plan, dtype: Any) -> dict[str, tuple[Plan, Any, list[Any]]]:
 def rows_of(chip: str, name: str, length: int, dtype: Any, levels: bool):
     """One row of the table per kernel."""
     model = MODELS[name]
-    plan = plan_of(model, length, dtype, levels)
-    for direction, (plan, function, shapes) in programs(plan, dtype).items():
+    whole = plan_of(model, length, dtype, levels)
+    for direction, (plan, function, shapes) in programs(whole, dtype).items():
         kernels, memory = tpu_compiler.compile_for(chip, function, *shapes)
         (kernel,) = kernels
         moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
