@@ -1,0 +1,420 @@
+"""The two GPU kernels of the linear family: a walk over chunks that carries states, and back.
+
+A chunk is to a state S [K,V] what `ChunkMaps` says: tokens read of it, and it moves on.
+
+    y = sum_l weights_l (reads S_l)     S_l' = through S_l - writes^T (erases S_l)
+                                        written = writes^T updates
+
+A program walks over all chunks, of one head and a block of its values: states do not mix values.
+Without levels the one state stays in registers. With levels chunk n reads and moves on the states
+whose bit is set in `reads[n]`; then `target[n]` becomes the sum of what the chunk writes and of
+those moved states that are not above it, which are empty from then on. Nothing is written where
+`target[n]` is -1. These states lie in memory that only their program touches.
+
+The backward walk carries the states' cotangents. It needs the states before every chunk, which the
+forward walk keeps in the operands' dtype, as they are multiplied.
+
+All use of Triton by the linear family is in this file.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.common import dispatch
+
+CHUNK = 64  # tokens of a chunk
+_PART = 64  # keys of a product at most, a power of two
+
+
+class ChunkMaps(NamedTuple):
+    """Chunks as maps of states; operands of products share a dtype, numbers are float32.
+
+    Attributes:
+        reads, writes: [B,T,E,K], E the heads or the groups that share them.
+        updates: [B,T,H,V].
+        erases: [B,T,H,K]; None if nothing is erased.
+        weights: [B,H,J,T] of J states; None if all are one.
+        through: [B,H,N].
+    """
+
+    reads: Array
+    writes: Array
+    updates: Array
+    erases: Array | None
+    weights: Array | None
+    through: Array
+
+
+class Schedule(NamedTuple):
+    """Of the levels of N chunks: bits of states, and a state, int32 [B,N]."""
+
+    reads: Array
+    target: Array
+
+
+class Sizes(NamedTuple):
+    """Of a program: values that it takes, its warps, and the stages of its pipeline."""
+
+    values: int
+    warps: int
+    stages: int
+
+
+def sizes(key_dim: int, value_dim: int, dtype: Any) -> Sizes:
+    """Those of both kernels.
+
+    Raises:
+        NotImplementedError: if a chunk does not fit the registers, or products their operands.
+    """
+    if key_dim % 16 or not 16 <= key_dim <= 256:
+        raise NotImplementedError(f"K must be a multiple of 16 up to 256, got {key_dim}")
+    if value_dim % 16:
+        raise NotImplementedError(f"V must be a multiple of 16, got {value_dim}")
+    fitting = 64 if key_dim <= 64 else 32
+    values = next(n for n in (64, 32, 16) if n <= fitting and value_dim % n == 0)
+    return Sizes(values, warps=4, stages=2)
+
+
+def forward(
+    maps: ChunkMaps, states: Float[Array, "B H J K V"], schedule: Schedule | None, keep: bool
+) -> tuple[Array, ...]:
+    """y [B,T,H,V], the last states, and with `keep` those before every chunk, [B,H,N,J,K,V].
+
+    States that a chunk does not read are kept as zeros.
+    """
+    results = {
+        "values": jax.ShapeDtypeStruct(maps.updates.shape, jnp.float32),
+        "states": jax.ShapeDtypeStruct(states.shape, jnp.float32),
+    }
+    if keep:
+        shape = (*maps.through.shape, *states.shape[2:])
+        results["kept"] = jax.ShapeDtypeStruct(shape, maps.updates.dtype)
+    kernel = _forward if schedule is None else _forward_levels
+    return _run(kernel, maps, schedule, {"states": states}, results)
+
+
+def backward(
+    maps: ChunkMaps,
+    schedule: Schedule | None,
+    kept: Float[Array, "B H N J K V"],
+    dy: Float[Array, "B T H V"],
+    dlast: Float[Array, "B H J K V"],
+) -> tuple[Array, ...]:
+    """Cotangents of updates, through (in parts [B,H,N,P]), states, and of what chunks wrote.
+
+    The last are [B,H,N,K,V]. With levels and erases those of the moved states follow,
+    [B,H,N,J,K,V], zeros where a chunk moves none.
+    """
+    key_dim, value_dim = dlast.shape[3:]
+    blocks = value_dim // sizes(key_dim, value_dim, kept.dtype).values
+    results = {
+        "values": jax.ShapeDtypeStruct(maps.updates.shape, jnp.float32),
+        "sums": jax.ShapeDtypeStruct((*maps.through.shape, blocks), jnp.float32),
+        "states": jax.ShapeDtypeStruct(dlast.shape, jnp.float32),
+        "written": jax.ShapeDtypeStruct((*kept.shape[:3], key_dim, value_dim), kept.dtype),
+    }
+    if schedule is not None and maps.erases is not None:
+        results["kept"] = jax.ShapeDtypeStruct(kept.shape, kept.dtype)
+    kernel = _backward if schedule is None else _backward_levels
+    inputs = {"kept": kept, "values": dy, "states": dlast}
+    return _run(kernel, maps, schedule, inputs, results)
+
+
+def _run(kernel, maps, schedule, inputs, results):
+    """The kernel for every block of values, head and row; inputs and results by their layout."""
+    batch, _, heads, value_dim = maps.updates.shape
+    key_dim = maps.reads.shape[3]
+    size = sizes(key_dim, value_dim, maps.updates.dtype)
+    sharing = heads // maps.reads.shape[2]
+    layouts = ChunkMaps("keys", "keys", "values", "head keys", "numbers", "numbers")
+    map_specs = ChunkMaps(
+        *(
+            None if x is None else _spec(layout, x, size.values, sharing)
+            for layout, x in zip(layouts, maps, strict=True)
+        )
+    )
+
+    def specs(arrays):
+        return [_spec(layout, x, size.values, sharing) for layout, x in arrays.items()]
+
+    results = pl.pallas_call(
+        partial(kernel, parts=_parts(key_dim)),
+        grid=(value_dim // size.values, heads, batch),
+        in_specs=[
+            map_specs,
+            jax.tree.map(lambda x: _spec("masks", x, size.values, sharing), schedule),
+            specs(inputs),
+        ],
+        out_specs=specs(results),
+        out_shape=list(results.values()),
+        interpret=dispatch.interpretation(),
+        compiler_params=plgpu.CompilerParams(num_warps=size.warps, num_stages=size.stages),
+        name=f"linear{kernel.__name__}",
+    )(maps, schedule, list(inputs.values()))
+    return tuple(results)
+
+
+def _spec(layout, x, values, sharing):
+    """What a program sees of an array."""
+    if layout == "masks":
+        return pl.BlockSpec((None, x.shape[1]), lambda i, h, b: (b, 0))
+    if layout in ("keys", "head keys"):
+        sharing = sharing if layout == "keys" else 1
+        shape = (None, x.shape[1], None, x.shape[3])
+        return pl.BlockSpec(shape, lambda i, h, b: (b, 0, lax.div(h, sharing), 0))
+    if layout == "values":
+        return pl.BlockSpec((None, x.shape[1], None, values), lambda i, h, b: (b, 0, h, i))
+    inside = [0] * (x.ndim - 3)
+    if layout == "numbers":
+        return pl.BlockSpec((None, None, *x.shape[2:]), lambda i, h, b: (b, h, 0, *inside))
+    last = None if layout == "sums" else values
+    return pl.BlockSpec((None, None, *x.shape[2:-1], last), lambda i, h, b: (b, h, *inside, i))
+
+
+# -- one chunk and one state, in parts of keys -----------------------------------------------------
+
+
+def _parts(key_dim):
+    """Slices of keys: operands of products have powers of two."""
+    parts, start = [], 0
+    while start < key_dim:
+        size = min(_PART, 1 << ((key_dim - start).bit_length() - 1))
+        parts.append(slice(start, start + size))
+        start += size
+    return parts
+
+
+_CONTRACTED = {"nn": ((1,), (0,)), "tn": ((0,), (0,))}
+
+
+def _dot(form, a, b):
+    """The float32 product of operand a, plain ("n") or transposed ("t"), and b."""
+    precision = None
+    if a.dtype == jnp.float32:
+        precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+        if dispatch.interpretation():
+            precision = lax.Precision.HIGHEST
+    return lax.dot_general(
+        a,
+        b.astype(a.dtype),
+        (_CONTRACTED[form], ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _time(n):
+    return pl.ds(n * CHUNK, CHUNK)
+
+
+def _through(ref, n, parts, state):
+    """Rows of chunk n times the state, [C,V]."""
+    products = [
+        _dot("nn", ref[_time(n), part], x) for part, x in zip(parts, state, strict=True)
+    ]
+    return sum(products[1:], products[0])
+
+
+def _onto(ref, n, parts, x):
+    """Rows of chunk n transposed times x [C,V], in parts."""
+    return [_dot("tn", ref[_time(n), part], x) for part in parts]
+
+
+def _left(maps, n, state):
+    return [x * maps.through[n] for x in state]
+
+
+def _add(state, other):
+    return [a + b for a, b in zip(state, other, strict=True)]
+
+
+def _load(ref, index, parts):
+    return [ref[(*index, part)] for part in parts]
+
+
+def _store(ref, index, parts, state):
+    for part, x in zip(parts, state, strict=True):
+        ref[(*index, part)] = x.astype(ref.dtype)
+
+
+def _weigh(maps, j, n, x):
+    """x [C,V] times the weights of state j."""
+    return x if maps.weights is None else x * maps.weights[j, _time(n)][:, None]
+
+
+def _zeros(ref, parts):
+    return [jnp.zeros((part.stop - part.start, ref.shape[-1]), jnp.float32) for part in parts]
+
+
+def _meet():
+    """What threads of a program stored, others may load from here on."""
+    if not dispatch.interpretation():
+        plgpu.debug_barrier()
+
+
+# -- forward ---------------------------------------------------------------------------------------
+
+
+def _forward(maps, schedule, inputs, y_ref, last_ref, kept_ref=None, *, parts):
+    (first_ref,) = inputs
+
+    def chunk(n, state):
+        if kept_ref is not None:
+            _store(kept_ref, (n, 0), parts, state)
+        y_ref[_time(n)] = _weigh(maps, 0, n, _through(maps.reads, n, parts, state))
+        updates = maps.updates[_time(n)]
+        if maps.erases is not None:
+            updates = updates - _through(maps.erases, n, parts, state)
+        return _add(_left(maps, n, state), _onto(maps.writes, n, parts, updates))
+
+    state = _load(first_ref, (0,), parts)
+    state = lax.fori_loop(0, maps.through.shape[0], chunk, state)
+    _store(last_ref, (0,), parts, state)
+
+
+def _forward_levels(maps, schedule, inputs, y_ref, last_ref, kept_ref=None, *, parts):
+    (first_ref,) = inputs
+    levels = first_ref.shape[0]
+    for j in range(levels):
+        _store(last_ref, (j,), parts, _load(first_ref, (j,), parts))
+    _meet()
+
+    def chunk(n, carry):
+        bits, target = schedule.reads[n], schedule.target[n]
+
+        def move(j, carry):
+            y, total = carry
+            state = _load(last_ref, (j,), parts)
+            if kept_ref is not None:
+                _store(kept_ref, (n, j), parts, state)
+            y = y + _weigh(maps, j, n, _through(maps.reads, n, parts, state))
+            moved = _left(maps, n, state)
+            if maps.erases is not None:
+                erased = _through(maps.erases, n, parts, state)
+                moved = _add(moved, _onto(maps.writes, n, parts, -erased))
+            joins = j <= target
+            _meet()
+            _store(last_ref, (j,), parts, [jnp.where(joins, 0, x) for x in moved])
+            return y, _add(total, [jnp.where(joins, x, 0) for x in moved])
+
+        def skip(j, carry):
+            if kept_ref is not None:
+                _store(kept_ref, (n, j), parts, _zeros(kept_ref, parts))
+            return carry
+
+        def level(j, carry):
+            return lax.cond((bits >> j) & 1 == 1, partial(move, j), partial(skip, j), carry)
+
+        written = _onto(maps.writes, n, parts, maps.updates[_time(n)])
+        y = jnp.zeros((CHUNK, y_ref.shape[1]), jnp.float32)
+        y_ref[_time(n)], total = lax.fori_loop(0, levels, level, (y, written))
+        _meet()
+
+        @pl.when(target >= 0)
+        def _():
+            _store(last_ref, (target,), parts, total)
+
+        _meet()
+        return carry
+
+    lax.fori_loop(0, maps.through.shape[0], chunk, 0)
+
+
+# -- backward --------------------------------------------------------------------------------------
+
+
+def _product_sum(state, other):
+    return sum(jnp.sum(a.astype(jnp.float32) * b) for a, b in zip(state, other, strict=True))
+
+
+def _backward(
+    maps, schedule, inputs, dupdates_ref, dthrough_ref, dfirst_ref, dwritten_ref, *, parts
+):
+    kept_ref, dy_ref, dlast_ref = inputs
+    chunks = maps.through.shape[0]
+
+    def chunk(back, dstate):
+        n = chunks - 1 - back
+        _store(dwritten_ref, (n,), parts, dstate)
+        dthrough_ref[n] = _product_sum(_load(kept_ref, (n, 0), parts), dstate)
+        dupdates = _through(maps.writes, n, parts, dstate)
+        dupdates_ref[_time(n)] = dupdates
+        dy = _weigh(maps, 0, n, dy_ref[_time(n)])
+        dstate = _add(_left(maps, n, dstate), _onto(maps.reads, n, parts, dy))
+        if maps.erases is None:
+            return dstate
+        return _add(dstate, _onto(maps.erases, n, parts, -dupdates))
+
+    dstate = _load(dlast_ref, (0,), parts)
+    dstate = lax.fori_loop(0, chunks, chunk, dstate)
+    _store(dfirst_ref, (0,), parts, dstate)
+
+
+def _backward_levels(
+    maps,
+    schedule,
+    inputs,
+    dupdates_ref,
+    dthrough_ref,
+    dfirst_ref,
+    dwritten_ref,
+    dmoved_ref=None,
+    *,
+    parts,
+):
+    kept_ref, dy_ref, dlast_ref = inputs
+    levels, chunks = dlast_ref.shape[0], maps.through.shape[0]
+    for j in range(levels):
+        _store(dfirst_ref, (j,), parts, _load(dlast_ref, (j,), parts))
+    _meet()
+
+    def chunk(back, carry):
+        n = chunks - 1 - back
+        bits, target = schedule.reads[n], schedule.target[n]
+        some = target >= 0
+        written = jnp.maximum(target, 0)
+        dwritten = [jnp.where(some, x, 0) for x in _load(dfirst_ref, (written,), parts)]
+        _store(dwritten_ref, (n,), parts, dwritten)
+        dupdates_ref[_time(n)] = _through(maps.writes, n, parts, dwritten)
+        dy = dy_ref[_time(n)]
+
+        def move(j, dthrough):
+            dstate = _load(dfirst_ref, (jnp.maximum(j, target),), parts)
+            if dmoved_ref is not None:
+                _store(dmoved_ref, (n, j), parts, dstate)
+            dthrough = dthrough + _product_sum(_load(kept_ref, (n, j), parts), dstate)
+            before = _left(maps, n, dstate)
+            before = _add(before, _onto(maps.reads, n, parts, _weigh(maps, j, n, dy)))
+            if maps.erases is not None:
+                dseen = _through(maps.writes, n, parts, dstate)
+                before = _add(before, _onto(maps.erases, n, parts, -dseen))
+            _meet()
+            _store(dfirst_ref, (j,), parts, before)
+            return dthrough
+
+        def skip(j, dthrough):
+            if dmoved_ref is not None:
+                _store(dmoved_ref, (n, j), parts, _zeros(dmoved_ref, parts))
+
+            # What is written into an empty state does not depend on what was there.
+            @pl.when(j == target)
+            def _():
+                _store(dfirst_ref, (j,), parts, _zeros(dfirst_ref, parts))
+
+            return dthrough
+
+        def level(j, dthrough):
+            return lax.cond((bits >> j) & 1 == 1, partial(move, j), partial(skip, j), dthrough)
+
+        dthrough_ref[n] = lax.fori_loop(0, levels, level, jnp.float32(0))
+        _meet()
+        return carry
+
+    lax.fori_loop(0, chunks, chunk, 0)

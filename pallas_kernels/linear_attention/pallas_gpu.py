@@ -1,0 +1,260 @@
+"""The linear family on GPUs: the ops, their gradient, and what XLA does around the kernels."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from pallas_kernels.common.documents import Documents
+from pallas_kernels.linear_attention import gpu_walk
+from pallas_kernels.linear_attention.gpu_walk import CHUNK, ChunkMaps, Schedule
+from pallas_kernels.linear_attention.tokens import (
+    Levels,
+    TokenDecays,
+    products_are_exact,
+    solve_chunks,
+    token_decays,
+)
+
+_INNER = CHUNK.bit_length()  # levels inside a chunk
+_LEAST_CAPABILITY = 80
+
+
+def linear_pallas_gpu(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"] | None,
+    beta: Float[Array, "B T H"] | None,
+    state: Float[Array, "B H K V"],
+    documents: Documents | None,
+    precision: lax.PrecisionLike,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """`ssd`, or with `beta` `gated_delta_rule`, for NVIDIA GPUs from sm_80 on; padding is zero.
+
+    Inputs of bfloat16 are multiplied as they are, with float32 sums, decays and states; float32
+    inputs, and precision "highest", take float32 products (in kernels three TF32 products each).
+    Chunks have 64 tokens whatever `chunk_size` is.
+    """
+    y, states = walk(q, k, v, g, beta, state[:, :, None], documents, None, precision)
+    return y, states[:, :, 0]
+
+
+def walk(
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"] | None,
+    beta: Float[Array, "B T H"] | None,
+    states: Float[Array, "B H J K V"],
+    documents: Documents | None,
+    levels: Levels | None,
+    precision: lax.PrecisionLike,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H J K V"]]:
+    """The results, and the states after the last chunk.
+
+    With levels J states, and documents that start where chunks do; without, one state. States that
+    `levels.reads` does not name are taken as empty, and those that a chunk empties are zero.
+
+    Raises:
+        NotImplementedError: for other dtypes than float32 and bfloat16, sizes that
+            `gpu_walk.sizes` refuses, or an older GPU.
+    """
+    exact = products_are_exact(q, k, v, precision)
+    operand = jnp.float32 if exact else jnp.bfloat16
+    gpu_walk.sizes(q.shape[3], v.shape[3], operand)
+    _check_gpu()
+    batch, length, heads, _ = v.shape
+    dtype = v.dtype
+    after = [(0, 0), (0, -length % CHUNK)]
+
+    def pad(x, **how):
+        return jnp.pad(x, after + [(0, 0)] * (x.ndim - 2), **how)
+
+    q, k, v = (pad(x.astype(operand)) for x in (q, k, v))
+    g = jnp.zeros((batch, length, heads), jnp.float32) if g is None else g
+    beta = None if beta is None else pad(beta.astype(jnp.float32))
+    packed = schedule = scales = None
+    if levels is not None:
+        schedule, scales = Schedule(levels.reads, levels.target), pad(levels.scales)
+    elif documents is not None:
+        packed = Documents(*(pad(x, mode="edge") for x in documents))
+    # What is between the inputs and the walk is not kept for the backward pass but made again.
+    local = jax.checkpoint(partial(_chunk_maps, packed=packed, exact=exact))
+    y, maps = local(q, k, v, pad(g), beta, scales)
+    seen, states = _walk(maps, states.astype(jnp.float32), schedule)
+    return (y + seen)[:, :length].astype(dtype), states
+
+
+def _check_gpu():
+    """Raises where the default GPU is too old; there may be none, to compile ahead or interpret."""
+    try:
+        device = jax.local_devices(backend="gpu")[0]
+    except RuntimeError:
+        return
+    capability = int(device.compute_capability.replace(".", ""))
+    if capability < _LEAST_CAPABILITY:
+        raise NotImplementedError(
+            f"needs compute capability {_LEAST_CAPABILITY}, and this GPU has {capability}"
+        )
+
+
+# -- inside chunks ---------------------------------------------------------------------------------
+
+
+def _chunk_maps(q, k, v, g, beta, scales, packed, exact):
+    """What tokens read inside their chunks, [B,T,H,V], and `ChunkMaps`.
+
+    With X the inverse of the delta rule's system times beta (no X: SSD), D the decays between
+    tokens, E what is left of the state before the chunk and F of a token after it:
+
+        B_ij = (q_i . k_j) D_ij      P = B X  (SSD: B)      y = (P * scales) v
+
+               reads               weights      erases      updates   writes     through
+        SSD    q                   E lambda_l   none        v F       k          E_last
+        delta  (q E) - P (k E)     lambda_l     X (k E)     X v       k F        E_last
+
+    (Mamba-2, arXiv:2405.21060, section 6; Gated DeltaNet, arXiv:2412.06464, section 3.3; Log-Linear
+    Attention, arXiv:2506.04761, section 3.)
+    """
+    product = partial(
+        jnp.einsum,
+        precision="highest" if exact else None,
+        preferred_element_type=jnp.float32,
+    )
+    shape, operand = v.shape, v.dtype
+    decays = token_decays(g, packed, CHUNK)
+    heads = decays.sums.shape[1]
+    q, k, v = (x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]) for x in (q, k, v))
+    overlaps = product("bnigk,bnjgk->bgnij", q, k)
+    overlaps = jnp.repeat(overlaps, heads // overlaps.shape[1], axis=1)
+    overlaps = (overlaps * _pair_decays(decays, packed)).astype(operand)
+    from_start, to_end = (
+        jnp.moveaxis(x, 1, 3)[..., None] for x in (decays.from_start, decays.to_end)
+    )
+    weights = None if scales is None else jnp.moveaxis(scales[..., _INNER:], 1, 3)
+    if beta is None:
+        pairs, reads, writes, erases = overlaps, q, k, None
+        updates = v * to_end
+        left = decays.from_start.reshape(*decays.sums.shape[:2], 1, -1)
+        weights = left if weights is None else left * weights
+    else:
+        q, k = (jnp.repeat(x, heads // x.shape[3], axis=3) for x in (q, k))
+        beta = jnp.moveaxis(beta, 1, 2).reshape(decays.sums.shape)
+        solve = solve_chunks(jnp.moveaxis(k, 3, 1), beta, decays, packed, exact).astype(operand)
+        pairs = product("bhnij,bhnjl->bhnil", overlaps, solve).astype(operand)
+        keys = (k * from_start).astype(operand)
+        reads = q * from_start - product("bhnij,bnjhk->bnihk", pairs, keys)
+        erases = product("bhnij,bnjhk->bnihk", solve, keys)
+        updates = product("bhnij,bnjhv->bnihv", solve, v)
+        writes = k * to_end
+    if scales is not None:
+        pairs = (pairs * _pair_scales(scales[..., :_INNER])).astype(operand)
+    y = product("bhnij,bnjhv->bnihv", pairs, v)
+
+    def tokens(x):
+        return x.astype(operand).reshape(x.shape[0], -1, *x.shape[3:])
+
+    return y.reshape(shape), ChunkMaps(
+        tokens(reads),
+        tokens(writes),
+        tokens(updates),
+        None if erases is None else tokens(erases),
+        weights,
+        decays.from_start[..., -1],
+    )
+
+
+def _pair_decays(decays: TokenDecays, packed: Documents | None) -> Float[Array, "B H N C C"]:
+    """D_ij, what is left of token j when token i reads it."""
+    sums, rest = decays.sums, decays.rest
+    left = (sums[..., :, None] - sums[..., None, :]) + (rest[..., :, None] - rest[..., None, :])
+    seen = np.tri(CHUNK, dtype=bool)
+    if packed is not None:
+        index = packed.index.reshape(len(sums), 1, -1, CHUNK)
+        seen = seen & (index[..., :, None] == index[..., None, :])
+    return jnp.exp(jnp.where(seen, left, -jnp.inf))
+
+
+def _pair_scales(scales: Float[Array, "B T H I"]) -> Float[Array, "B H N C C"]:
+    """Of level(i, j), by reading token i."""
+    scales = jnp.moveaxis(scales, 1, 2)
+    scales = scales.reshape(*scales.shape[:2], -1, CHUNK, 1, _INNER)
+    i, j = np.indices((CHUNK, CHUNK))
+    pairs = scales[..., 0]
+    for level in range(1, _INNER):
+        pairs = jnp.where((i ^ j) >= 1 << (level - 1), scales[..., level], pairs)
+    return pairs
+
+
+# -- the gradient of the walk ----------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def _walk(maps: ChunkMaps, states: Float[Array, "B H J K V"], schedule: Schedule | None):
+    y, last = gpu_walk.forward(maps, states, schedule, keep=False)
+    return y, last
+
+
+def _walk_fwd(maps, states, schedule):
+    y, last, kept = gpu_walk.forward(maps, states, schedule, keep=True)
+    return (y, last), (maps, schedule, kept)
+
+
+def _walk_bwd(residuals, cotangents):
+    maps, schedule, kept = residuals
+    dy, dlast = cotangents
+    dupdates, dthrough, dstates, dwritten, *dmoved = gpu_walk.backward(
+        maps, schedule, kept, dy, dlast
+    )
+    product = partial(
+        jnp.einsum,
+        precision="highest" if kept.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+
+    def chunks(x):
+        """[B,T,E,F] -> [B,N,C,E,F]"""
+        return x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:])
+
+    def tokens(x, like):
+        """[B,N,C,H,K] -> [B,T,E,K], of all heads that share it."""
+        shared = x.reshape(*like.shape[:2], like.shape[2], -1, like.shape[3])
+        return jnp.sum(shared, axis=3).astype(like.dtype)
+
+    def per_head(x):
+        return chunks(jnp.repeat(x, kept.shape[1] // x.shape[2], axis=2))
+
+    dy = chunks(dy.astype(kept.dtype))
+    dreads = product("bnihv,bhnjkv->bjnihk", dy, kept)
+    dweights = None
+    if maps.weights is not None:
+        weights = maps.weights.reshape(*maps.weights.shape[:3], -1, CHUNK)
+        dweights = product("bnihk,bjnihk->bhjni", per_head(maps.reads), dreads)
+        dweights = dweights.reshape(maps.weights.shape)
+        dreads = dreads * jnp.moveaxis(weights, 1, 4)[..., None]
+    dreads = jnp.sum(dreads, axis=1)
+    dwrites = product("bnihv,bhnkv->bnihk", chunks(maps.updates), dwritten)
+    derases = None
+    if maps.erases is not None:
+        dmoved = dmoved[0] if dmoved else dwritten[:, :, :, None]
+        seen = product("bnihk,bhnjkv->bhnjiv", chunks(maps.erases), kept).astype(kept.dtype)
+        dseen = product("bnihk,bhnjkv->bhnjiv", chunks(maps.writes), dmoved).astype(kept.dtype)
+        dwrites = dwrites - product("bhnjiv,bhnjkv->bnihk", seen, dmoved)
+        derases = -product("bhnjiv,bhnjkv->bnihk", dseen, kept)
+        derases = tokens(derases, maps.erases)
+    dmaps = ChunkMaps(
+        tokens(dreads, maps.reads),
+        tokens(dwrites, maps.writes),
+        dupdates.astype(maps.updates.dtype),
+        derases,
+        dweights,
+        jnp.sum(dthrough, axis=-1),
+    )
+    return dmaps, dstates, None
+
+
+_walk.defvjp(_walk_fwd, _walk_bwd)
