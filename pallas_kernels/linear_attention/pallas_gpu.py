@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.common.documents import Documents
@@ -21,6 +22,8 @@ from pallas_kernels.linear_attention.tokens import (
 
 _INNER = CHUNK.bit_length()  # levels inside a chunk
 _LEAST_CAPABILITY = 80
+_KEPT_BYTES = 2**28  # of states before chunks, in the backward pass
+_LEAST_SEGMENT = 8  # chunks
 
 
 def linear_pallas_gpu(
@@ -64,29 +67,62 @@ def walk(
             `gpu_walk.sizes` refuses, or an older GPU.
     """
     exact = products_are_exact(q, k, v, precision)
-    operand = jnp.float32 if exact else jnp.bfloat16
+    operand = jnp.dtype(jnp.float32 if exact else jnp.bfloat16)
     gpu_walk.sizes(q.shape[3], v.shape[3], operand)
     _check_gpu()
     batch, length, heads, _ = v.shape
     dtype = v.dtype
-    after = [(0, 0), (0, -length % CHUNK)]
+    segment = _segment(pl.cdiv(length, CHUNK), states.size * operand.itemsize)
+    after = [(0, 0), (0, -length % (segment * CHUNK))]
 
     def pad(x, **how):
         return jnp.pad(x, after + [(0, 0)] * (x.ndim - 2), **how)
 
     q, k, v = (pad(x.astype(operand)) for x in (q, k, v))
-    g = jnp.zeros((batch, length, heads), jnp.float32) if g is None else g
+    g = pad(jnp.zeros((batch, length, heads), jnp.float32) if g is None else g)
     beta = None if beta is None else pad(beta.astype(jnp.float32))
     packed = schedule = scales = None
     if levels is not None:
-        schedule, scales = Schedule(levels.reads, levels.target), pad(levels.scales)
+        schedule, scales = _schedule(levels, v.shape[1] // CHUNK), pad(levels.scales)
     elif documents is not None:
-        packed = Documents(*(pad(x, mode="edge") for x in documents))
-    # What is between the inputs and the walk is not kept for the backward pass but made again.
-    local = jax.checkpoint(partial(_chunk_maps, packed=packed, exact=exact))
-    y, maps = local(q, k, v, pad(g), beta, scales)
-    seen, states = _walk(maps, states.astype(jnp.float32), schedule)
-    return (y + seen)[:, :length].astype(dtype), states
+        packed = _by_segment(Documents(*(pad(x, mode="edge") for x in documents)), segment)
+
+    @jax.checkpoint
+    def step(states, tokens):
+        q, k, v, g, beta, scales, packed, schedule = tokens
+        y, maps = _chunk_maps(q, k, v, g, beta, scales, packed, exact)
+        seen, states = _walk(maps, states, schedule)
+        return states, (y + seen).astype(dtype)
+
+    def split(x, size=segment * CHUNK):
+        return jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
+
+    tokens = jax.tree.map(split, (q, k, v, g, beta, scales, packed))
+    schedule = jax.tree.map(partial(split, size=segment), schedule)
+    states, y = lax.scan(step, states.astype(jnp.float32), (*tokens, schedule))
+    y = jnp.moveaxis(y, 0, 1)
+    return y.reshape(batch, -1, *y.shape[3:])[:, :length], states
+
+
+def _segment(chunks: int, state_bytes: int) -> int:
+    """Chunks whose temporaries are in memory together, of about equal segments."""
+    most = max(_LEAST_SEGMENT, _KEPT_BYTES // state_bytes)
+    return pl.cdiv(chunks, pl.cdiv(chunks, most))
+
+
+def _schedule(levels: Levels, chunks: int) -> Schedule:
+    """Of all chunks; those after the end do nothing."""
+    after = [(0, 0), (0, chunks - levels.reads.shape[1])]
+    return Schedule(
+        jnp.pad(levels.reads, after), jnp.pad(levels.target, after, constant_values=-1)
+    )
+
+
+def _by_segment(docs: Documents, segment: int) -> Documents:
+    """With documents counted from that of the token before the segment."""
+    index = docs.index.reshape(len(docs.index), -1, segment * CHUNK)
+    before = jnp.pad(index[:, :-1, -1:], [(0, 0), (1, 0), (0, 0)])
+    return docs._replace(index=(index - before).reshape(docs.index.shape))
 
 
 def _check_gpu():
