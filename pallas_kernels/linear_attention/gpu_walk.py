@@ -284,47 +284,65 @@ def _forward_levels(maps, schedule, inputs, y_ref, last_ref, kept_ref=None, *, p
     levels = first_ref.shape[0]
     for j in range(levels):
         _store(last_ref, (j,), parts, _load(first_ref, (j,), parts))
-    _meet()
 
     def chunk(n, carry):
         bits, target = schedule.reads[n], schedule.target[n]
 
-        def move(j, carry):
-            y, total = carry
-            state = _load(last_ref, (j,), parts)
-            if kept_ref is not None:
-                _store(kept_ref, (n, j), parts, state)
-            y = y + _weigh(maps, j, n, _through(maps.reads, n, parts, state))
-            moved = _left(maps, n, state)
-            if maps.erases is not None:
-                erased = _through(maps.erases, n, parts, state)
-                moved = _add(moved, _onto(maps.writes, n, parts, -erased))
-            joins = j <= target
-            _meet()
-            _store(last_ref, (j,), parts, [jnp.where(joins, 0, x) for x in moved])
-            return y, _add(total, [jnp.where(joins, x, 0) for x in moved])
+        def move(j, y):
+            seen, erased = 0, 0
+            for part in parts:
+                state = last_ref[j, part]
+                if kept_ref is not None:
+                    kept_ref[n, j, part] = state.astype(kept_ref.dtype)
+                seen += _dot("nn", maps.reads[_time(n), part], state)
+                if maps.erases is not None:
+                    erased += _dot("nn", maps.erases[_time(n), part], state)
+            for part in parts:
+                moved = last_ref[j, part] * maps.through[n]
+                if maps.erases is not None:
+                    moved -= _dot("tn", maps.writes[_time(n), part], erased)
+                _leave(last_ref, j, target, part, moved)
+            return y + _weigh(maps, j, n, seen)
 
-        def skip(j, carry):
+        def skip(j, y):
             if kept_ref is not None:
                 _store(kept_ref, (n, j), parts, _zeros(kept_ref, parts))
-            return carry
 
-        def level(j, carry):
-            return lax.cond((bits >> j) & 1 == 1, partial(move, j), partial(skip, j), carry)
+            @pl.when(j == target)
+            def _():
+                _store(last_ref, (j,), parts, _zeros(last_ref, parts))
 
-        written = _onto(maps.writes, n, parts, maps.updates[_time(n)])
+            return y
+
+        def level(back, y):
+            _meet()
+            j = levels - 1 - back
+            return lax.cond((bits >> j) & 1 == 1, partial(move, j), partial(skip, j), y)
+
         y = jnp.zeros((CHUNK, y_ref.shape[1]), jnp.float32)
-        y_ref[_time(n)], total = lax.fori_loop(0, levels, level, (y, written))
-        _meet()
+        y_ref[_time(n)] = lax.fori_loop(0, levels, level, y)
 
         @pl.when(target >= 0)
         def _():
-            _store(last_ref, (target,), parts, total)
+            _meet()
+            for part in parts:
+                written = _dot("tn", maps.writes[_time(n), part], maps.updates[_time(n)])
+                last_ref[target, part] = last_ref[target, part] + written
 
-        _meet()
         return carry
 
     lax.fori_loop(0, maps.through.shape[0], chunk, 0)
+
+
+def _leave(last_ref, j, target, part, moved):
+    """Stores a moved state, or adds it to the target, which is above it and has been moved."""
+    joins = j < target
+
+    @pl.when(joins)
+    def _():
+        last_ref[target, part] = last_ref[target, part] + moved
+
+    last_ref[j, part] = jnp.where(joins, 0, moved)
 
 
 # -- backward --------------------------------------------------------------------------------------
@@ -373,37 +391,42 @@ def _backward_levels(
     levels, chunks = dlast_ref.shape[0], maps.through.shape[0]
     for j in range(levels):
         _store(dfirst_ref, (j,), parts, _load(dlast_ref, (j,), parts))
-    _meet()
 
     def chunk(back, carry):
         n = chunks - 1 - back
         bits, target = schedule.reads[n], schedule.target[n]
-        some = target >= 0
-        written = jnp.maximum(target, 0)
-        dwritten = [jnp.where(some, x, 0) for x in _load(dfirst_ref, (written,), parts)]
-        _store(dwritten_ref, (n,), parts, dwritten)
-        dupdates_ref[_time(n)] = _through(maps.writes, n, parts, dwritten)
-        dy = dy_ref[_time(n)]
+        _meet()
+        dupdates = 0
+        for part in parts:
+            dwritten = dfirst_ref[jnp.maximum(target, 0), part]
+            dwritten = jnp.where(target >= 0, dwritten, 0)
+            dwritten_ref[n, part] = dwritten.astype(dwritten_ref.dtype)
+            dupdates += _dot("nn", maps.writes[_time(n), part], dwritten)
+        dupdates_ref[_time(n)] = dupdates
 
         def move(j, dthrough):
-            dstate = _load(dfirst_ref, (jnp.maximum(j, target),), parts)
-            if dmoved_ref is not None:
-                _store(dmoved_ref, (n, j), parts, dstate)
-            dthrough = dthrough + _product_sum(_load(kept_ref, (n, j), parts), dstate)
-            before = _left(maps, n, dstate)
-            before = _add(before, _onto(maps.reads, n, parts, _weigh(maps, j, n, dy)))
-            if maps.erases is not None:
-                dseen = _through(maps.writes, n, parts, dstate)
-                before = _add(before, _onto(maps.erases, n, parts, -dseen))
-            _meet()
-            _store(dfirst_ref, (j,), parts, before)
+            above = jnp.maximum(j, target)
+            dseen = 0
+            for part in parts:
+                dmoved = dfirst_ref[above, part]
+                dthrough += jnp.sum(dmoved * kept_ref[n, j, part].astype(jnp.float32))
+                if dmoved_ref is not None:
+                    dmoved_ref[n, j, part] = dmoved.astype(dmoved_ref.dtype)
+                    dseen += _dot("nn", maps.writes[_time(n), part], dmoved)
+            dy = _weigh(maps, j, n, dy_ref[_time(n)])
+            for part in parts:
+                dstate = dfirst_ref[above, part] * maps.through[n]
+                dstate += _dot("tn", maps.reads[_time(n), part], dy)
+                if dmoved_ref is not None:
+                    dstate -= _dot("tn", maps.erases[_time(n), part], dseen)
+                dfirst_ref[j, part] = dstate
             return dthrough
 
         def skip(j, dthrough):
             if dmoved_ref is not None:
                 _store(dmoved_ref, (n, j), parts, _zeros(dmoved_ref, parts))
 
-            # What is written into an empty state does not depend on what was there.
+            # What was in a state that is written anew does not matter.
             @pl.when(j == target)
             def _():
                 _store(dfirst_ref, (j,), parts, _zeros(dfirst_ref, parts))
@@ -411,10 +434,10 @@ def _backward_levels(
             return dthrough
 
         def level(j, dthrough):
+            _meet()
             return lax.cond((bits >> j) & 1 == 1, partial(move, j), partial(skip, j), dthrough)
 
         dthrough_ref[n] = lax.fori_loop(0, levels, level, jnp.float32(0))
-        _meet()
         return carry
 
     lax.fori_loop(0, chunks, chunk, 0)
