@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from pallas_kernels.common import dispatch
 
@@ -44,19 +44,19 @@ class ChunkMaps(NamedTuple):
         through: [B,H,N].
     """
 
-    reads: Array
-    writes: Array
-    updates: Array
-    erases: Array | None
-    weights: Array | None
-    through: Array
+    reads: Any  # of kernels, refs to what a program sees of them
+    writes: Any
+    updates: Any
+    erases: Any
+    weights: Any
+    through: Any
 
 
 class Schedule(NamedTuple):
     """Of the levels of N chunks: bits of states, and a state, int32 [B,N]."""
 
-    reads: Array
-    target: Array
+    reads: Any
+    target: Any
 
 
 class Sizes(NamedTuple):
@@ -67,19 +67,46 @@ class Sizes(NamedTuple):
     stages: int
 
 
-def sizes(key_dim: int, value_dim: int, dtype: Any) -> Sizes:
-    """Those of both kernels.
+# Most values of a program with which no kernel spills registers, of SSD and of the delta rule, then
+# of both with levels; `experiments.bench.compile_gpu_linear` compiles all of them. None: all spill.
+_MOST_VALUES = {
+    ("bfloat16", 16): (64, 64, 32, 32),
+    ("bfloat16", 32): (64, 64, 32, 32),
+    ("bfloat16", 64): (64, 64, 32, 32),
+    ("bfloat16", 128): (32, 32, 32, 32),
+    ("bfloat16", 192): (32, 32, 32, 16),
+    ("bfloat16", 256): (32, 16, 32, 16),
+    ("float32", 16): (16, 16, 16, 16),
+    ("float32", 32): (16, 16, 16, 16),
+    ("float32", 64): (16, 16, 16, 16),
+    ("float32", 128): (16, None, 16, None),
+}
+
+
+def sizes(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -> Sizes:
+    """Those of both kernels, for operands of `dtype`.
 
     Raises:
-        NotImplementedError: if a chunk does not fit the registers, or products their operands.
+        NotImplementedError: for sizes of which the kernels were not compiled, or spill registers.
     """
-    if key_dim % 16 or not 16 <= key_dim <= 256:
-        raise NotImplementedError(f"K must be a multiple of 16 up to 256, got {key_dim}")
+    name = jnp.dtype(dtype).name
+    most = _MOST_VALUES.get((name, key_dim), (None,) * 4)[delta + 2 * levels]
+    if most is None:
+        allowed = [k for (n, k), row in _MOST_VALUES.items() if n == name and row[delta]]
+        rule = "the delta rule" if delta else "SSD"
+        raise NotImplementedError(f"K is {key_dim}; {name} {rule} takes K among {allowed}")
     if value_dim % 16:
         raise NotImplementedError(f"V must be a multiple of 16, got {value_dim}")
-    fitting = 64 if key_dim <= 64 else 32
-    values = next(n for n in (64, 32, 16) if n <= fitting and value_dim % n == 0)
-    return Sizes(values, warps=4, stages=2)
+    values = next(n for n in (64, 32, 16) if n <= most and value_dim % n == 0)
+    if name == "bfloat16":
+        return Sizes(values, warps=4, stages=2)
+    return Sizes(values, warps=8 if key_dim > 64 else 4, stages=1)
+
+
+def _sizes(maps, schedule):
+    key_dim, value_dim = maps.reads.shape[3], maps.updates.shape[3]
+    delta, levels = maps.erases is not None, schedule is not None
+    return sizes(key_dim, value_dim, maps.updates.dtype, delta, levels)
 
 
 def forward(
@@ -113,7 +140,7 @@ def backward(
     [B,H,N,J,K,V], zeros where a chunk moves none.
     """
     key_dim, value_dim = dlast.shape[3:]
-    blocks = value_dim // sizes(key_dim, value_dim, kept.dtype).values
+    blocks = value_dim // _sizes(maps, schedule).values
     results = {
         "values": jax.ShapeDtypeStruct(maps.updates.shape, jnp.float32),
         "sums": jax.ShapeDtypeStruct((*maps.through.shape, blocks), jnp.float32),
@@ -131,7 +158,7 @@ def _run(kernel, maps, schedule, inputs, results):
     """The kernel for every block of values, head and row; inputs and results by their layout."""
     batch, _, heads, value_dim = maps.updates.shape
     key_dim = maps.reads.shape[3]
-    size = sizes(key_dim, value_dim, maps.updates.dtype)
+    size = _sizes(maps, schedule)
     sharing = heads // maps.reads.shape[2]
     layouts = ChunkMaps("keys", "keys", "values", "head keys", "numbers", "numbers")
     map_specs = ChunkMaps(
@@ -216,9 +243,7 @@ def _time(n):
 
 def _through(ref, n, parts, state):
     """Rows of chunk n times the state, [C,V]."""
-    products = [
-        _dot("nn", ref[_time(n), part], x) for part, x in zip(parts, state, strict=True)
-    ]
+    products = [_dot("nn", ref[_time(n), part], x) for part, x in zip(parts, state, strict=True)]
     return sum(products[1:], products[0])
 
 

@@ -68,7 +68,7 @@ def walk(
     """
     exact = products_are_exact(q, k, v, precision)
     operand = jnp.dtype(jnp.float32 if exact else jnp.bfloat16)
-    gpu_walk.sizes(q.shape[3], v.shape[3], operand)
+    gpu_walk.sizes(q.shape[3], v.shape[3], operand, beta is not None, levels is not None)
     _check_gpu()
     batch, length, heads, _ = v.shape
     dtype = v.dtype
@@ -113,9 +113,7 @@ def _segment(chunks: int, state_bytes: int) -> int:
 def _schedule(levels: Levels, chunks: int) -> Schedule:
     """Of all chunks; those after the end do nothing."""
     after = [(0, 0), (0, chunks - levels.reads.shape[1])]
-    return Schedule(
-        jnp.pad(levels.reads, after), jnp.pad(levels.target, after, constant_values=-1)
-    )
+    return Schedule(jnp.pad(levels.reads, after), jnp.pad(levels.target, after, constant_values=-1))
 
 
 def _by_segment(docs: Documents, segment: int) -> Documents:
