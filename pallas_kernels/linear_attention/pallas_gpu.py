@@ -244,41 +244,48 @@ def _walk_bwd(residuals, cotangents):
     dupdates, dthrough, dstates, dwritten, *dmoved = gpu_walk.backward(
         maps, schedule, kept, dy, dlast
     )
+    # Letters: n chunk, i token, j state, r one of the heads that share reads and writes.
     product = partial(
         jnp.einsum,
         precision="highest" if kept.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
+    groups = maps.reads.shape[2]
 
-    def chunks(x):
-        """[B,T,E,F] -> [B,N,C,E,F]"""
+    def of_groups(x):
+        """[B,T,G,F] -> [B,N,C,G,F]"""
         return x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:])
 
+    def of_heads(x):
+        """[B,T,H,F] -> [B,N,C,G,R,F]"""
+        return of_groups(x.reshape(*x.shape[:2], groups, -1, x.shape[3]))
+
+    def states(x):
+        """[B,H,N,...] -> [B,G,R,N,...]"""
+        return x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+
     def tokens(x, like):
-        """[B,N,C,H,K] -> [B,T,E,K], of all heads that share it."""
-        shared = x.reshape(*like.shape[:2], like.shape[2], -1, like.shape[3])
-        return jnp.sum(shared, axis=3).astype(like.dtype)
+        return x.astype(like.dtype).reshape(like.shape)
 
-    def per_head(x):
-        return chunks(jnp.repeat(x, kept.shape[1] // x.shape[2], axis=2))
-
-    dy = chunks(dy.astype(kept.dtype))
-    dreads = product("bnihv,bhnjkv->bjnihk", dy, kept)
-    dweights = None
+    dy, kept, dwritten = of_heads(dy), states(kept), states(dwritten)
+    reads, writes = of_groups(maps.reads), of_groups(maps.writes)
+    dseen, dweights = dy[:, :, :, :, :, None], None
     if maps.weights is not None:
-        weights = maps.weights.reshape(*maps.weights.shape[:3], -1, CHUNK)
-        dweights = product("bnihk,bjnihk->bhjni", per_head(maps.reads), dreads)
+        seen = product("bnigk,bgrnjkv->bnigrjv", reads, kept)
+        dweights = jnp.moveaxis(jnp.sum(seen * dseen, axis=-1), (3, 4, 5), (1, 2, 3))
         dweights = dweights.reshape(maps.weights.shape)
-        dreads = dreads * jnp.moveaxis(weights, 1, 4)[..., None]
-    dreads = jnp.sum(dreads, axis=1)
-    dwrites = product("bnihv,bhnkv->bnihk", chunks(maps.updates), dwritten)
+        weights = states(maps.weights)
+        weights = weights.reshape(*weights.shape[:4], -1, CHUNK)
+        dseen = dseen * jnp.moveaxis(weights, (1, 2, 3), (3, 4, 5))[..., None]
+    dreads = product("bnigrjv,bgrnjkv->bnigk", dseen.astype(kept.dtype), kept)
+    dwrites = product("bnigrv,bgrnkv->bnigk", of_heads(maps.updates), dwritten)
     derases = None
     if maps.erases is not None:
-        dmoved = dmoved[0] if dmoved else dwritten[:, :, :, None]
-        seen = product("bnihk,bhnjkv->bhnjiv", chunks(maps.erases), kept).astype(kept.dtype)
-        dseen = product("bnihk,bhnjkv->bhnjiv", chunks(maps.writes), dmoved).astype(kept.dtype)
-        dwrites = dwrites - product("bhnjiv,bhnjkv->bnihk", seen, dmoved)
-        derases = -product("bhnjiv,bhnjkv->bnihk", dseen, kept)
+        dmoved = states(dmoved[0]) if dmoved else dwritten[:, :, :, :, None]
+        erased = product("bnigrk,bgrnjkv->bnigrjv", of_heads(maps.erases), kept)
+        derased = product("bnigk,bgrnjkv->bnigrjv", writes, dmoved)
+        dwrites -= product("bnigrjv,bgrnjkv->bnigk", erased.astype(kept.dtype), dmoved)
+        derases = -product("bnigrjv,bgrnjkv->bnigrk", derased.astype(kept.dtype), kept)
         derases = tokens(derases, maps.erases)
     dmaps = ChunkMaps(
         tokens(dreads, maps.reads),
