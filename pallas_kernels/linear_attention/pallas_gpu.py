@@ -72,7 +72,7 @@ def walk(
     _check_gpu()
     batch, length, heads, _ = v.shape
     dtype = v.dtype
-    segment = _segment(pl.cdiv(length, CHUNK), states.size * operand.itemsize)
+    segment = _segment_size(pl.cdiv(length, CHUNK), states.size * operand.itemsize)
     after = [(0, 0), (0, -length % (segment * CHUNK))]
 
     def pad(x, **how):
@@ -87,24 +87,21 @@ def walk(
     elif documents is not None:
         packed = _by_segment(Documents(*(pad(x, mode="edge") for x in documents)), segment)
 
-    @jax.checkpoint
-    def step(states, tokens):
-        q, k, v, g, beta, scales, packed, schedule = tokens
-        y, maps = _chunk_maps(q, k, v, g, beta, scales, packed, exact)
-        seen, states = _walk(maps, states, schedule)
-        return states, (y + seen).astype(dtype)
-
     def split(x, size=segment * CHUNK):
         return jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
 
-    tokens = jax.tree.map(split, (q, k, v, g, beta, scales, packed))
+    tokens, packed = jax.tree.map(split, ((q, k, v, g, beta, scales), packed))
     schedule = jax.tree.map(partial(split, size=segment), schedule)
-    states, y = lax.scan(step, states.astype(jnp.float32), (*tokens, schedule))
+    states, y = lax.scan(
+        lambda states, xs: _over_segment(exact, states, xs[0], xs[1]),
+        states.astype(jnp.float32),
+        (tokens, (packed, schedule)),
+    )
     y = jnp.moveaxis(y, 0, 1)
-    return y.reshape(batch, -1, *y.shape[3:])[:, :length], states
+    return y.reshape(batch, -1, *y.shape[3:])[:, :length].astype(dtype), states
 
 
-def _segment(chunks: int, state_bytes: int) -> int:
+def _segment_size(chunks: int, state_bytes: int) -> int:
     """Chunks whose temporaries are in memory together, of about equal segments."""
     most = max(_LEAST_SEGMENT, _KEPT_BYTES // state_bytes)
     return pl.cdiv(chunks, pl.cdiv(chunks, most))
@@ -134,6 +131,39 @@ def _check_gpu():
         raise NotImplementedError(
             f"needs compute capability {_LEAST_CAPABILITY}, and this GPU has {capability}"
         )
+
+
+# -- one segment -----------------------------------------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _over_segment(exact, states, tokens, masks):
+    """The states after a segment, and its results.
+
+    For the backward pass only the inputs are kept; there it is computed again, with residuals.
+    """
+    return _segment(exact, states, tokens, masks)
+
+
+def _segment(exact, states, tokens, masks):
+    packed, schedule = masks
+    y, maps = _chunk_maps(*tokens, packed, exact)
+    seen, states = _walk(maps, states, schedule)
+    return states, (y + seen).astype(maps.updates.dtype)
+
+
+def _segment_fwd(exact, states, tokens, masks):
+    return _segment(exact, states, tokens, masks), (states, tokens, masks)
+
+
+def _segment_bwd(exact, inputs, cotangents):
+    # Else the compiler would find that it has computed all this before, and keep it.
+    states, tokens, masks = lax.optimization_barrier(inputs)
+    _, pullback = jax.vjp(lambda *x: _segment(exact, x[0], x[1], masks), states, tokens)
+    return *pullback(cotangents), None
+
+
+_over_segment.defvjp(_segment_fwd, _segment_bwd)
 
 
 # -- inside chunks ---------------------------------------------------------------------------------
