@@ -147,7 +147,7 @@ def _over_segment(exact, states, tokens, masks):
 
 def _segment(exact, states, tokens, masks):
     packed, schedule = masks
-    y, maps = _chunk_maps(*tokens, packed, exact)
+    y, maps = _chunk_maps(tokens, packed, exact)
     seen, states = _walk(maps, states, schedule)
     return states, (y + seen).astype(maps.updates.dtype)
 
@@ -169,7 +169,7 @@ _over_segment.defvjp(_segment_fwd, _segment_bwd)
 # -- inside chunks ---------------------------------------------------------------------------------
 
 
-def _chunk_maps(q, k, v, g, beta, scales, packed, exact):
+def _chunk_maps(tokens, packed, exact):
     """What tokens read inside their chunks, [B,T,H,V], and `ChunkMaps`.
 
     With X the inverse of the delta rule's system times beta (no X: SSD), D the decays between
@@ -184,6 +184,7 @@ def _chunk_maps(q, k, v, g, beta, scales, packed, exact):
     (Mamba-2, arXiv:2405.21060, section 6; Gated DeltaNet, arXiv:2412.06464, section 3.3; Log-Linear
     Attention, arXiv:2506.04761, section 3.)
     """
+    q, k, v, g, beta, scales = tokens
     product = partial(
         jnp.einsum,
         precision="highest" if exact else None,
@@ -219,14 +220,14 @@ def _chunk_maps(q, k, v, g, beta, scales, packed, exact):
         pairs = (pairs * _pair_scales(scales[..., :_INNER])).astype(operand)
     y = product("bhnij,bnjhv->bnihv", pairs, v)
 
-    def tokens(x):
+    def operands(x):
         return x.astype(operand).reshape(x.shape[0], -1, *x.shape[3:])
 
     return y.reshape(shape), ChunkMaps(
-        tokens(reads),
-        tokens(writes),
-        tokens(updates),
-        None if erases is None else tokens(erases),
+        operands(reads),
+        operands(writes),
+        operands(updates),
+        None if erases is None else operands(erases),
         weights,
         decays.from_start[..., -1],
     )

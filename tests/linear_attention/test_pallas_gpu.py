@@ -31,14 +31,14 @@ def _interpreted():
 
 
 def make(length, groups, heads, key_dim=16, value_dim=16, batch=1, seed=0):
-    """q, k, v, g, beta and a state."""
+    """q, k, v, g, beta and a state, of which a chunk leaves about a third."""
     rng = np.random.default_rng(seed)
     q, k = rng.standard_normal((2, batch, length, groups, key_dim))
     k /= np.linalg.norm(k, axis=-1, keepdims=True)
     v = rng.standard_normal((batch, length, heads, value_dim))
     g, beta = rng.standard_normal((2, batch, length, heads))
     state = rng.standard_normal((batch, heads, key_dim, value_dim))
-    inputs = q, k, v, -0.3 * np.abs(g), 1 / (1 + np.exp(-beta)), state
+    inputs = q, k, v, -0.02 * np.abs(g), 1 / (1 + np.exp(-beta)), state
     return [jnp.asarray(x, jnp.float32) for x in inputs]
 
 
@@ -196,25 +196,27 @@ def test_levels(delta, length, dtype, tolerance, monkeypatch):
 
 
 def test_levels_of_ones_are_one_state():
-    """With all scales one, levels are a partition of the state: results and gradients of the
-    initial states too, which the first chunk reads."""
-    length, chunks, count = 320, 5, 4
+    """With all scales one, levels are a partition of the state; initial states have gradients too.
+
+    Three levels, the last of which takes all that is older, from chunk 10 on: level 0 is empty, and
+    chunk 11 writes to the last level what it already holds.
+    """
+    length, chunks, count = 320, np.arange(10, 15), 3
+    reads = (chunks & 3) | 4
+    target = np.minimum([(~n & (n + 1)).bit_length() - 1 for n in chunks.tolist()], 2)
+    masks = (jnp.asarray(x[None], jnp.int32) for x in (reads, target))
+    levels = Levels(jnp.ones((1, length, 2, INNER + count)), *masks)
     q, k, v, g, beta, state = make(length, 2, 2)
     rng = np.random.default_rng(3)
     parts = jnp.asarray(rng.standard_normal((1, 2, count, *state.shape[2:])), jnp.float32)
-    parts = parts.at[:, :, 2].set(0)
-    reads, target = fenwick(1, 16)
-    start = 11  # 0b1011
-    levels = Levels(jnp.ones((1, length, 2, INNER + count)), reads[:, start:], target[:, start:])
 
     def with_levels(q, k, v, g, beta, parts):
         y, last = walk(q, k, v, g, beta, parts, None, levels, None)
         return y, jnp.sum(last, axis=2)
 
     def without(q, k, v, g, beta, parts):
-        return chunked(True)(q, k, v, g, beta, parts[:, :, 0] + parts[:, :, 1] + parts[:, :, 3])
+        return chunked(True)(q, k, v, g, beta, parts[:, :, 1] + parts[:, :, 2])
 
-    assert start + chunks == reads.shape[1]
     inputs = q, k, v, g, beta, parts
     check(everything(with_levels, *inputs), everything(without, *inputs), 2e-6)
 
