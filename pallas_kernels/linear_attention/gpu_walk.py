@@ -269,6 +269,15 @@ def _store(ref, index, parts, state):
         ref[(*index, part)] = x.astype(ref.dtype)
 
 
+def _copy(source, target, parts):
+    """All states."""
+
+    @pl.loop(0, source.shape[0])
+    def _(j):
+        for part in parts:
+            target[j, part] = source[j, part]
+
+
 def _weigh(maps, j, n, x):
     """x [C,V] times the weights of state j."""
     return x if maps.weights is None else x * maps.weights[j, _time(n)][:, None]
@@ -307,8 +316,7 @@ def _forward(maps, schedule, inputs, y_ref, last_ref, kept_ref=None, *, parts):
 def _forward_levels(maps, schedule, inputs, y_ref, last_ref, kept_ref=None, *, parts):
     (first_ref,) = inputs
     levels = first_ref.shape[0]
-    for j in range(levels):
-        _store(last_ref, (j,), parts, _load(first_ref, (j,), parts))
+    _copy(first_ref, last_ref, parts)
 
     def chunk(n, carry):
         bits, target = schedule.reads[n], schedule.target[n]
@@ -414,8 +422,7 @@ def _backward_levels(
 ):
     kept_ref, dy_ref, dlast_ref = inputs
     levels, chunks = dlast_ref.shape[0], maps.through.shape[0]
-    for j in range(levels):
-        _store(dfirst_ref, (j,), parts, _load(dlast_ref, (j,), parts))
+    _copy(dlast_ref, dfirst_ref, parts)
 
     def chunk(back, carry):
         n = chunks - 1 - back
