@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.common import dispatch
 
 CHUNK = 64  # tokens of a chunk
-_PART = 64  # keys of a product at most, a power of two
+_LEAST_CAPABILITY = 80
 
 
 class ChunkMaps(NamedTuple):
@@ -60,9 +60,10 @@ class Schedule(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of a program: values that it takes, its warps, and the stages of its pipeline."""
+    """Of a program: values that it takes, keys of a product, warps, stages of its pipeline."""
 
     values: int
+    keys: int
     warps: int
     stages: int
 
@@ -74,21 +75,41 @@ _MOST_VALUES = {
     ("bfloat16", 32): (64, 64, 32, 32),
     ("bfloat16", 64): (64, 64, 32, 32),
     ("bfloat16", 128): (32, 32, 32, 32),
-    ("bfloat16", 192): (32, 32, 32, 16),
-    ("bfloat16", 256): (32, 16, 32, 16),
+    ("bfloat16", 192): (32, 32, 32, 32),
+    ("bfloat16", 256): (32, 16, 32, 32),
     ("float32", 16): (16, 16, 16, 16),
     ("float32", 32): (16, 16, 16, 16),
     ("float32", 64): (16, 16, 16, 16),
     ("float32", 128): (16, None, 16, None),
 }
+# By K, of the delta rule with levels before sm_90, whose products take more registers.
+_DELTA_LEVELS_80 = {
+    128: Sizes(32, keys=32, warps=8, stages=1),
+    192: Sizes(16, keys=64, warps=8, stages=1),
+    256: Sizes(16, keys=64, warps=8, stages=1),
+}
+
+
+def compute_capability() -> int | None:
+    """Of the first local GPU, 80 for 8.0; None without a GPU (compiling ahead, interpretation)."""
+    try:
+        return int(jax.local_devices(backend="gpu")[0].compute_capability.replace(".", ""))
+    except RuntimeError:
+        return None
 
 
 def sizes(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -> Sizes:
-    """Those of both kernels, for operands of `dtype`.
+    """Those of both kernels on this machine's GPU, for operands of `dtype`.
 
     Raises:
-        NotImplementedError: for sizes of which the kernels were not compiled, or spill registers.
+        NotImplementedError: for sizes of which the kernels were not compiled, or spill registers,
+            and for a GPU older than sm_80.
     """
+    capability = compute_capability() or _LEAST_CAPABILITY
+    if capability < _LEAST_CAPABILITY:
+        raise NotImplementedError(
+            f"the GPU's compute capability is {capability}; needs {_LEAST_CAPABILITY} or newer"
+        )
     name = jnp.dtype(dtype).name
     most = _MOST_VALUES.get((name, key_dim), (None,) * 4)[delta + 2 * levels]
     if most is None:
@@ -97,10 +118,14 @@ def sizes(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -
         raise NotImplementedError(f"K is {key_dim}; {name} {rule} takes K among {allowed}")
     if value_dim % 16:
         raise NotImplementedError(f"V must be a multiple of 16, got {value_dim}")
-    values = next(n for n in (64, 32, 16) if n <= most and value_dim % n == 0)
     if name == "bfloat16":
-        return Sizes(values, warps=4, stages=2)
-    return Sizes(values, warps=8 if key_dim > 64 else 4, stages=1)
+        size = Sizes(most, keys=64, warps=4, stages=2)
+        if delta and levels and capability < 90:
+            size = _DELTA_LEVELS_80.get(key_dim, size)
+    else:
+        size = Sizes(most, keys=64, warps=8 if key_dim > 64 and not levels else 4, stages=1)
+    values = next(n for n in (64, 32, 16) if n <= size.values and value_dim % n == 0)
+    return size._replace(values=values)
 
 
 def _sizes(maps, schedule):
@@ -172,7 +197,7 @@ def _run(kernel, maps, schedule, inputs, results):
         return [_spec(layout, x, size.values, sharing) for layout, x in arrays.items()]
 
     results = pl.pallas_call(
-        partial(kernel, parts=_parts(key_dim)),
+        partial(kernel, parts=_parts(key_dim, size.keys)),
         grid=(value_dim // size.values, heads, batch),
         in_specs=[
             map_specs,
@@ -208,11 +233,11 @@ def _spec(layout, x, values, sharing):
 # -- one chunk and one state, in parts of keys -----------------------------------------------------
 
 
-def _parts(key_dim):
+def _parts(key_dim, most):
     """Slices of keys: operands of products have powers of two."""
     parts, start = [], 0
     while start < key_dim:
-        size = min(_PART, 1 << ((key_dim - start).bit_length() - 1))
+        size = min(most, 1 << ((key_dim - start).bit_length() - 1))
         parts.append(slice(start, start + size))
         start += size
     return parts
@@ -441,13 +466,14 @@ def _backward_levels(
             dseen = 0
             for part in parts:
                 dmoved = dfirst_ref[above, part]
-                dthrough += jnp.sum(dmoved * kept_ref[n, j, part].astype(jnp.float32))
                 if dmoved_ref is not None:
                     dmoved_ref[n, j, part] = dmoved.astype(dmoved_ref.dtype)
                     dseen += _dot("nn", maps.writes[_time(n), part], dmoved)
             dy = _weigh(maps, j, n, dy_ref[_time(n)])
             for part in parts:
-                dstate = dfirst_ref[above, part] * maps.through[n]
+                dmoved = dfirst_ref[above, part]
+                dthrough += jnp.sum(dmoved * kept_ref[n, j, part].astype(jnp.float32))
+                dstate = dmoved * maps.through[n]
                 dstate += _dot("tn", maps.reads[_time(n), part], dy)
                 if dmoved_ref is not None:
                     dstate -= _dot("tn", maps.erases[_time(n), part], dseen)
