@@ -81,7 +81,8 @@ def walk(
     beta = None if beta is None else pad(beta.astype(jnp.float32))
     packed = schedule = scales = None
     if levels is not None:
-        schedule, scales = _schedule(levels, v.shape[1] // CHUNK), pad(levels.scales)
+        schedule = _schedule(levels, v.shape[1] // CHUNK)
+        scales = pad(levels.scales.astype(jnp.float32))
     elif documents is not None:
         packed = _by_segment(Documents(*(pad(x, mode="edge") for x in documents)), segment)
 
