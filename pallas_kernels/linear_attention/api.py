@@ -14,6 +14,7 @@ from pallas_kernels.common.documents import Documents, documents, mask_padding
 from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.linear_attention.chunked import gated_delta_rule_chunked, ssd_chunked
+from pallas_kernels.linear_attention.pallas_gpu import linear_pallas_gpu
 from pallas_kernels.linear_attention.pallas_tpu import linear_pallas_tpu
 from pallas_kernels.linear_attention.reference import recurrence
 
@@ -156,9 +157,9 @@ def ssd(
             are finite (0 times infinity is NaN). 0 is padding: a zero output, and no effect on any
             state. Without it each row is one document.
         chunk_size: C, of the chunk form; kernels choose their own.
-        implementation: "reference" (a scan over tokens), "chunked", "pallas_tpu", a sequence of
-            names, or None: the platform's kernel where there is one, and otherwise "chunked". A
-            name never falls back: NotImplementedError.
+        implementation: "reference" (a scan over tokens), "chunked", "pallas_tpu",
+            "pallas_gpu", a sequence of names, or None: the platform's kernel where there is one,
+            and otherwise "chunked". A name never falls back: NotImplementedError.
         precision: of the products. None is the backend's default, except for "reference", which
             is always at the highest.
 
@@ -267,14 +268,20 @@ def _delta(q, k, v, g, beta, state, docs, *, scale, chunk_size, precision):
     return gated_delta_rule_chunked(q, k, v, g, beta, state, docs, chunk_size, precision)
 
 
-def _pallas_tpu(q, k, v, g, beta, state, docs, *, scale, chunk_size, precision):
-    del chunk_size
-    return linear_pallas_tpu(scale_queries(q, scale), k, v, g, beta, state, docs, precision)
+def _by_kernel(kernel):
+    def run(q, k, v, g, beta, state, docs, *, scale, chunk_size, precision):
+        del chunk_size
+        return kernel(scale_queries(q, scale), k, v, g, beta, state, docs, precision)
+
+    return run
 
 
 _ADDITIVE: dict[str, Callable[..., Any]] = {
-    "reference": _reference, "chunked": _ssd, "pallas_tpu": _pallas_tpu,
-}  # fmt: skip
+    "reference": _reference,
+    "chunked": _ssd,
+    "pallas_tpu": _by_kernel(linear_pallas_tpu),
+    "pallas_gpu": _by_kernel(linear_pallas_gpu),
+}
 _DELTA: dict[str, Callable[..., Any]] = _ADDITIVE | {"chunked": _delta}
 
 

@@ -13,6 +13,7 @@ from pallas_kernels.common import dispatch
 from pallas_kernels.common.documents import Documents, document_starts, documents, mask_padding
 from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.common.sharding import shard_op
+from pallas_kernels.linear_attention import pallas_gpu, pallas_tpu
 from pallas_kernels.linear_attention.api import (
     check_inputs,
     check_positive_integer,
@@ -30,9 +31,9 @@ from pallas_kernels.log_linear.levels import (
     level_count,
 )
 from pallas_kernels.log_linear.maps import Inputs
-from pallas_kernels.log_linear.pallas_tpu import log_linear_pallas_tpu
 from pallas_kernels.log_linear.reference import log_linear_recurrence
 from pallas_kernels.log_linear.tree import log_linear_tree
+from pallas_kernels.log_linear.walks import levels_walk
 
 
 def log_linear_ssd(
@@ -156,18 +157,29 @@ def _chunked(
     )  # fmt: skip
 
 
-def _pallas_tpu(
-    q, k, v, g, beta, scales, state, docs, *,
-    scale, continues, return_state, chunk_size, max_documents, precision,
-):  # fmt: skip
-    del chunk_size
-    inputs = Inputs(scale_queries(q, scale), k, v, g, beta, scales)
-    return log_linear_pallas_tpu(
-        inputs, state, continues, return_state, docs, max_documents, precision
-    )
+def _by_walk(walk, walk_chunk):
+    """By a kernel that walks over chunks of `walk_chunk` tokens."""
+
+    def run(
+        q, k, v, g, beta, scales, state, docs, *,
+        scale, continues, return_state, chunk_size, max_documents, precision,
+    ):  # fmt: skip
+        del chunk_size
+        inputs = Inputs(scale_queries(q, scale), k, v, g, beta, scales)
+        return log_linear_chunked(
+            inputs, state, continues, docs, walk_chunk, max_documents, precision,
+            levels_walk(walk, walk_chunk, precision), return_state,
+        )  # fmt: skip
+
+    return run
 
 
-_AVAILABLE = {"reference": _reference, "chunked": _chunked, "pallas_tpu": _pallas_tpu}
+_AVAILABLE = {
+    "reference": _reference,
+    "chunked": _chunked,
+    "pallas_tpu": _by_walk(pallas_tpu.walk, pallas_tpu.CHUNK),
+    "pallas_gpu": _by_walk(pallas_gpu.walk, pallas_gpu.CHUNK),
+}
 
 
 def _run(

@@ -224,7 +224,7 @@ def test_bfloat16_never_reads_the_future(op):
             {"initial_state": empty_state(2, 2, 3, 8, 6, jnp.dtype("float32"))},
             "initial_state must be",
         ),
-        ({"implementation": "pallas_tpu"}, "only reference, chunked, pallas_tpu exist"),
+        ({"implementation": "pallas_tpu"}, "compiled for a TPU, and this is a CPU"),
     ],
 )
 def test_bad_arguments(change, message):
