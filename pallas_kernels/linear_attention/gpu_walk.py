@@ -116,14 +116,16 @@ def sizes(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -
         allowed = [k for (n, k), row in _MOST_VALUES.items() if n == name and row[delta]]
         rule = "the delta rule" if delta else "SSD"
         raise NotImplementedError(f"K is {key_dim}; {name} {rule} takes K among {allowed}")
-    if value_dim % 16:
-        raise NotImplementedError(f"V must be a multiple of 16, got {value_dim}")
     # States of levels are loaded after they were stored: a pipeline would load them too early.
     stages = 2 if name == "bfloat16" and not levels else 1
     warps = 8 if name == "float32" and key_dim > 64 and not levels else 4
     size = Sizes(most, keys=64, warps=warps, stages=stages)
-    if name == "bfloat16" and delta and levels and capability < 90:
-        size = _DELTA_LEVELS_80.get(key_dim, size)
+    least = 16
+    if name == "bfloat16" and delta and levels and capability < 90 and key_dim > 64:
+        size = _DELTA_LEVELS_80[key_dim]
+        least = size.values  # with fewer there are other spills
+    if value_dim % least:
+        raise NotImplementedError(f"V must be a multiple of {least}, got {value_dim}")
     values = next(n for n in (64, 32, 16) if n <= size.values and value_dim % n == 0)
     return size._replace(values=values)
 
