@@ -82,11 +82,14 @@ _MOST_VALUES = {
     ("float32", 64): (16, 16, 16, 16),
     ("float32", 128): (16, None, 16, None),
 }
-# By K, of the delta rule with levels before sm_90, whose products take more registers.
-_DELTA_LEVELS_80 = {
-    128: Sizes(32, keys=32, warps=8, stages=1),
-    192: Sizes(16, keys=64, warps=8, stages=1),
-    256: Sizes(16, keys=64, warps=8, stages=1),
+# With levels before sm_90, whose products take more registers: by dtype, K, and whether it is the
+# delta rule. Other blocks of values than these spill.
+_LEVELS_80 = {
+    ("bfloat16", 128, True): Sizes(32, keys=32, warps=8, stages=1),
+    ("bfloat16", 192, True): Sizes(16, keys=64, warps=8, stages=1),
+    ("bfloat16", 256, True): Sizes(16, keys=64, warps=8, stages=1),
+    ("bfloat16", 256, False): Sizes(32, keys=64, warps=4, stages=1),
+    ("float32", 64, True): Sizes(16, keys=64, warps=8, stages=1),
 }
 
 
@@ -121,9 +124,9 @@ def sizes(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -
     warps = 8 if name == "float32" and key_dim > 64 and not levels else 4
     size = Sizes(most, keys=64, warps=warps, stages=stages)
     least = 16
-    if name == "bfloat16" and delta and levels and capability < 90 and key_dim > 64:
-        size = _DELTA_LEVELS_80[key_dim]
-        least = size.values  # with fewer there are other spills
+    if levels and capability < 90 and (name, key_dim, delta) in _LEVELS_80:
+        size = _LEVELS_80[name, key_dim, delta]
+        least = size.values
     if value_dim % least:
         raise NotImplementedError(f"V must be a multiple of {least}, got {value_dim}")
     values = next(n for n in (64, 32, 16) if n <= size.values and value_dim % n == 0)
