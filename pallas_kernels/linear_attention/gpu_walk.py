@@ -83,13 +83,13 @@ _MOST_VALUES = {
     ("float32", 128): (16, None, 16, None),
 }
 # With levels before sm_90, whose products take more registers: by dtype, K, and whether it is the
-# delta rule. Other blocks of values than these spill.
+# delta rule. Other blocks of values than these spill; None: all do.
 _LEVELS_80 = {
     ("bfloat16", 128, True): Sizes(32, keys=32, warps=8, stages=1),
     ("bfloat16", 192, True): Sizes(16, keys=64, warps=8, stages=1),
     ("bfloat16", 256, True): Sizes(16, keys=64, warps=8, stages=1),
     ("bfloat16", 256, False): Sizes(32, keys=64, warps=4, stages=1),
-    ("float32", 64, True): Sizes(16, keys=64, warps=8, stages=1),
+    ("float32", 64, True): None,
 }
 
 
@@ -126,6 +126,8 @@ def sizes(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -
     least = 16
     if levels and capability < 90 and (name, key_dim, delta) in _LEVELS_80:
         size = _LEVELS_80[name, key_dim, delta]
+        if size is None:
+            raise NotImplementedError(f"{name} levels of K = {key_dim} need sm_90 or newer")
         least = size.values
     if value_dim % least:
         raise NotImplementedError(f"V must be a multiple of {least}, got {value_dim}")
