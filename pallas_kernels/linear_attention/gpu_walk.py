@@ -82,11 +82,14 @@ _MOST_VALUES = {
     ("float32", 64): (16, 16, 16, 16),
     ("float32", 128): (16, None, 16, None),
 }
-# By K, of the delta rule with levels before sm_90, whose products take more registers.
-_DELTA_LEVELS_80 = {
-    128: Sizes(32, keys=32, warps=8, stages=1),
-    192: Sizes(16, keys=64, warps=8, stages=1),
-    256: Sizes(16, keys=64, warps=8, stages=1),
+# With levels before sm_90, whose products take more registers: by dtype, K, and whether it is the
+# delta rule. Other blocks of values than these spill; None: all do.
+_LEVELS_80 = {
+    ("bfloat16", 128, True): Sizes(32, keys=32, warps=8, stages=1),
+    ("bfloat16", 192, True): Sizes(16, keys=64, warps=8, stages=1),
+    ("bfloat16", 256, True): Sizes(16, keys=64, warps=8, stages=1),
+    ("bfloat16", 256, False): Sizes(32, keys=64, warps=4, stages=1),
+    ("float32", 64, True): None,
 }
 
 
@@ -116,14 +119,18 @@ def sizes(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -
         allowed = [k for (n, k), row in _MOST_VALUES.items() if n == name and row[delta]]
         rule = "the delta rule" if delta else "SSD"
         raise NotImplementedError(f"K is {key_dim}; {name} {rule} takes K among {allowed}")
-    if value_dim % 16:
-        raise NotImplementedError(f"V must be a multiple of 16, got {value_dim}")
     # States of levels are loaded after they were stored: a pipeline would load them too early.
     stages = 2 if name == "bfloat16" and not levels else 1
     warps = 8 if name == "float32" and key_dim > 64 and not levels else 4
     size = Sizes(most, keys=64, warps=warps, stages=stages)
-    if name == "bfloat16" and delta and levels and capability < 90:
-        size = _DELTA_LEVELS_80.get(key_dim, size)
+    least = 16
+    if levels and capability < 90 and (name, key_dim, delta) in _LEVELS_80:
+        size = _LEVELS_80[name, key_dim, delta]
+        if size is None:
+            raise NotImplementedError(f"{name} levels of K = {key_dim} need sm_90 or newer")
+        least = size.values
+    if value_dim % least:
+        raise NotImplementedError(f"V must be a multiple of {least}, got {value_dim}")
     values = next(n for n in (64, 32, 16) if n <= size.values and value_dim % n == 0)
     return size._replace(values=values)
 
