@@ -330,8 +330,8 @@ def without_padding(docs: Documents | None, *arrays: Array | None) -> tuple[Any,
 def widen(q: Array, k: Array, v: Array, *others: Array | None, scale: float) -> tuple[Any, ...]:
     """All in the dtype to compute in, q scaled; None stays None."""
     dtype = accumulation_dtype(q, k, v)
-    q, k, v, *others = (None if x is None else x.astype(dtype) for x in (q, k, v, *others))
-    return q * scale, k, v, *others
+    more = (None if x is None else x.astype(dtype) for x in others)
+    return q.astype(dtype) * scale, k.astype(dtype), v.astype(dtype), *more
 
 
 def scale_queries(q: Array, scale: float) -> Array:

@@ -1,6 +1,7 @@
 """The linear family on TPUs: the ops, their gradient, and what XLA does around the kernels."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +64,9 @@ def walk(
     """
     exact = products_are_exact(q, k, v, precision)
     length, value_dim, key_dim = v.shape[1], v.shape[3], q.shape[3]
+    batch, _, groups, _ = q.shape
     plan = make_plan(
-        *q.shape[:3], v.shape[2], key_dim, value_dim, states.shape[2],
+        batch, length, groups, v.shape[2], key_dim, value_dim, states.shape[2],
         delta=beta is not None, levels=levels is not None,
         packed=documents is not None and levels is None, exact=exact,
     )  # fmt: skip
@@ -84,7 +86,8 @@ def walk(
     g = jnp.zeros((len(v), length, plan.heads), jnp.float32) if g is None else g
     packed = documents if plan.packed else None
     if packed is not None:
-        packed = Documents(*(jnp.pad(x, after, mode="edge") for x in packed))
+        index, real = packed
+        packed = Documents(*(jnp.pad(x, after, mode="edge") for x in (index, real)))
     decays = token_decays(jnp.pad(g, [*after, (0, 0)]), packed, CHUNK)
     solve = None
     if beta is not None:
@@ -96,7 +99,8 @@ def walk(
     rows = _rows(plan, decays, packed, scales)
     features = [(0, 0)] * 3 + [(0, plan.value_dim - value_dim), (0, plan.key_dim - key_dim)]
     states = jnp.pad(jnp.swapaxes(states.astype(jnp.float32), 3, 4), features)
-    y, states = _walk(q, k, v, rows, solve, states, *_masks(plan, levels), plan)
+    walked: Any = _walk(q, k, v, rows, solve, states, *_masks(plan, levels), plan)
+    y, states = walked
     y = jnp.moveaxis(y, -1, 1)[:, :length, :, :value_dim]
     return y, jnp.swapaxes(states[..., :value_dim, :key_dim], 3, 4)
 

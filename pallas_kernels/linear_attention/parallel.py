@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.common.documents import document_starts, documents, gates, mask_padding
+from pallas_kernels.common.documents import document_starts, documents, gates
 from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.linear_attention import api
 from pallas_kernels.linear_attention.api import NormalizedState
@@ -250,8 +250,8 @@ def _additive(
     api.check_inputs(k, k, v, g=g, segment_ids=segment_ids)
     docs = None if segment_ids is None else documents(segment_ids)
     dtype = accumulation_dtype(k, v)
-    (g,) = api.promote(docs, dtype, g)
-    k, v = mask_padding(None if docs is None else docs.real, k.astype(dtype), v.astype(dtype))
+    k, v, g = (None if x is None else x.astype(dtype) for x in (k, v, g))
+    k, v, g = api.without_padding(docs, k, v, g)
     shard = additive_shard(k, v, gates(g, docs, like=v), precision)
     state = _initial_state(state, shard)
     before, last = _states(shard, state, segment_ids, axis_name)

@@ -137,7 +137,7 @@ class Maps(NamedTuple):
     moved: Any
     product: Any
     rows: Any
-    never_negative: Any = None
+    never_negative: Any
 
 
 def maps_scratch(plan: Plan) -> list[Any]:
@@ -156,6 +156,7 @@ def maps_scratch(plan: Plan) -> list[Any]:
         moved=pltpu.VMEM((*of_values, plan.key_dim), jnp.float32),
         product=pltpu.VMEM((plan.block, max(plan.key_dim, CHUNK), 2 * CHUNK), jnp.float32),
         rows=pltpu.VMEM((plan.block, plan.rows, CHUNK), jnp.float32),
+        never_negative=None,
     )
     return list(maps[:-1])
 

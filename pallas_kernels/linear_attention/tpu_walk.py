@@ -207,7 +207,7 @@ def _forward_kernel(plan, reads_ref, target_ref, *refs):
     inputs, refs = _split(refs, 4 + plan.delta)
     (first_ref, y_ref, last_ref, *kept, states_ref), scratch = _split(refs, -_MAPS - 1)
     inputs = Tokens(*inputs, *[None] * (not plan.delta))
-    maps, sum_ref = Maps(*scratch[:-1], reads_ref), scratch[-1]
+    maps, sum_ref = Maps._make((*scratch[:-1], reads_ref)), scratch[-1]
     row, segment, block = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     states = states_ref.at[block]
 
@@ -367,7 +367,7 @@ def _backward_kernel(plan, reads_ref, target_ref, *refs):
     maps, cotangents = _split(refs, _MAPS)
     without = [None] * (not plan.delta)
     inputs = Tokens(q_ref, k_ref, v_ref, rows_ref, *solve_ref, *without)
-    outputs, maps = Tokens(*outputs, *without), Maps(*maps, reads_ref)
+    outputs, maps = Tokens(*outputs, *without), Maps._make((*maps, reads_ref))
     sums = Cotangents(*cotangents)
     row, step, block = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     first_chunk = (plan.segments - 1 - step) * plan.segment

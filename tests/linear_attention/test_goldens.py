@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import ssd
+from pallas_kernels import interpret_kernels, ssd
 from pallas_kernels.linear_attention import NormalizedState
 from tests.goldens import golden_names, golden_path
 from tests.linear_attention.cases import GATE_TOLERANCE, OPS, Case, assert_close, run
@@ -57,12 +57,17 @@ def cast(case, dtype):
 
 @pytest.mark.parametrize(
     ("implementation", "dtype"),
-    [("reference", "float64"), *(("chunked", dtype) for dtype in TOLERANCES)],
+    [
+        ("reference", "float64"),
+        *(("chunked", dtype) for dtype in TOLERANCES),
+        ("pallas_tpu", "float32"),
+        pytest.param("pallas_tpu", "bfloat16", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_states_and_gradients(name, implementation, dtype):
     op, case, wanted = load(name)
-    with jax.enable_x64(dtype == "float64"):
+    with jax.enable_x64(dtype == "float64"), interpret_kernels():
         case = cast(case, dtype)
         got = run(op, case, implementation=implementation)
     assert got["y"].dtype == dtype

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.common.dispatch import interpret_kernels
+from pallas_kernels import interpret_kernels
 from tests.goldens import golden_names, golden_path
 from tests.log_linear.cases import assert_close, run
 

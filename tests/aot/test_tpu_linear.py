@@ -1,0 +1,31 @@
+"""The linear family's kernels compile for TPUs: no spills, and levels cost what they may."""
+
+import importlib.util
+import json
+
+import pytest
+
+from tests.aot.run_compiler import run_compiler
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chip", "model", "length"),
+    [
+        ("v5e", "Mamba-2 800M", 16384),
+        ("v5e", "GDN 800M", 16384),
+        ("v5p", "GDN 800M", 131072),
+        ("v6e", "Mamba-2 800M", 131072),
+        ("v6e", "GDN tiny", 4096),
+    ],
+)
+def test_kernels_keep_to_registers_and_schedule(chip, model, length):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU compiler: pip install libtpu")
+    printed = run_compiler("compile_tpu_linear", chip, model, str(length))
+    rows = json.loads(printed.split("rows", 1)[1])
+    assert [row["kernel"] for row in rows] == ["forward", "backward"] * 2
+    assert {row["spills"] for row in rows} == {0}
+    parent, _, levels, _ = rows
+    assert 0 < parent["cycles"] < levels["cycles"]
+    assert levels["cycles"] <= (1 + 0.35 * levels["levels"]) * parent["cycles"]
