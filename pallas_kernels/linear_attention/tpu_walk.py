@@ -213,10 +213,10 @@ def _forward_kernel(plan, reads_ref, target_ref, *refs):
 
     @pl.when(segment == 0)
     def _():
-        states[...] = first_ref[...]
+        _copy(plan, first_ref, states)
 
     for kept_ref in kept:
-        kept_ref[...] = states[...].astype(kept_ref.dtype)
+        _copy(plan, states, kept_ref)
 
     _score(plan, inputs, maps, block)
 
@@ -234,7 +234,20 @@ def _forward_kernel(plan, reads_ref, target_ref, *refs):
         _advance(plan, tokens, here, states, states, bits, target, sum_ref)
         y_ref[:, :, _time(chunk)] = sum_ref[...].astype(y_ref.dtype)
 
-    last_ref[...] = states[...]
+    _copy(plan, states, last_ref)
+
+
+def _copy(plan, source, target):
+    """States, a few registers at a time."""
+
+    @pl.loop(0, plan.states)
+    def _(level):
+        for h in range(plan.block):
+
+            def copy(features, h=h):
+                target[h, level, features] = source[h, level, features].astype(target.dtype)
+
+            in_parts(plan.value_dim, copy)
 
 
 def _split(refs, count):
@@ -375,7 +388,7 @@ def _backward_kernel(plan, reads_ref, target_ref, *refs):
 
     @pl.when(step == 0)
     def _():
-        dstates[...] = dlast_ref[...]
+        _copy(plan, dlast_ref, dstates)
 
     @pl.when(block == 0)
     def _():
@@ -384,7 +397,7 @@ def _backward_kernel(plan, reads_ref, target_ref, *refs):
         sums.scores[...] = jnp.zeros_like(sums.scores)
 
     _score(plan, inputs, maps, block)
-    history_ref[0] = kept_ref[...].astype(jnp.float32)
+    _copy(plan, kept_ref, history_ref.at[0])
 
     @pl.loop(0, plan.segment - 1)
     def _(chunk):
@@ -424,7 +437,7 @@ def _backward_kernel(plan, reads_ref, target_ref, *refs):
         outputs.q[...] = sums.q[...].astype(outputs.q.dtype)
         outputs.k[...] = sums.k[...].astype(outputs.k.dtype)
 
-    dfirst_ref[...] = dstates[...]
+    _copy(plan, dstates, dfirst_ref)
 
 
 def _retreat(plan, tokens, maps, dy, states, dstates, bits, target, d):
