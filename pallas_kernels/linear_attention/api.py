@@ -18,6 +18,7 @@ from pallas_kernels.linear_attention.pallas_gpu import linear_pallas_gpu
 from pallas_kernels.linear_attention.pallas_tpu import linear_pallas_tpu
 from pallas_kernels.linear_attention.reference import recurrence
 
+SINGLE_TOKEN = 'a single token is a step of the recurrence, which "chunked" takes'
 _NORMALIZER_EPS = 1e-10  # fla's; only a row that reads nothing comes near it
 
 
@@ -271,6 +272,8 @@ def _delta(q, k, v, g, beta, state, docs, *, scale, chunk_size, precision):
 def _by_kernel(kernel):
     def run(q, k, v, g, beta, state, docs, *, scale, chunk_size, precision):
         del chunk_size
+        if v.shape[1] == 1:
+            raise NotImplementedError(SINGLE_TOKEN)
         return kernel(scale_queries(q, scale), k, v, g, beta, state, docs, precision)
 
     return run

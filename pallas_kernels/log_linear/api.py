@@ -15,6 +15,7 @@ from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.linear_attention import pallas_gpu, pallas_tpu
 from pallas_kernels.linear_attention.api import (
+    SINGLE_TOKEN,
     check_inputs,
     check_positive_integer,
     group_axes,
@@ -32,6 +33,7 @@ from pallas_kernels.log_linear.levels import (
 )
 from pallas_kernels.log_linear.maps import Inputs
 from pallas_kernels.log_linear.reference import log_linear_recurrence
+from pallas_kernels.log_linear.step_tpu import log_linear_step
 from pallas_kernels.log_linear.tree import log_linear_tree
 from pallas_kernels.log_linear.walks import levels_walk
 
@@ -157,8 +159,8 @@ def _chunked(
     )  # fmt: skip
 
 
-def _by_walk(walk, walk_chunk):
-    """By a kernel that walks over chunks of `walk_chunk` tokens."""
+def _by_walk(walk, walk_chunk, step=None):
+    """By a kernel that walks over chunks of `walk_chunk` tokens, and one for a single token."""
 
     def run(
         q, k, v, g, beta, scales, state, docs, *,
@@ -166,6 +168,10 @@ def _by_walk(walk, walk_chunk):
     ):  # fmt: skip
         del chunk_size
         inputs = Inputs(scale_queries(q, scale), k, v, g, beta, scales)
+        if v.shape[1] == 1:
+            if step is None:
+                raise NotImplementedError(SINGLE_TOKEN)
+            return step(inputs, state, docs)
         return log_linear_chunked(
             inputs, state, continues, docs, walk_chunk, max_documents, precision,
             levels_walk(walk, walk_chunk, precision), return_state,
@@ -177,7 +183,7 @@ def _by_walk(walk, walk_chunk):
 _AVAILABLE = {
     "reference": _reference,
     "chunked": _chunked,
-    "pallas_tpu": _by_walk(pallas_tpu.walk, pallas_tpu.CHUNK),
+    "pallas_tpu": _by_walk(pallas_tpu.walk, pallas_tpu.CHUNK, log_linear_step),
     "pallas_gpu": _by_walk(pallas_gpu.walk, pallas_gpu.CHUNK),
 }
 

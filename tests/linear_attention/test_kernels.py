@@ -28,7 +28,7 @@ def interpreted(op, case, segments=None, implementation="pallas_tpu"):
         return run(op, case, segments, implementation=implementation)
 
 
-@pytest.mark.parametrize("length", slow_unless((300,), (1, 128, 129, 300, 700)))
+@pytest.mark.parametrize("length", slow_unless((300,), (2, 128, 129, 300, 700)))
 @pytest.mark.parametrize(("op", "groups"), [("ssd", 1), ("ssd", 4), ("gated_delta_rule", 4)])
 def test_values_and_gradients(op, groups, length):
     case = make_case(op, length, groups=groups)

@@ -29,7 +29,7 @@ def check(op, x, tolerance=None, **settings):
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
-    "length", [100, 700, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 128, 129, 1300))]
+    "length", [100, 700, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 128, 129, 1300))]
 )
 def test_values_states_and_gradients(op, length):
     check(op, inputs(length, level_count(length) + 1, groups=1))
@@ -88,6 +88,21 @@ def test_gradient_of_a_continued_state(op):
         got = gradient("pallas_tpu")
     held = np.any(np.asarray(state.levels), axis=(3, 4), keepdims=True)
     assert_close(got * held, gradient("reference") * held, 5e-6, "state")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("begun", [1, 7, 8, 31])
+def test_a_single_token(op, begun):
+    """One step from states of several lengths, and with all levels but three merged."""
+    dims = (8, 6) if begun % 2 else (6, 8)  # keys or values on lanes
+    x = inputs(32, 6, key_dim=dims[0], value_dim=dims[1])
+    for settings in ({}, {"beyond_levels": "clamp"}):
+        some = {**x, "level_scales": x["level_scales"][..., :3]} if settings else x
+        _, state = run(op, part(some, 0, begun), implementation="reference", **settings)
+        token = part(some, begun, begun + 1)
+        check(op, token, initial_state=state, **settings)
+        check(op, token, initial_state=state, segment_ids=np.int32([[1], [0]]),
+              max_documents=1, **settings)  # fmt: skip
 
 
 @pytest.mark.parametrize("op", OPS)
