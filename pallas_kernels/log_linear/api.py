@@ -88,9 +88,9 @@ def log_linear_ssd(
     Cost: "chunked" takes 2 T H (C K + C V + K V (1 + log2(T / C) / 2)) FLOPs forward for whole
     sequences; for others it reads every level above log2(C), at 2 T H K V each. Beside inputs and
     result, training keeps H K V log2(T / C) numbers for every 8 chunks (whole sequences) or 4.
-    Kernels read and move on the levels that hold something, about half, with states on chip (TPU) or
-    in cache (GPU); on TPUs training keeps H K V log2(T / C) numbers for every 4 chunks of 128, in the
-    inputs' dtype, and levels of the initial state that cannot hold anything get no gradient.
+    Kernels read and move on the levels that hold something, about half, with states on chip (TPU)
+    or in cache (GPU). On TPUs training keeps H K V log2(T / C) numbers for every 4 chunks of 128,
+    in the inputs' dtype; levels of the initial state that cannot hold anything get no gradient.
     """
     return _run(
         "log_linear_ssd", q, k, v, g, None, level_scales, beyond_levels,
