@@ -21,7 +21,8 @@ from pallas_kernels.linear_attention.tokens import (
 from pallas_kernels.linear_attention.tpu_chunks import CHUNK, INNER_SCALES, Plan
 
 _SEGMENT = 4  # chunks of a step of the grid
-_STATE_BYTES = 48 * 2**20  # of vector memory, for states
+_STATE_BYTES = 48 * 2**20  # of vector memory, for states of several heads together
+_MOST_STATE_BYTES = 56 * 2**20  # for those of one: a v5p has 64 MB
 
 
 def linear_pallas_tpu(
@@ -60,7 +61,8 @@ def walk(
     With levels J states, and documents that start where chunks do; without, one state.
 
     Raises:
-        NotImplementedError: for other dtypes than float32 and bfloat16.
+        NotImplementedError: for other dtypes than float32 and bfloat16, or states that do not fit
+            into vector memory.
     """
     exact = products_are_exact(q, k, v, precision)
     length, value_dim, key_dim = v.shape[1], v.shape[3], q.shape[3]
@@ -129,6 +131,7 @@ def make_plan(
         packed=packed,
         exact=exact,
     )
+    backward_plan(plan)  # refuses in time what only the backward has no room for
     return _with_block(plan, 6)
 
 
@@ -142,6 +145,11 @@ def _with_block(plan: Plan, copies: int) -> Plan:
     their copies on the way to and from device memory counted."""
     row = pl.cdiv(plan.key_dim, CHUNK) * CHUNK
     head_bytes = copies * plan.states * plan.value_dim * row * 4
+    if head_bytes > _MOST_STATE_BYTES:
+        raise NotImplementedError(
+            f"{plan.states} states of K={plan.key_dim}, V={plan.value_dim} do not fit into the "
+            "vector memory of a TPU"
+        )
     most = min(2 if plan.delta else 4, _STATE_BYTES // head_bytes)
     alike = plan.heads if plan.groups == plan.heads else plan.heads // plan.groups
     block = max(n for n in range(1, max(most, 1) + 1) if alike % n == 0)

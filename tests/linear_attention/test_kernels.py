@@ -145,6 +145,15 @@ def test_no_races(op):
     assert_close(got, wanted)
 
 
+def test_large_states_are_refused():
+    case = make_case("ssd", 2, batch=1, heads=1, groups=1, key_dim=2048, value_dim=1024)
+    with (
+        interpret_kernels(),
+        pytest.raises(NotImplementedError, match="do not fit into the vector"),
+    ):
+        apply("ssd", case.inputs, implementation="pallas_tpu")
+
+
 def test_float64_is_refused_and_the_default_falls_back():
     with jax.enable_x64(True), interpret_kernels():
         inputs = jax.tree.map(lambda x: np.asarray(x, np.float64), make_case("ssd", 5).inputs)
