@@ -8,7 +8,6 @@ optimizer state divided over all chips (fsdp) and one sequence on each. The tabl
 one chip, which the compiler must fit into the chip's, and the kernels that the step calls.
 """
 
-import csv
 import re
 import sys
 import time
@@ -22,7 +21,7 @@ from jax.sharding import AxisType, Mesh
 
 import multiscreen_jax as mj
 from experiments.bench import tpu_compiler  # noqa: F401  first, see there
-from experiments.bench.report import RESULTS, command, machine_facts
+from experiments.bench.report import RESULTS, command, machine_facts, write_csv
 from multiscreen_jax import sharding
 from multiscreen_jax.train.config import OptimConfig
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule
@@ -88,12 +87,8 @@ def main(
         for model in models:
             rows.append(compile_step(model, topology, length))
             print(*rows[-1].values(), sep="  ", flush=True)
-            with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-                for line in (f"command: {command()}", *machine_facts()):
-                    file.write(f"# {line}\n")
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            header = [f"command: {command()}", *machine_facts()]
+            write_csv(RESULTS / f"{name}.csv", rows, header)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ counts stalls and no waits for memory. Loops inside a tile are counted once, see
 First come the models' shapes at all lengths, then short sequences, documents, and other K and V.
 """
 
-import csv
 import sys
 
 import jax
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import tyro
 
 from experiments.bench import tpu_compiler  # first, see there
-from experiments.bench.report import RESULTS, command, machine_facts
+from experiments.bench.report import RESULTS, command, machine_facts, write_csv
 from pallas_kernels.screening.block_sizes import tpu_blocks
 from pallas_kernels.screening.pallas_tpu import KEY_DIMS, VALUE_DIMS, screening_pallas_tpu
 
@@ -131,17 +130,8 @@ def main(
             rows += found
             for row in found:
                 print(*row.values(), sep="  ", flush=True)
-            _write(RESULTS / f"{name}.csv", rows)
-
-
-def _write(path, rows):
-    columns = max((list(row) for row in rows), key=len)
-    with path.open("w", newline="") as file:
-        for line in (f"command: {command()}", *machine_facts()):
-            file.write(f"# {line}\n")
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+            header = [f"command: {command()}", *machine_facts()]
+            write_csv(RESULTS / f"{name}.csv", rows, header)
 
 
 if __name__ == "__main__":

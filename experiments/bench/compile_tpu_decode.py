@@ -6,7 +6,6 @@ By the kernel and by XLA's form; bytes as the compiler counts them, and temporar
 the state's: 2 is to read and to write it once.
 """
 
-import csv
 import sys
 
 import jax
@@ -15,7 +14,7 @@ import tyro
 
 from experiments.bench import tpu_compiler  # first, see there
 from experiments.bench.compile_tpu_linear import MODELS
-from experiments.bench.report import RESULTS, command, machine_facts
+from experiments.bench.report import RESULTS, command, machine_facts, write_csv
 from pallas_kernels import log_linear_gated_delta_rule, log_linear_ssd
 from pallas_kernels.log_linear import LogLinearState
 
@@ -77,12 +76,8 @@ def main(
             for implementation in ("pallas_tpu", "chunked"):
                 rows.append(row_of(chip, model, batch, implementation))
                 print(*rows[-1].values(), sep="  ", flush=True)
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        for line in (f"command: {command()}", *machine_facts()):
-            file.write(f"# {line}\n")
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    header = [f"command: {command()}", *machine_facts()]
+    write_csv(RESULTS / f"{name}.csv", rows, header)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ bodies inside a chunk, and `cycles` multiplies those over the features of a stat
 and those over levels by half the states: so many hold something on average.
 """
 
-import csv
 import sys
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import tyro
 
 from experiments.bench import tpu_compiler  # first, see there
-from experiments.bench.report import RESULTS, command, machine_facts
+from experiments.bench.report import RESULTS, command, machine_facts, write_csv
 from pallas_kernels.linear_attention import tpu_walk
 from pallas_kernels.linear_attention.pallas_tpu import backward_plan, make_plan
 from pallas_kernels.linear_attention.tpu_chunks import CHUNK, Plan
@@ -158,17 +157,9 @@ def main(
                 rows += found
                 for row in found:
                     print(*row.values(), sep="  ", flush=True)
-                _write(RESULTS / f"{name}.csv", rows)
-
-
-def _write(path, rows):
-    columns = max((list(row) for row in rows), key=len)
-    with path.open("w", newline="") as file:
-        for line in (f"command: {command()}", *machine_facts()):
-            file.write(f"# {line}\n")
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+                write_csv(
+                    RESULTS / f"{name}.csv", rows, [f"command: {command()}", *machine_facts()]
+                )
 
 
 if __name__ == "__main__":

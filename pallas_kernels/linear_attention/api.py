@@ -13,9 +13,8 @@ from pallas_kernels.common import dispatch
 from pallas_kernels.common.documents import Documents, documents, mask_padding
 from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.common.sharding import shard_op
+from pallas_kernels.linear_attention import pallas_gpu, pallas_tpu
 from pallas_kernels.linear_attention.chunked import gated_delta_rule_chunked, ssd_chunked
-from pallas_kernels.linear_attention.pallas_gpu import linear_pallas_gpu
-from pallas_kernels.linear_attention.pallas_tpu import linear_pallas_tpu
 from pallas_kernels.linear_attention.reference import recurrence
 
 SINGLE_TOKEN = 'a single token is a step of the recurrence, which "chunked" takes'
@@ -269,12 +268,16 @@ def _delta(q, k, v, g, beta, state, docs, *, scale, chunk_size, precision):
     return gated_delta_rule_chunked(q, k, v, g, beta, state, docs, chunk_size, precision)
 
 
-def _by_kernel(kernel):
+def _by_walk(walk):
+    """By a kernel that walks over chunks, of a size of its own, and carries one state."""
+
     def run(q, k, v, g, beta, state, docs, *, scale, chunk_size, precision):
         del chunk_size
         if v.shape[1] == 1:
             raise NotImplementedError(SINGLE_TOKEN)
-        return kernel(scale_queries(q, scale), k, v, g, beta, state, docs, precision)
+        q = scale_queries(q, scale)
+        y, states = walk(q, k, v, g, beta, state[:, :, None], docs, None, precision)
+        return y, states[:, :, 0]
 
     return run
 
@@ -282,8 +285,8 @@ def _by_kernel(kernel):
 _ADDITIVE: dict[str, Callable[..., Any]] = {
     "reference": _reference,
     "chunked": _ssd,
-    "pallas_tpu": _by_kernel(linear_pallas_tpu),
-    "pallas_gpu": _by_kernel(linear_pallas_gpu),
+    "pallas_tpu": _by_walk(pallas_tpu.walk),
+    "pallas_gpu": _by_walk(pallas_gpu.walk),
 }
 _DELTA: dict[str, Callable[..., Any]] = _ADDITIVE | {"chunked": _delta}
 

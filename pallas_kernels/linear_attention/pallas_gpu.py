@@ -14,7 +14,7 @@ from pallas_kernels.linear_attention import gpu_walk
 from pallas_kernels.linear_attention.gpu_walk import CHUNK, ChunkMaps, Schedule
 from pallas_kernels.linear_attention.tokens import (
     Levels,
-    TokenDecays,
+    pair_decays,
     products_are_exact,
     solve_chunks,
     token_decays,
@@ -23,26 +23,6 @@ from pallas_kernels.linear_attention.tokens import (
 _INNER = CHUNK.bit_length()  # levels inside a chunk
 _KEPT_BYTES = 2**28  # of states before chunks, in the backward pass
 _LEAST_SEGMENT = 8  # chunks
-
-
-def linear_pallas_gpu(
-    q: Float[Array, "B T G K"],
-    k: Float[Array, "B T G K"],
-    v: Float[Array, "B T H V"],
-    g: Float[Array, "B T H"] | None,
-    beta: Float[Array, "B T H"] | None,
-    state: Float[Array, "B H K V"],
-    documents: Documents | None,
-    precision: lax.PrecisionLike,
-) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    """`ssd`, or with `beta` `gated_delta_rule`, for NVIDIA GPUs from sm_80 on; padding is zero.
-
-    Inputs of bfloat16 are multiplied as they are, with float32 sums, decays and states; float32
-    inputs, and precision "highest", take float32 products (in kernels three TF32 products each).
-    Chunks have 64 tokens whatever `chunk_size` is.
-    """
-    y, states = walk(q, k, v, g, beta, state[:, :, None], documents, None, precision)
-    return y, states[:, :, 0]
 
 
 def walk(
@@ -56,7 +36,11 @@ def walk(
     levels: Levels | None,
     precision: lax.PrecisionLike,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H J K V"]]:
-    """The results, and the states after the last chunk.
+    """The results, and the states after the last chunk, for NVIDIA GPUs from sm_80 on.
+
+    Inputs of bfloat16 are multiplied as they are, with float32 sums, decays and states; float32
+    inputs, and precision "highest", take float32 products (in kernels three TF32 products each).
+    Chunks have 64 tokens. Without `beta` nothing is erased (SSD); padding is zero.
 
     With levels J states, and documents that start where chunks do; without, one state. States that
     `levels.reads` does not name are taken as empty, and those that a chunk empties are zero.
@@ -81,7 +65,7 @@ def walk(
     beta = None if beta is None else pad(beta.astype(jnp.float32))
     packed = schedule = scales = None
     if levels is not None:
-        schedule = _schedule(levels, v.shape[1] // CHUNK)
+        schedule = Schedule(*levels.masks(v.shape[1] // CHUNK))
         scales = pad(levels.scales.astype(jnp.float32))
     elif documents is not None:
         packed = _by_segment(Documents(*(pad(x, mode="edge") for x in documents)), segment)
@@ -104,12 +88,6 @@ def _segment_size(chunks: int, state_bytes: int) -> int:
     """Chunks whose temporaries are in memory together, of about equal segments."""
     most = max(_LEAST_SEGMENT, _KEPT_BYTES // state_bytes)
     return pl.cdiv(chunks, pl.cdiv(chunks, most))
-
-
-def _schedule(levels: Levels, chunks: int) -> Schedule:
-    """Of all chunks; those after the end do nothing."""
-    after = [(0, 0), (0, chunks - levels.reads.shape[1])]
-    return Schedule(jnp.pad(levels.reads, after), jnp.pad(levels.target, after, constant_values=-1))
 
 
 def _by_segment(docs: Documents, segment: int) -> Documents:
@@ -182,7 +160,7 @@ def _chunk_maps(tokens, packed, exact):
     q, k, v = (x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]) for x in (q, k, v))
     overlaps = product("bnigk,bnjgk->bgnij", q, k)
     overlaps = jnp.repeat(overlaps, heads // overlaps.shape[1], axis=1)
-    overlaps = (overlaps * _pair_decays(decays, packed)).astype(operand)
+    overlaps = (overlaps * pair_decays(decays, packed)).astype(operand)
     from_start, to_end = (
         jnp.moveaxis(x, 1, 3)[..., None] for x in (decays.from_start, decays.to_end)
     )
@@ -217,17 +195,6 @@ def _chunk_maps(tokens, packed, exact):
         weights,
         decays.from_start[..., -1],
     )
-
-
-def _pair_decays(decays: TokenDecays, packed: Documents | None) -> Float[Array, "B H N C C"]:
-    """D_ij, what is left of token j when token i reads it."""
-    sums, rest = decays.sums, decays.rest
-    left = (sums[..., :, None] - sums[..., None, :]) + (rest[..., :, None] - rest[..., None, :])
-    seen = np.tri(CHUNK, dtype=bool)
-    if packed is not None:
-        index = packed.index.reshape(len(sums), 1, -1, CHUNK)
-        seen = seen & (index[..., :, None] == index[..., None, :])
-    return jnp.exp(jnp.where(seen, left, -jnp.inf))
 
 
 def _pair_scales(scales: Float[Array, "B T H I"]) -> Float[Array, "B H N C C"]:

@@ -25,26 +25,6 @@ _STATE_BYTES = 48 * 2**20  # of vector memory, for states of several heads toget
 _MOST_STATE_BYTES = 56 * 2**20  # for those of one: a v5p has 64 MB
 
 
-def linear_pallas_tpu(
-    q: Float[Array, "B T G K"],
-    k: Float[Array, "B T G K"],
-    v: Float[Array, "B T H V"],
-    g: Float[Array, "B T H"] | None,
-    beta: Float[Array, "B T H"] | None,
-    state: Float[Array, "B H K V"],
-    documents: Documents | None,
-    precision: lax.PrecisionLike,
-) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    """`ssd`, or with `beta` `gated_delta_rule`, as Pallas kernels; padding is zero.
-
-    Inputs of bfloat16 are multiplied as they are, with float32 sums, decays and states; float32
-    inputs, and precision "highest", take float32 products, each as six of bf16 parts. Chunks have
-    128 tokens whatever `chunk_size` is.
-    """
-    y, states = walk(q, k, v, g, beta, state[:, :, None], documents, None, precision)
-    return y, states[:, :, 0]
-
-
 def walk(
     q: Float[Array, "B T G K"],
     k: Float[Array, "B T G K"],
@@ -57,6 +37,10 @@ def walk(
     precision: lax.PrecisionLike,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H J K V"]]:
     """The results, and the states after the last chunk.
+
+    Inputs of bfloat16 are multiplied as they are, with float32 sums, decays and states; float32
+    inputs, and precision "highest", take float32 products, each as six of bf16 parts. Chunks have
+    128 tokens. Without `beta` nothing is erased (SSD); padding is zero.
 
     With levels J states, and documents that start where chunks do; without, one state.
 
@@ -101,7 +85,8 @@ def walk(
     rows = _rows(plan, decays, packed, scales)
     features = [(0, 0)] * 3 + [(0, plan.value_dim - value_dim), (0, plan.key_dim - key_dim)]
     states = jnp.pad(jnp.swapaxes(states.astype(jnp.float32), 3, 4), features)
-    walked: Any = _walk(q, k, v, rows, solve, states, *_masks(plan, levels), plan)
+    masks = [jnp.zeros((1, 1), jnp.int32)] * 2 if levels is None else levels.masks(plan.chunks)
+    walked: Any = _walk(q, k, v, rows, solve, states, *masks, plan)
     y, states = walked
     y = jnp.moveaxis(y, -1, 1)[:, :length, :, :value_dim]
     return y, jnp.swapaxes(states[..., :value_dim, :key_dim], 3, 4)
@@ -172,14 +157,6 @@ def _rows(plan: Plan, decays: TokenDecays, documents, scales) -> Float[Array, "B
     if scales is not None:
         rows = jnp.concatenate([rows, scales.astype(jnp.float32)], axis=2)
     return pad_to(rows, plan.rows)
-
-
-def _masks(plan: Plan, levels: Levels | None):
-    """`reads` and `target` of every chunk; those after the end do nothing."""
-    if levels is None:
-        return jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32)
-    after = [(0, 0), (0, plan.chunks - levels.reads.shape[1])]
-    return jnp.pad(levels.reads, after), jnp.pad(levels.target, after, constant_values=-1)
 
 
 # -- the gradient ----------------------------------------------------------------------------------

@@ -49,6 +49,11 @@ class Levels(NamedTuple):
     reads: Array
     target: Array
 
+    def masks(self, chunks: int) -> tuple[Array, Array]:
+        """`reads` and `target` of more chunks; those after the end do nothing."""
+        after = [(0, 0), (0, chunks - self.reads.shape[1])]
+        return jnp.pad(self.reads, after), jnp.pad(self.target, after, constant_values=-1)
+
 
 def token_decays(g: Float[Array, "B T H"], docs: Documents | None, size: int) -> TokenDecays:
     """For T a multiple of the chunk size; differentiable in g, through `sums` alone."""
@@ -112,6 +117,17 @@ def _scan(join, starts, values):
     return tuple(values)
 
 
+def pair_decays(decays: TokenDecays, docs: Documents | None) -> Float[Array, "B H N C C"]:
+    """D_ij, what is left of token j when token i reads it: zero for j > i and between documents."""
+    sums, rest = decays.sums, decays.rest
+    left = (sums[..., :, None] - sums[..., None, :]) + (rest[..., :, None] - rest[..., None, :])
+    seen = np.tri(sums.shape[-1], dtype=bool)
+    if docs is not None:
+        index = docs.index.reshape(len(sums), 1, -1, sums.shape[-1])
+        seen = seen & (index[..., :, None] == index[..., None, :])
+    return jnp.exp(jnp.where(seen, left, -jnp.inf))
+
+
 def solve_chunks(
     k: Float[Array, "B G N C K"],
     beta: Float[Array, "B H N C"],
@@ -129,15 +145,9 @@ def solve_chunks(
         precision="highest" if exact else None, preferred_element_type=jnp.float32,
     )  # fmt: skip
     overlap = jnp.repeat(overlap, beta.shape[1] // k.shape[1], axis=1)
-    sums, rest = decays.sums, decays.rest
-    left = (sums[..., :, None] - sums[..., None, :]) + (rest[..., :, None] - rest[..., None, :])
-    size = beta.shape[-1]
-    earlier = np.tri(size, k=-1, dtype=bool)
-    if docs is not None:
-        index = docs.index.reshape(beta.shape[0], 1, -1, size)
-        earlier = earlier & (index[..., :, None] == index[..., None, :])
-    overlap = overlap * jnp.exp(jnp.where(earlier, left, -jnp.inf))
-    return unit_lower_inverse(overlap * beta[..., :, None]) * beta[..., None, :]
+    overlap = overlap * pair_decays(decays, docs) * beta[..., :, None]
+    earlier = np.tri(beta.shape[-1], k=-1, dtype=bool)
+    return unit_lower_inverse(jnp.where(earlier, overlap, 0)) * beta[..., None, :]
 
 
 def products_are_exact(q, k, v, precision) -> bool:

@@ -288,19 +288,19 @@ def _write(plan, tokens, maps, after, target):
     """Adds what a chunk writes."""
     if not plan.delta:
         for e, heads in _groups(plan):
-            written = dot(plan, "nt", _stack(maps.updates[heads]), tokens.k[e])
-            maps.moved[heads] = _heads(plan, written)
-
-        @each_head(plan, maps)
-        def _(h):
-            after[h, target] += maps.moved[h]
-
-        return
+            _fill_written(plan, tokens, maps, e, heads)
 
     @each_head(plan, maps)
     def _(h):
-        maps.moved[h] = dot(plan, "nt", maps.updates[h], maps.writes[h])
+        if plan.delta:
+            maps.moved[h] = dot(plan, "nt", maps.updates[h], maps.writes[h])
         after[h, target] += maps.moved[h]
+
+
+def _fill_written(plan, tokens, maps, e, heads):
+    """What a chunk of SSD writes to the states of a group's heads, in `maps.moved`."""
+    written = dot(plan, "nt", _stack(maps.updates[heads]), tokens.k[e])
+    maps.moved[heads] = _heads(plan, written)
 
 
 def _move_on(plan, tokens, maps, before, after, level, sum_ref, write):
@@ -314,8 +314,7 @@ def _move_on(plan, tokens, maps, before, after, level, sum_ref, write):
                     plan, dot(plan, "nn", _stack(before[heads, level]), tokens.q[e])
                 )
             if write:
-                written = dot(plan, "nt", _stack(maps.updates[heads]), tokens.k[e])
-                maps.moved[heads] = _heads(plan, written)
+                _fill_written(plan, tokens, maps, e, heads)
 
         @each_head(plan, maps)
         def _(h):

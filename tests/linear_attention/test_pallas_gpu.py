@@ -13,7 +13,7 @@ from pallas_kernels.common.documents import documents, mask_padding
 from pallas_kernels.linear_attention import gpu_walk, pallas_gpu
 from pallas_kernels.linear_attention.api import repeat_groups
 from pallas_kernels.linear_attention.chunked import gated_delta_rule_chunked, ssd_chunked
-from pallas_kernels.linear_attention.pallas_gpu import linear_pallas_gpu, walk
+from pallas_kernels.linear_attention.pallas_gpu import walk
 from pallas_kernels.linear_attention.tokens import Levels
 from pallas_kernels.log_linear.chunked import log_linear_chunked
 from pallas_kernels.log_linear.levels import empty_state
@@ -59,7 +59,9 @@ def everything(op, *inputs):
 
 def kernel(delta, docs=None):
     def op(q, k, v, g, beta, state):
-        return linear_pallas_gpu(q, k, v, g, beta if delta else None, state, docs, None)
+        beta = beta if delta else None
+        y, states = walk(q, k, v, g, beta, state[:, :, None], docs, None, None)
+        return y, states[:, :, 0]
 
     return op
 
