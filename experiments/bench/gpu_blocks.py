@@ -17,17 +17,8 @@ import jax.numpy as jnp
 import tyro
 
 from experiments.bench import report
-from experiments.bench.gpu_run import (
-    TOLERANCES,
-    Case,
-    Program,
-    Table,
-    compile_all,
-    device_facts,
-    inputs_of,
-    median_ms,
-    relative_error,
-)
+from experiments.bench.gpu_programs import Case, Program, Table, compile_all, inputs_of, median_ms
+from experiments.bench.gpu_run import TOLERANCES, device_facts, relative_error
 from pallas_kernels import interpret_kernels
 from pallas_kernels.screening import pallas_gpu
 from pallas_kernels.screening.gpu_block_sizes import Block

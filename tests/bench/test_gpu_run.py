@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.bench import gpu_run
-from experiments.bench.gpu_run import Case, Program, Table, relative_error
+from experiments.bench.gpu_programs import Case, Program, Table
+from experiments.bench.gpu_run import relative_error
 from pallas_kernels import interpret_kernels
 
 
