@@ -60,12 +60,14 @@ class Schedule(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of a program: values that it takes, keys of a product, warps, stages of its pipeline."""
+    """Of a program: values that it takes, keys of a product, warps, stages of its pipeline, and the
+    least values that it could take."""
 
     values: int
     keys: int
     warps: int
     stages: int
+    least: int = 16
 
 
 # Most values of a program with which no kernel spills registers, of SSD and of the delta rule, then
@@ -85,10 +87,10 @@ _MOST_VALUES = {
 # With levels before sm_90, whose products take more registers: by dtype, K, and whether it is the
 # delta rule. Other blocks of values than these spill; None: all do.
 _LEVELS_80 = {
-    ("bfloat16", 128, True): Sizes(32, keys=32, warps=8, stages=1),
+    ("bfloat16", 128, True): Sizes(32, keys=32, warps=8, stages=1, least=32),
     ("bfloat16", 192, True): Sizes(16, keys=64, warps=8, stages=1),
     ("bfloat16", 256, True): Sizes(16, keys=64, warps=8, stages=1),
-    ("bfloat16", 256, False): Sizes(32, keys=64, warps=4, stages=1),
+    ("bfloat16", 256, False): Sizes(32, keys=64, warps=4, stages=1, least=32),
     ("float32", 64, True): None,
 }
 
@@ -101,12 +103,14 @@ def compute_capability() -> int | None:
         return None
 
 
-def sizes(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -> Sizes:
-    """Those of both kernels on this machine's GPU, for operands of `dtype`.
+def padded(
+    key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool
+) -> tuple[int, int]:
+    """K and V of kernels that take these, zeros added, with operands of `dtype`.
 
     Raises:
-        NotImplementedError: for sizes of which the kernels were not compiled, or spill registers,
-            and for a GPU older than sm_80.
+        NotImplementedError: where K is greater than in any kernel that spills no registers, and for
+            a GPU older than sm_80.
     """
     capability = compute_capability() or _LEAST_CAPABILITY
     if capability < _LEAST_CAPABILITY:
@@ -114,23 +118,34 @@ def sizes(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -
             f"the GPU's compute capability is {capability}; needs {_LEAST_CAPABILITY} or newer"
         )
     name = jnp.dtype(dtype).name
-    most = _MOST_VALUES.get((name, key_dim), (None,) * 4)[delta + 2 * levels]
-    if most is None:
-        allowed = [k for (n, k), row in _MOST_VALUES.items() if n == name and row[delta]]
+    found = {k: _most(k, name, delta, levels) for n, k in _MOST_VALUES if n == name}
+    found = {k: size for k, size in found.items() if size is not None}
+    if key_dim > max(found):
         rule = "the delta rule" if delta else "SSD"
-        raise NotImplementedError(f"K is {key_dim}; {name} {rule} takes K among {allowed}")
+        raise NotImplementedError(f"K is {key_dim}; {name} {rule} takes K up to {max(found)}")
+    key_dim = min(k for k in found if k >= key_dim)
+    least = found[key_dim].least
+    return key_dim, pl.cdiv(value_dim, least) * least
+
+
+def _most(key_dim, name, delta, levels) -> Sizes | None:
+    """With the most values a program can take; None if there is no such kernel."""
+    most = _MOST_VALUES[name, key_dim][delta + 2 * levels]
+    if most is None:
+        return None
+    before_90 = (compute_capability() or _LEAST_CAPABILITY) < 90
+    if levels and before_90 and (name, key_dim, delta) in _LEVELS_80:
+        return _LEVELS_80[name, key_dim, delta]
     # States of levels are loaded after they were stored: a pipeline would load them too early.
     stages = 2 if name == "bfloat16" and not levels else 1
     warps = 8 if name == "float32" and key_dim > 64 and not levels else 4
-    size = Sizes(most, keys=64, warps=warps, stages=stages)
-    least = 16
-    if levels and capability < 90 and (name, key_dim, delta) in _LEVELS_80:
-        size = _LEVELS_80[name, key_dim, delta]
-        if size is None:
-            raise NotImplementedError(f"{name} levels of K = {key_dim} need sm_90 or newer")
-        least = size.values
-    if value_dim % least:
-        raise NotImplementedError(f"V must be a multiple of {least}, got {value_dim}")
+    return Sizes(most, keys=64, warps=warps, stages=stages)
+
+
+def sizes(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -> Sizes:
+    """Those of both kernels on this machine's GPU, for sizes that `padded` gives."""
+    size = _most(key_dim, jnp.dtype(dtype).name, delta, levels)
+    assert size is not None
     values = next(n for n in (64, 32, 16) if n <= size.values and value_dim % n == 0)
     return size._replace(values=values)
 

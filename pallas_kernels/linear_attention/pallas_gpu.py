@@ -40,19 +40,23 @@ def walk(
 
     Inputs of bfloat16 are multiplied as they are, with float32 sums, decays and states; float32
     inputs, and precision "highest", take float32 products (in kernels three TF32 products each).
-    Chunks have 64 tokens. Without `beta` nothing is erased (SSD); padding is zero.
+    Chunks have 64 tokens. Without `beta` nothing is erased (SSD); padding is zero. Zeros are added
+    to features up to the next sizes that kernels take.
 
     With levels J states, and documents that start where chunks do; without, one state. States that
     `levels.reads` does not name are taken as empty, and those that a chunk empties are zero.
 
     Raises:
-        NotImplementedError: for other dtypes than float32 and bfloat16, sizes that
-            `gpu_walk.sizes` refuses, or an older GPU.
+        NotImplementedError: for other dtypes than float32 and bfloat16, a greater K than
+            `gpu_walk.padded` has a kernel for, or an older GPU.
     """
     exact = products_are_exact(q, k, v, precision)
     operand = jnp.dtype(jnp.float32 if exact else jnp.bfloat16)
-    gpu_walk.sizes(q.shape[3], v.shape[3], operand, beta is not None, levels is not None)
-    batch, length, heads, _ = v.shape
+    batch, length, heads, value_dim = v.shape
+    key_dim = q.shape[3]
+    padded = gpu_walk.padded(key_dim, value_dim, operand, beta is not None, levels is not None)
+    keys, values = (0, padded[0] - key_dim), (0, padded[1] - value_dim)
+    states = jnp.pad(states.astype(jnp.float32), [(0, 0)] * 3 + [keys, values])
     dtype = v.dtype
     segment = _segment_size(pl.cdiv(length, CHUNK), states.size * operand.itemsize)
     after = [(0, 0), (0, -length % (segment * CHUNK))]
@@ -60,7 +64,10 @@ def walk(
     def pad(x, **how):
         return jnp.pad(x, after + [(0, 0)] * (x.ndim - 2), **how)
 
-    q, k, v = (pad(x.astype(operand)) for x in (q, k, v))
+    q, k, v = (
+        jnp.pad(pad(x.astype(operand)), [(0, 0)] * 3 + [features])
+        for x, features in ((q, keys), (k, keys), (v, values))
+    )
     g = pad(jnp.zeros((batch, length, heads), jnp.float32) if g is None else g)
     beta = None if beta is None else pad(beta.astype(jnp.float32))
     packed = schedule = scales = None
@@ -77,11 +84,11 @@ def walk(
     schedule = jax.tree.map(partial(split, size=segment), schedule)
     states, y = lax.scan(
         lambda states, xs: _over_segment(exact, states, xs[0], xs[1]),
-        states.astype(jnp.float32),
+        states,
         (tokens, (packed, schedule)),
     )
-    y = jnp.moveaxis(y, 0, 1)
-    return y.reshape(batch, -1, *y.shape[3:])[:, :length].astype(dtype), states
+    y = jnp.moveaxis(y, 0, 1).reshape(*v.shape)
+    return y[:, :length, :, :value_dim].astype(dtype), states[..., :key_dim, :value_dim]
 
 
 def _segment_size(chunks: int, state_bytes: int) -> int:

@@ -20,7 +20,8 @@ from pallas_kernels.linear_attention.tokens import (
 )
 from pallas_kernels.linear_attention.tpu_chunks import CHUNK, INNER_SCALES, Plan
 
-_SEGMENT = 4  # chunks of a step of the grid
+_SEGMENT = 4  # chunks of a step of the grid; twice as many, where memory has room, with more than
+_FEW_STATES = 5  # so that the states kept for the backward do not grow with the number of levels
 _STATE_BYTES = 48 * 2**20  # of vector memory, for states of several heads together
 _MOST_STATE_BYTES = 56 * 2**20  # for those of one: a v5p has 64 MB
 
@@ -97,10 +98,12 @@ def make_plan(
     delta: bool, levels: bool, packed: bool, exact: bool,
 ) -> Plan:  # fmt: skip
     """How the kernels take a problem: with sizes rounded up, and heads and chunks in blocks."""
-    chunks = pl.cdiv(length, CHUNK)
-    segment = min(_SEGMENT, 1 << (chunks - 1).bit_length())
     tile = 8 if exact else 16  # sublanes of a register
     key_dim, value_dim = pl.cdiv(key_dim, tile) * tile, pl.cdiv(value_dim, tile) * tile
+    room = _bytes(states, key_dim, value_dim, 2 * _SEGMENT) <= _STATE_BYTES
+    chunks = pl.cdiv(length, CHUNK)
+    segment = 2 * _SEGMENT if states > _FEW_STATES and room else _SEGMENT
+    segment = min(segment, 1 << (chunks - 1).bit_length())
     plan = Plan(
         batch=batch,
         groups=groups,
@@ -117,19 +120,23 @@ def make_plan(
         exact=exact,
     )
     backward_plan(plan)  # refuses in time what only the backward has no room for
-    return _with_block(plan, 6)
+    return _with_block(plan, 0)
 
 
 def backward_plan(plan: Plan) -> Plan:
     """The plan of the backward, which holds the states before every chunk of a segment too."""
-    return _with_block(plan, plan.segment + 6)
+    return _with_block(plan, plan.segment)
 
 
-def _with_block(plan: Plan, copies: int) -> Plan:
-    """With as many heads together as are worth it, and as vector memory has room for, states and
-    their copies on the way to and from device memory counted."""
-    row = pl.cdiv(plan.key_dim, CHUNK) * CHUNK
-    head_bytes = copies * plan.states * plan.value_dim * row * 4
+def _bytes(states: int, key_dim: int, value_dim: int, chunks: int) -> int:
+    """Vector memory for a head's states before so many chunks, and for working on them: copies on
+    the way to and from device memory counted."""
+    return (chunks + 6) * states * value_dim * pl.cdiv(key_dim, CHUNK) * CHUNK * 4
+
+
+def _with_block(plan: Plan, chunks: int) -> Plan:
+    """With as many heads together as are worth it, and as vector memory has room for."""
+    head_bytes = _bytes(plan.states, plan.key_dim, plan.value_dim, chunks)
     if head_bytes > _MOST_STATE_BYTES:
         raise NotImplementedError(
             f"{plan.states} states of K={plan.key_dim}, V={plan.value_dim} do not fit into the "

@@ -61,7 +61,9 @@ def cast(case, dtype):
         ("reference", "float64"),
         *(("chunked", dtype) for dtype in TOLERANCES),
         ("pallas_tpu", "float32"),
+        ("pallas_gpu", "float32"),
         pytest.param("pallas_tpu", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("pallas_gpu", "bfloat16", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)

@@ -24,6 +24,7 @@ FORMS = {
     "chunked": {"implementation": "chunked", "chunk_size": 16},
     "tree": {"implementation": "chunked", "chunk_size": 16, "return_state": False},
     "pallas_tpu": {"implementation": "pallas_tpu"},
+    "pallas_gpu": {"implementation": "pallas_gpu"},
 }
 TOLERANCES = {
     "float64": {"": 1e-6},

@@ -7,6 +7,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.common.dispatch import interpret_kernels
+from pallas_kernels.linear_attention import pallas_tpu
 from pallas_kernels.log_linear import LogLinearState, level_count
 from tests.jax_internals import races_found
 from tests.log_linear.cases import OPS, assert_close, inputs, part, run
@@ -33,6 +34,14 @@ def check(op, x, tolerance=None, **settings):
 )
 def test_values_states_and_gradients(op, length):
     check(op, inputs(length, level_count(length) + 1, groups=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
+def test_longer_segments_of_many_levels(op, monkeypatch):
+    """Two segments of eight chunks, as otherwise only states of more levels have."""
+    monkeypatch.setattr(pallas_tpu, "_FEW_STATES", 0)
+    check(op, inputs(1100, level_count(1100), groups=1, batch=1))
 
 
 @pytest.mark.parametrize("op", OPS)
