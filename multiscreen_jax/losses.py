@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, wide_ids
-from multiscreen_jax.sharding import shard_batch
+from multiscreen_jax.sharding import activation_parts, shard_activations
 
-# Logits held at a time: 64 MB in float32. Small enough to vanish beside the parameters of a model
+# Logits that a device holds at a time: 64 MB in float32. Small enough to vanish beside the parameters of a model
 # whose vocabulary needs chunks at all, large enough for a matrix unit to be busy.
 LOGIT_BUDGET = 2**24
 
@@ -29,13 +29,18 @@ Batch = dict[str, Array]
 
 
 def chunk_length(batch: int, length: int, vocabulary: int, budget: int = LOGIT_BUDGET) -> int:
-    """Tokens of each row projected at a time, so that batch x chunk x vocabulary <= budget.
+    """Tokens of each row, or of each share of it, projected at a time.
 
-    Chunks are even: 10 tokens in chunks of at most 8 go as 5 and 5. At least one token.
+    So that a device's rows x chunk x vocabulary <= budget. Chunks are even: 10 tokens in chunks of
+    at most 8 go as 5 and 5. At least one token.
     """
-    longest = max(1, budget // (batch * vocabulary))
-    chunks = -(-length // longest)
-    return -(-length // chunks)
+    rows, tokens = (
+        size // parts
+        for size, parts in zip((batch, length), activation_parts(batch, length), strict=True)
+    )
+    longest = max(1, budget // (rows * vocabulary))
+    chunks = -(-tokens // longest)
+    return -(-tokens // chunks)
 
 
 def cross_entropy(
@@ -50,7 +55,8 @@ def cross_entropy(
 
     Logits, losses and the sum are in promote_types(hidden.dtype, float32). Gradients exist for
     `hidden` and `table` (accumulated in the same type); targets and weights have none.
-    `chunk` is the number of tokens of each row projected at a time (default: `chunk_length`).
+    `chunk` is the number of tokens of each row projected at a time (default: `chunk_length`); of
+    each device's share of a row where a mesh divides them.
     Cost: 2 B T O D multiply-adds times one for the value alone, times three with gradients.
     """
     if chunk is None:
@@ -122,9 +128,7 @@ def _scan_logits(
         return carry, measure(logits_bco, _is_target(targets_bc, table.shape[0]))
 
     _, measured = jax.lax.scan(step, None, parts)
-    return jax.tree.map(
-        lambda x_ibc: jnp.moveaxis(x_ibc, 0, 1).reshape(batch, -1)[:, :length], measured
-    )
+    return jax.tree.map(lambda x_ibc: _joined(x_ibc, length), measured)
 
 
 def targets_and_weights(
@@ -228,7 +232,7 @@ def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array,
         segment_ids=None if segments is None else segments[:, :-1],
         method="trunk",
     )
-    hidden = shard_batch(hidden)
+    hidden = shard_activations(hidden)
     table = model.apply(variables, method="unembedding")
     targets, weights = targets_and_weights(batch, jnp.promote_types(hidden.dtype, jnp.float32))
     # Inside jit a bad id cannot raise: its loss is NaN instead of that of no token at all.
@@ -253,7 +257,7 @@ def _cross_entropy_forward(
     chunk: int, precision: Any, hidden: Array, table: Array, targets: Array, weights: Array
 ) -> tuple[Array, tuple[Array, Array, Array]]:
     accumulator = jnp.promote_types(hidden.dtype, jnp.float32)
-    batch, length, width = hidden.shape
+    length = hidden.shape[1]
     parts = (_split(hidden, chunk), _split(targets, chunk), _split(weights, chunk))
     product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=accumulator)
 
@@ -280,7 +284,7 @@ def _cross_entropy_forward(
 
     start = (jnp.zeros((), accumulator), jnp.zeros(table.shape, accumulator))
     (total, table_gradient), gradients_ibcd = jax.lax.scan(step, start, parts)
-    hidden_gradient = jnp.moveaxis(gradients_ibcd, 0, 1).reshape(batch, -1, width)[:, :length]
+    hidden_gradient = _joined(gradients_ibcd, length)
     # An empty array carries the table's dtype, which may differ from the accumulator's.
     return total, (hidden_gradient, table_gradient, jnp.zeros((0,), table.dtype))
 
@@ -301,11 +305,28 @@ _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _split(x: Array, chunk: int) -> Array:
-    """[B, T, ...] -> [chunks, B, chunk, ...], padded with zeros: zero weights, so no loss."""
+    """[B, T, ...] -> [chunks, B, n chunk, ...], padded with zeros: zero weights, so no loss.
+
+    Where n devices have shares of the sequence, a chunk has tokens of all of them, so that each
+    works on its own.
+    """
     batch, length = x.shape[:2]
-    chunks = -(-length // chunk)
-    padding = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (x.ndim - 2)
-    return jnp.moveaxis(jnp.pad(x, padding).reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0)
+    parts = activation_parts(batch, length)[1]
+    share = length // parts
+    chunks = -(-share // chunk)
+    x = x.reshape(batch, parts, share, *x.shape[2:])
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, chunks * chunk - share)] + [(0, 0)] * (x.ndim - 3))
+    x = jnp.moveaxis(x.reshape(batch, parts, chunks, chunk, *x.shape[3:]), 2, 0)
+    return x.reshape(chunks, batch, parts * chunk, *x.shape[4:])
+
+
+def _joined(x: Array, length: int) -> Array:
+    """The inverse of `_split`: [chunks, B, n chunk, ...] -> [B, T, ...]."""
+    chunks, batch = x.shape[:2]
+    parts = activation_parts(batch, length)[1]
+    x = jnp.moveaxis(x.reshape(chunks, batch, parts, -1, *x.shape[3:]), 0, 2)
+    x = x.reshape(batch, parts, -1, *x.shape[4:])[:, :, : length // parts]
+    return x.reshape(batch, length, *x.shape[3:])
 
 
 def _is_target(targets: Array, vocabulary: int) -> Array:

@@ -4,9 +4,9 @@
     LogicalAxes      logical axis -> mesh axes
 
 Mesh axes: `data` (copies of the model), `fsdp` (shares of parameters and optimizer state, the
-batch is divided over these too), `seq` (shares of a sequence, of size 1 in training), `model`
-(shares of heads, feed-forward width and vocabulary). A mesh axis that does not divide an array's
-axis leaves that axis whole. Nothing here touches a device before `make_mesh`.
+batch is divided over these too), `seq` (shares of a sequence: activations alone), `model` (shares
+of heads, feed-forward width and vocabulary). A mesh axis that does not divide an array's axis
+leaves that axis whole. Nothing here touches a device before `make_mesh`.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ class LogicalAxes:
     """Logical axis -> the mesh axes it is divided over (None: kept whole)."""
 
     batch: tuple[str, ...] | None = ("data", "fsdp")
+    tokens: tuple[str, ...] | None = ("seq",)
     layers: tuple[str, ...] | None = None
     vocabulary: tuple[str, ...] | None = ("model",)
     embed: tuple[str, ...] | None = ("fsdp",)
@@ -150,8 +151,8 @@ def partition(
     """The PartitionSpec of an array with these logical axes."""
     entries = []
     for axis, size in zip(axes, shape, strict=True):
-        names = getattr(rules, axis) or ()
-        parts = math.prod(mesh.shape[name] for name in names)
+        names = getattr(rules, axis)
+        parts = _parts(mesh, names)
         entries.append(names if parts > 1 and size % parts == 0 else None)
     return PartitionSpec(*entries)
 
@@ -179,35 +180,62 @@ def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh, rules: LogicalAxes | None = None) -> NamedSharding:
-    """Rows of a batch are divided over `data` and `fsdp`."""
+    """Rows of a batch are divided over `data` and `fsdp`; devices of `seq` have whole rows, since
+    tokens are few bytes and inputs and targets begin at different ones."""
     return NamedSharding(mesh, PartitionSpec((rules or LogicalAxes()).batch))
 
 
-def shard_batch(x: jax.Array) -> jax.Array:
-    """Keeps axis 0, the batch, divided as LogicalAxes says; for activations, inside jit.
+def shard_activations(x: jax.Array) -> jax.Array:
+    """Keeps x [B, T, ...] divided over rows and tokens as LogicalAxes says; inside jit.
 
     Without it the compiler may prefer the layout of a parameter that was just used and gather the
-    whole batch on every device. Does nothing where no mesh is set, inside shard_map, and when the
-    batch does not divide.
+    whole batch on every device. Does nothing where no mesh is set and inside shard_map. An axis
+    that does not divide is left to the compiler.
     """
+    mesh = _our_mesh()
+    if mesh is None:
+        return x
+    rules = LogicalAxes()
+    axes = [
+        names if size % _parts(mesh, names) == 0 else PartitionSpec.UNCONSTRAINED
+        for names, size in zip((rules.batch, rules.tokens), x.shape, strict=False)
+    ]
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 2)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes, *rest))
+
+
+def activation_parts(batch: int, length: int) -> tuple[int, int]:
+    """Into how many shares rows and tokens of activations [B, T, ...] are divided."""
+    mesh, rules = _our_mesh(), LogicalAxes()
+    if mesh is None:
+        return 1, 1
+    rows, tokens = (_parts(mesh, names) for names in (rules.batch, rules.tokens))
+    return rows if batch % rows == 0 else 1, tokens if length % tokens == 0 else 1
+
+
+def _our_mesh() -> Any:
+    """The mesh that is set, if it is one of ours and the compiler divides arrays over it."""
     mesh = jax.sharding.get_abstract_mesh()
     ours = not mesh.empty and mesh.axis_names == MESH_AXES
-    if not ours or any(kind != AxisType.Auto for kind in mesh.axis_types):
-        return x
-    names = LogicalAxes().batch or ()
-    if x.shape[0] % math.prod(mesh.shape[name] for name in names):
-        return x
-    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(names, *rest))
+    return mesh if ours and all(kind == AxisType.Auto for kind in mesh.axis_types) else None
 
 
-def check_batch(rows: int, mesh: Mesh) -> None:
-    """ValueError unless every device of the batch axes gets the same number of rows."""
+def _parts(mesh: Any, names: tuple[str, ...] | None) -> int:
+    return math.prod(mesh.shape[name] for name in names or ())
+
+
+def check_batch(rows: int, length: int, mesh: Mesh) -> None:
+    """ValueError unless every device gets the same number of rows, and of tokens."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % parts:
         raise ValueError(
             f"data.batch-size / train.accumulate is {rows}; allowed: a multiple of "
             f"mesh.data x mesh.fsdp, {parts}"
+        )
+    if length % mesh.shape["seq"]:
+        raise ValueError(
+            f"data.sequence-length is {length}; allowed: a multiple of mesh.seq, "
+            f"{mesh.shape['seq']}"
         )
 
 

@@ -151,10 +151,10 @@ CASES = [
     ),
     ("batch", lambda p, d: mj.losses.next_token(MODEL, p, {"ids": 3}), "needs tokens [B, T+1]"),
     ("token list", lambda p, d: MODEL.apply({"params": p}, [[1, 2]]), "array of integers [B,T]"),
-    ("op shapes", lambda p, d: op(k=jnp.ones((1, 4, 2, 4))), "q and k must share one shape"),
+    ("op shapes", lambda p, d: op(k=jnp.ones((1, 2, 2, 4))), "of the same B, H and K, with 1 <= T"),
     ("op dtype", lambda p, d: op(v=jnp.ones((1, 3, 2, 4), int)), "v must be of a floating dtype"),
     ("op window", lambda p, d: op(window=jnp.ones(3)), "window must be [H] = (2,), got (3,)"),
-    ("op length", lambda p, d: op(**{x: jnp.ones((1, 0, 2, 4)) for x in "qkv"}), "one position"),
+    ("op length", lambda p, d: op(**{x: jnp.ones((1, 0, 2, 4)) for x in "qkv"}), "with 1 <= T <= S"),
     ("op kernel", lambda p, d: op(implementation="pallas_gpu"), "no usable implementation"),
     ("op segments", lambda p, d: op(segment_ids=jnp.ones((1, 3))), "must be integers"),
     (

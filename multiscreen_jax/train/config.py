@@ -69,7 +69,7 @@ class MeshConfig:
     fsdp: int = 1
     """Shares of parameters and optimizer state; the batch is divided over these as well."""
     seq: int = 1
-    """Shares of a sequence: 1, since sequences cannot be divided yet."""
+    """Shares of every sequence, for contexts that do not fit a device."""
     model: int = 1
     """Shares of heads, feed-forward width and vocabulary."""
     cpu_devices: int = 1
@@ -78,11 +78,9 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         checks.integer("mesh.cpu_devices", self.cpu_devices, 1)
-        if self.seq != 1:
-            checks.refuse("mesh.seq", self.seq, "1, since sequences cannot be divided yet")
-        for name in ("data", "fsdp", "model"):
+        for name in ("data", "fsdp", "seq", "model"):
             checks.integer(f"mesh.{name}", getattr(self, name), 1, also=(-1,))
-        if [self.data, self.fsdp, self.model].count(-1) > 1:
+        if [self.data, self.fsdp, self.seq, self.model].count(-1) > 1:
             checks.refuse("mesh", dataclasses.astuple(self), "at most one axis of size -1")
 
 

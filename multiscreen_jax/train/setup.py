@@ -52,7 +52,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     Raises:
       ValueError: settings that contradict each other, the data, or an existing checkpoint.
     """
-    sharding.check_batch(config.data.batch_size // config.train.accumulate, mesh)
+    rows = config.data.batch_size // config.train.accumulate
+    sharding.check_batch(rows, config.data.sequence_length, mesh)
     pipeline = _open(config, "train")
     if pipeline.vocab_size > config.model.vocab_size:
         checks.refuse(

@@ -12,9 +12,9 @@ IMPLEMENTATIONS = ("reference", "chunked", "cudnn")
 
 def causal_attention(
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B T G K"],
-    v: Float[Array, "B T G K"],
-    segment_ids: Int[Array, "B T"] | None = None,
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
+    segment_ids: Int[Array, "B S"] | None = None,
     *,
     scale: float | None = None,
     implementation: str | None = None,
@@ -25,14 +25,15 @@ def causal_attention(
     Heads h and h' with h // (H/G) equal share keys and values (grouped-query attention).
 
     Args:
-        q: H heads; position encoding already applied, as on k.
+        q: H heads; position encoding already applied, as on k. S >= T tokens have keys and values;
+            the queries are those of the last T.
         k, v: G groups, H a multiple of G.
         segment_ids: documents count from 1; 0 is padding, which reads nothing (its output is zero)
             and is read by nothing. Without it each row is one document.
         scale: of the scores; None is K^-0.5.
         implementation: "chunked" (XLA, any platform), "cudnn" (NVIDIA's fused kernels: 16-bit
-            floats on a GPU, no segment ids), "reference" (holds the T x T map), or None: cudnn
-            where it can run, otherwise chunked. A name never falls back: NotImplementedError.
+            floats on a GPU, S = T, no segment ids), "reference" (holds the T x S map), or None:
+            cudnn where it can run, otherwise chunked. A name never falls back: NotImplementedError.
         precision: of the products; ignored by cudnn.
 
     Returns:
@@ -65,6 +66,8 @@ def _why_not_cudnn(q, k, segment_ids) -> str | None:
         return f"needs a head dimension of at most 128 divisible by 8, got {q.shape[-1]}"
     if segment_ids is not None:
         return "has no segment ids"
+    if q.shape[1] != k.shape[1]:
+        return f"needs as many queries as keys, got {q.shape[1]} and {k.shape[1]}"
     return None
 
 
@@ -73,14 +76,18 @@ def _check(q, k, v, segment_ids, implementation) -> None:
         raise ValueError(
             f"implementation must be None or one of {IMPLEMENTATIONS}, got {implementation!r}"
         )
-    if q.ndim != 4 or k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
+    if q.ndim != 4 or k.shape != v.shape or k.shape[::3] != q.shape[::3]:
         raise ValueError(
-            "q must be [B,T,H,K], k and v [B,T,G,K] with the same B, T, K; "
+            "q must be [B,T,H,K], k and v [B,S,G,K] with the same B, S, K; "
             f"got {q.shape}, {k.shape}, {v.shape}"
+        )
+    if not 1 <= q.shape[1] <= k.shape[1]:
+        raise ValueError(
+            f"q must hold 1 to S = {k.shape[1]} positions, those of the last keys; got {q.shape}"
         )
     if q.shape[2] % k.shape[2]:
         raise ValueError(
             f"the {q.shape[2]} heads of q must be a multiple of the {k.shape[2]} groups of k and v"
         )
-    if segment_ids is not None and segment_ids.shape != q.shape[:2]:
-        raise ValueError(f"segment_ids must be [B,T] = {q.shape[:2]}, got {segment_ids.shape}")
+    if segment_ids is not None and segment_ids.shape != k.shape[:2]:
+        raise ValueError(f"segment_ids must be [B,S] = {k.shape[:2]}, got {segment_ids.shape}")

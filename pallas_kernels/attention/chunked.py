@@ -17,42 +17,48 @@ from pallas_kernels.attention.tiling import (
     KEY_BLOCK,
     QUERY_ROWS,
     block_size,
-    key_block_range,
+    Tiling,
     pad_to,
     query_blocks,
     segment_blocks,
     unblock_queries,
-    visible_tile,
 )
 from pallas_kernels.common.numerics import accumulation_dtype
 
 
 def attention_chunked(
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B T G K"],
-    v: Float[Array, "B T G K"],
-    segment_ids: Int[Array, "B T"] | None,
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
+    segment_ids: Int[Array, "B S"] | None,
     scale: float,
     precision: jax.lax.PrecisionLike,
 ) -> Float[Array, "B T H K"]:
     """See `causal_attention`."""
     length, heads, groups = q.shape[1], q.shape[2], k.shape[2]
     query_block = block_size(length, max(QUERY_ROWS * groups // heads, 16))
-    key_block = block_size(length, KEY_BLOCK)
+    key_block = block_size(k.shape[1], KEY_BLOCK)
+    tiling = Tiling(k.shape[1] - length, query_block, key_block)
     q_blocks = query_blocks(q, groups, query_block)
-    k, v = (pad_to(x.transpose(0, 2, 1, 3), 2, key_block) for x in (k, v))
-    segments = segment_blocks(segment_ids, query_block, key_block)
-    out: Any = _tiles(q_blocks, k, v, segments, query_block, key_block, scale, precision)
+    # As far as the last block of queries, so that no tile reaches beyond.
+    length_padded = tiling.before + len(q_blocks) * query_block
+    after = [(0, length_padded - k.shape[1])]
+    k, v = (jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0)] * 2 + after + [(0, 0)]) for x in (k, v))
+    k, v = (pad_to(x, 2, key_block) for x in (k, v))
+    if segment_ids is not None:
+        segment_ids = jnp.pad(segment_ids, [(0, 0), *after])
+    segments = segment_blocks(segment_ids, tiling)
+    out: Any = _tiles(q_blocks, k, v, segments, tiling, scale, precision)
     return unblock_queries(out, query_block, length)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _tiles(q_blocks, k, v, segments, query_block, key_block, scale, precision):
-    """q_blocks [n,B,G,R*C,K], k and v [B,G,S,K] -> [n,B,G,R*C,K], C = query_block."""
-    return _forward(q_blocks, k, v, segments, query_block, key_block, scale, precision)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _tiles(q_blocks, k, v, segments, tiling, scale, precision):
+    """q_blocks [n,B,G,R*C,K], k and v [B,G,S,K] -> [n,B,G,R*C,K], C queries of a block."""
+    return _forward(q_blocks, k, v, segments, tiling, scale, precision)[0]
 
 
-def _forward(q_blocks, k, v, segments, query_block, key_block, scale, precision):
+def _forward(q_blocks, k, v, segments, tiling, scale, precision):
     n, batch, groups, rows, dim = q_blocks.shape
     dtype = accumulation_dtype(q_blocks, k, v)
 
@@ -60,11 +66,11 @@ def _forward(q_blocks, k, v, segments, query_block, key_block, scale, precision)
         i, q = args
 
         def step(j, state, masked):
-            k_j, v_j = (_key_slice(x, j, key_block) for x in (k, v))
-            visible = visible_tile(i, j, rows, query_block, key_block, segments) if masked else None
+            k_j, v_j = (_key_slice(x, j, tiling.key_block) for x in (k, v))
+            visible = tiling.visible(i, j, rows, segments) if masked else None
             return online_update(state, q, k_j, v_j, visible, scale, precision)
 
-        whole, end = key_block_range(i, query_block, key_block)
+        whole, end = tiling.key_block_range(i)
         state = online_start(batch, groups, rows, dim, dtype)
         state = jax.lax.fori_loop(
             0, whole, functools.partial(step, masked=segments is not None), state
@@ -76,12 +82,12 @@ def _forward(q_blocks, k, v, segments, query_block, key_block, scale, precision)
     return jax.lax.map(one_block, (jnp.arange(n), q_blocks))
 
 
-def _tiles_forward(q_blocks, k, v, segments, query_block, key_block, scale, precision):
-    out, log_total = _forward(q_blocks, k, v, segments, query_block, key_block, scale, precision)
+def _tiles_forward(q_blocks, k, v, segments, tiling, scale, precision):
+    out, log_total = _forward(q_blocks, k, v, segments, tiling, scale, precision)
     return out, (q_blocks, k, v, segments, out, log_total)
 
 
-def _tiles_backward(query_block, key_block, scale, precision, residuals, d_out):
+def _tiles_backward(tiling, scale, precision, residuals, d_out):
     q_blocks, k, v, segments, out, log_total = residuals
     rows = q_blocks.shape[3]
     dtype = log_total.dtype
@@ -94,9 +100,9 @@ def _tiles_backward(query_block, key_block, scale, precision, residuals, d_out):
 
         def step(j, state):
             d_q, d_k, d_v = state
-            k_j, v_j = (_key_slice(x, j, key_block) for x in (k, v))
+            k_j, v_j = (_key_slice(x, j, tiling.key_block) for x in (k, v))
             scores = scale * product("bgqk,bgsk->bgqs", q, k_j)
-            visible = visible_tile(i, j, rows, query_block, key_block, segments)
+            visible = tiling.visible(i, j, rows, segments)
             p = jnp.where(visible, jnp.exp(scores - total), 0)
             d_p = product("bgqk,bgsk->bgqs", d_o, v_j)
             d_scores = (scale * p * (d_p - correction)).astype(q.dtype)
@@ -105,7 +111,7 @@ def _tiles_backward(query_block, key_block, scale, precision, residuals, d_out):
             d_v = _add_slice(d_v, j, product("bgqs,bgqk->bgsk", p.astype(v.dtype), d_o))
             return d_q, d_k, d_v
 
-        _, end = key_block_range(i, query_block, key_block)
+        _, end = tiling.key_block_range(i)
         d_q, d_k, d_v = jax.lax.fori_loop(0, end, step, (jnp.zeros(q.shape, dtype), *carry))
         return (d_k, d_v), d_q.astype(q.dtype)
 

@@ -9,12 +9,11 @@ from pallas_kernels.attention.tiling import (
     KEY_BLOCK,
     QUERY_ROWS,
     block_size,
-    key_block_range,
+    Tiling,
     pad_to,
     query_blocks,
     segment_blocks,
     unblock_queries,
-    visible_tile,
 )
 from pallas_kernels.common.numerics import accumulation_dtype
 
@@ -60,9 +59,10 @@ def decode_attention(
     dtype = accumulation_dtype(q, k, v)
     query_block = block_size(new, max(QUERY_ROWS * groups // heads, 16))
     new_block, cache_block = block_size(new, KEY_BLOCK), min(capacity, _CACHE_BLOCK)
+    tiling = Tiling(0, query_block, new_block)
     q_blocks = query_blocks(q, groups, query_block)
     k_new, v_new = (pad_to(x.transpose(0, 2, 1, 3), 2, new_block) for x in (k, v))
-    segments = segment_blocks(segment_ids, query_block, new_block)
+    segments = segment_blocks(segment_ids, tiling)
     reads_cache = query_blocks(continues[:, :, None, None], 1, query_block)
     reads_cache = jnp.tile(reads_cache, (1, 1, 1, heads // groups, 1))
     length = jnp.minimum(length, capacity)
@@ -90,12 +90,12 @@ def decode_attention(
                 jax.lax.dynamic_slice_in_dim(x, j * new_block, new_block, axis=2)
                 for x in (k_new, v_new)
             )
-            visible = visible_tile(i, j, q_i.shape[2], query_block, new_block, segments)
+            visible = tiling.visible(i, j, q_i.shape[2], segments)
             return online_update(state, q_i, k_j, v_j, visible, factor, precision)
 
         state = online_start(batch, groups, q_i.shape[2], dim, dtype)
         state = jax.lax.fori_loop(first_block, end_block, old, state)
-        _, end = key_block_range(i, query_block, new_block)
+        _, end = tiling.key_block_range(i)
         return online_result(jax.lax.fori_loop(0, end, fresh, state))[0].astype(v.dtype)
 
     out = jax.lax.map(one_block, (jnp.arange(len(q_blocks)), q_blocks, reads_cache))

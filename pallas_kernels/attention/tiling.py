@@ -1,6 +1,7 @@
 """Layouts of attention tiles: heads of a group beside their queries, and what is visible."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 QUERY_ROWS = 512
 KEY_BLOCK = 256
 
-Segments = tuple[Int[Array, "B n C"], Int[Array, "B S"]]
+Segments = tuple[Int[Array, "B n C"], Int[Array, "B P"]]
 
 
 def block_size(length: int, largest: int) -> int:
@@ -48,35 +49,42 @@ def unblock_queries(
     return x.reshape(batch, n * block, groups * rows // block, dim)[:, :length]
 
 
-def segment_blocks(
-    segment_ids: Int[Array, "B T"] | None, query_block: int, key_block: int
-) -> Segments | None:
-    """Segment ids laid out for `visible_tile`, padded with 0."""
+class Tiling(NamedTuple):
+    """Sizes of tiles; `before` keys come before the first query."""
+
+    before: int
+    query_block: int
+    key_block: int
+
+    def key_block_range(self, i: Array) -> tuple[Array, Array]:
+        """(blocks of keys wholly before query block i, end of those that any of it sees)."""
+        first = self.before + i * self.query_block
+        end = first + self.query_block
+        return (first + 1) // self.key_block, (end + self.key_block - 1) // self.key_block
+
+    def visible(
+        self, i: Array, j: Array, rows: int, segments: Segments | None
+    ) -> Bool[Array, "#B 1 RC SC"]:
+        """Which keys of block j queries of block i see: none later, all of the same document."""
+        query = self.before + i * self.query_block + jnp.arange(self.query_block)
+        key = j * self.key_block + jnp.arange(self.key_block)
+        visible = (query[:, None] >= key[None, :])[None]
+        if segments is not None:
+            of_query = segments[0][:, i, :, None]
+            of_key = jax.lax.dynamic_slice_in_dim(
+                segments[1], j * self.key_block, self.key_block, 1
+            )[:, None, :]
+            visible = visible & (of_query == of_key) & (of_query != 0)
+        return jnp.tile(visible, (1, rows // self.query_block, 1))[:, None]
+
+
+def segment_blocks(segment_ids: Int[Array, "B S"] | None, tiling: Tiling) -> Segments | None:
+    """Segment ids of queries and of keys as `Tiling.visible` wants them, padded with 0."""
     if segment_ids is None:
         return None
     segment_ids = segment_ids.astype(jnp.int32)
-    of_queries = pad_to(segment_ids, 1, query_block)
+    of_queries = pad_to(segment_ids[:, tiling.before :], 1, tiling.query_block)
     return (
-        of_queries.reshape(len(segment_ids), -1, query_block),
-        pad_to(segment_ids, 1, key_block),
+        of_queries.reshape(len(segment_ids), -1, tiling.query_block),
+        pad_to(segment_ids, 1, tiling.key_block),
     )
-
-
-def key_block_range(i: Array, query_block: int, key_block: int) -> tuple[Array, Array]:
-    """(blocks of keys wholly before query block i, end of those that any of its queries sees)."""
-    first = i * query_block
-    return (first + 1) // key_block, (first + query_block + key_block - 1) // key_block
-
-
-def visible_tile(
-    i: Array, j: Array, rows: int, query_block: int, key_block: int, segments: Segments | None
-) -> Bool[Array, "#B 1 RC SC"]:
-    """Which keys of block j the queries of block i see: none later, all of the same document."""
-    query = i * query_block + jnp.arange(query_block)
-    key = j * key_block + jnp.arange(key_block)
-    visible = (query[:, None] >= key[None, :])[None]
-    if segments is not None:
-        of_query = segments[0][:, i, :, None]
-        of_key = jax.lax.dynamic_slice_in_dim(segments[1], j * key_block, key_block, 1)[:, None, :]
-        visible = visible & (of_query == of_key) & (of_query != 0)
-    return jnp.tile(visible, (1, rows // query_block, 1))[:, None]

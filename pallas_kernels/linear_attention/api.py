@@ -167,7 +167,8 @@ def ssd(
         y [B,T,H,V] in the dtype of v, and the state [B,H,K,V] in `promote_types(dtype, float32)`,
         the dtype of all computation, or None. Differentiable in every float input.
 
-    Under a mesh (`jax.set_mesh`) every device computes its own rows and heads.
+    Under a mesh (`jax.set_mesh`) every device computes its own rows and heads, and its own tokens
+    where neither state is given or asked for (see `parallel`).
 
     Cost: "chunked" takes 2 T H (C K / r + C V + 2 K V) FLOPs forward, r = H / G; memory is linear
     in T.
@@ -320,8 +321,7 @@ def _run(
             (y,) = mask_padding(docs.real, y)
         return y.astype(out_dtype), state
 
-    group = group_axes(q)
-    in_axes = (group, group, "b.h.", "b.h", "b.h", "bh..", "b.")
+    in_axes = ("b.g.", "b.g.", "b.h.", "b.h", "b.h", "bh..", "b.")
     segment_ids = None if segment_ids is None else jnp.asarray(segment_ids)
     y, state = shard_op(op, in_axes, ("b.h.", "bh.."), q, k, v, g, beta, state, segment_ids)
     return y, state if return_state else None
@@ -343,11 +343,6 @@ def widen(q: Array, k: Array, v: Array, *others: Array | None, scale: float) -> 
 def scale_queries(q: Array, scale: float) -> Array:
     """q times scale in its own dtype, rounded once."""
     return (q.astype(accumulation_dtype(q)) * scale).astype(q.dtype)
-
-
-def group_axes(q: Array) -> str:
-    """Axes of q and k for `shard_op`: a single group is on every device, several are divided."""
-    return "b.h." if q.shape[2] > 1 else "b..."
 
 
 def check_positive_integer(name: str, value: Any) -> None:

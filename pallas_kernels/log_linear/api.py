@@ -18,7 +18,6 @@ from pallas_kernels.linear_attention.api import (
     SINGLE_TOKEN,
     check_inputs,
     check_positive_integer,
-    group_axes,
     repeat_groups,
     scale_queries,
     widen,
@@ -236,8 +235,7 @@ def _run(
             (y,) = mask_padding(docs.real, y)
         return y.astype(out_dtype), state.levels, state.length
 
-    group = group_axes(q)
-    in_axes = (group, group, "b.h.", "b.h", "b.h", "b.h.", "bh...", "b", "b.")
+    in_axes = ("b.g.", "b.g.", "b.h.", "b.h", "b.h", "b.h.", "bh...", "b", "b.")
     segment_ids = None if segment_ids is None else jnp.asarray(segment_ids)
     y, *state = shard_op(
         op, in_axes, ("b.h.", "bh...", "b"),

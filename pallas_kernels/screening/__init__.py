@@ -1,6 +1,17 @@
 """Screening: attention with an absolute threshold and a learned window (Multiscreen)."""
 
-from pallas_kernels.screening.api import screening
+from pallas_kernels.common.sharding import over_sequence
+from pallas_kernels.screening import api, parallel
 from pallas_kernels.screening.decode import screening_decode
+
+screening = over_sequence(
+    api.screening,
+    parallel.screening,
+    in_axes={
+        "q": "bth.", "k": "bth.", "v": "bth.", "window": "h", "width": "h", "segment_ids": "bt",
+    },
+    out_axes="bth.",
+    applies=lambda given: given["q"].shape == given["k"].shape,
+)  # fmt: skip
 
 __all__ = ["screening", "screening_decode"]

@@ -24,11 +24,11 @@ _AVAILABLE = {
 
 def screening(
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
-    v: Float[Array, "B T H V"],
+    k: Float[Array, "B S H K"],
+    v: Float[Array, "B S H V"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B S"] | None = None,
     *,
     implementation: str | Sequence[str] | None = None,
     precision: jax.lax.PrecisionLike = None,
@@ -44,7 +44,8 @@ def screening(
     gradient. A query that accepts no key gives a zero row.
 
     Args:
-        q, k: unit length over K, position encoding (MiPE) already applied.
+        q, k: unit length over K, position encoding (MiPE) already applied. S >= T tokens have keys
+            and values; the queries are those of the last T.
         v: unit length over V.
         window: in tokens, > 1; may be infinite. Per head.
         width: in (0, 1), the acceptance width (the v3 sign: a key lives iff q.k > 1 - width).
@@ -60,7 +61,8 @@ def screening(
         [B, T, H, V] in the dtype of v. Similarities, trim, mask and sums are in
         `promote_types(dtype, float32)`. Differentiable (reverse mode) in q, k, v, window, width.
 
-    Under a mesh (`jax.set_mesh`) every device computes its own rows and heads.
+    Under a mesh (`jax.set_mesh`) every device computes its own rows and heads, and with S = T its
+    own tokens (see `parallel`).
 
     Cost: "chunked" visits only blocks of keys inside each head's window: about
     sum_h min(window_h, T / 2) * T pairs at 2 (K + V) FLOPs, memory linear in T. "reference" visits
@@ -77,19 +79,21 @@ def screening(
 
 
 def _check(q, k, v, window, width, segment_ids) -> None:
-    if q.ndim != 4 or q.shape != k.shape:
-        raise ValueError(f"q and k must share one shape [B,T,H,K], got {q.shape} and {k.shape}")
-    if q.shape[1] == 0:
-        raise ValueError(f"q must hold at least one position, got {q.shape}")
-    if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
-        raise ValueError(f"v must be [B,T,H,V] with B,T,H = {q.shape[:3]}, got {v.shape}")
+    same = q.ndim == k.ndim == 4 and (*q.shape[:1], *q.shape[2:]) == (*k.shape[:1], *k.shape[2:])
+    if not same or not 1 <= q.shape[1] <= k.shape[1]:
+        raise ValueError(
+            "q must be [B,T,H,K] and k [B,S,H,K] of the same B, H and K, with 1 <= T <= S; got "
+            f"{q.shape} and {k.shape}"
+        )
+    if v.ndim != 4 or v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"v must be [B,S,H,V] with B,S,H = {k.shape[:3]}, got {v.shape}")
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{name} must be of a floating dtype, got {x.dtype}")
     for name, x in (("window", window), ("width", width)):
         if x.shape != (q.shape[2],):
             raise ValueError(f"{name} must be [H] = ({q.shape[2]},), got {x.shape}")
-    if segment_ids is not None and segment_ids.shape != q.shape[:2]:
-        raise ValueError(f"segment_ids must be [B,T] = {q.shape[:2]}, got {segment_ids.shape}")
+    if segment_ids is not None and segment_ids.shape != k.shape[:2]:
+        raise ValueError(f"segment_ids must be [B,S] = {k.shape[:2]}, got {segment_ids.shape}")
     if segment_ids is not None and not jnp.issubdtype(segment_ids.dtype, jnp.integer):
         raise ValueError(f"segment_ids must be integers, got {segment_ids.dtype}")

@@ -11,7 +11,8 @@ a few compiled ones: most windows fit one band. Inside the loops are products of
 band, small enough for the cache.
 
 Nothing guards the zero padding around a sequence: zero keys, values and cotangents contribute
-nothing, whatever their relevance.
+nothing, whatever their relevance. Where there are more keys than queries, blocks before the first
+query are not visited.
 """
 
 import math
@@ -50,11 +51,11 @@ class HeadTiles(NamedTuple):
 
 def screening_chunked(
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
-    v: Float[Array, "B T H V"],
+    k: Float[Array, "B S H K"],
+    v: Float[Array, "B S H V"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B S"] | None = None,
     *,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "B T H V"]:
@@ -174,10 +175,10 @@ def _front_padding(length):
     return max(TILE_SHAPES[choice].keys for choice in _plan(length)[1])
 
 
-def _pad(x):
-    """Pads T so that the first band and the last block of every shape lie inside the array."""
-    length = x.shape[1]
-    front = _front_padding(length)
+def _pad(x, length):
+    """Pads [B,T,...], the last of `length` tokens, so that the first band and the last block of
+    every shape lie inside the array."""
+    front = _front_padding(length) + length - x.shape[1]
     back = -length % max(shape.queries for shape in TILE_SHAPES)
     return jnp.pad(x, [(0, 0), (front, back)] + [(0, 0)] * (x.ndim - 2))
 
@@ -198,18 +199,28 @@ def _add(x, update, start, axis=1):
     return lax.dynamic_update_slice(x, total, starts, allow_negative_indices=False)
 
 
-def _for_each_block(shape, length, band, body, carry):
+class Extent(NamedTuple):
+    """Tokens of either side; the queries are the last of them."""
+
+    queries: int
+    keys: int
+
+
+def _for_each_block(shape, extent, band, body, carry):
     """body(row of the query block, row of its band, carry) for the blocks the band concerns."""
+    length = extent.keys
+    first_query_block = (length - extent.queries) // shape.queries
 
     def step(block, carry):
         row = _front_padding(length) + block * shape.queries
         return body(row, row + shape.queries - (band + 1) * shape.keys, carry)
 
     blocks = jnp.int32(_num_blocks(shape, length))
-    return lax.fori_loop(_first_block(shape, band), blocks, step, carry)
+    first = jnp.maximum(_first_block(shape, band), first_query_block)
+    return lax.fori_loop(first, blocks, step, carry)
 
 
-def _head_forward(shape, length, precision, q_btk, k_btk, v_btv, window, width, segments_bt):
+def _head_forward(shape, extent, precision, q_btk, k_btk, v_btv, window, width, segments_bt):
     dot = partial(jnp.einsum, precision=precision)
 
     def band_step(band, h_btv):
@@ -224,14 +235,14 @@ def _head_forward(shape, length, precision, q_btk, k_btk, v_btv, window, width, 
             root_bcl = _trim_root(similarity_bcl, width, segments_bc, segments_bl)
             return _add(h_btv, dot("bcl,blv->bcv", root_bcl * root_bcl * mask_cl, v_blv), row)
 
-        return _for_each_block(shape, length, band, block_step, h_btv)
+        return _for_each_block(shape, extent, band, block_step, h_btv)
 
-    bands = _num_bands(shape, _reach(window, length))
+    bands = _num_bands(shape, _reach(window, extent.keys))
     return (lax.fori_loop(jnp.int32(0), bands, band_step, jnp.zeros_like(v_btv)),)
 
 
 def _head_backward(
-    shape, length, precision, q_btk, k_btk, v_btv, dh_btv, window, width, segments_bt
+    shape, extent, precision, q_btk, k_btk, v_btv, dh_btv, window, width, segments_bt
 ):
     # Tiles are keys x queries here, dq is summed transposed, and k is turned once as a whole: so no
     # product has a transposed left operand, for which XLA's CPU compiler takes nine times as long.
@@ -263,7 +274,7 @@ def _head_backward(
 
         tile = jnp.zeros((q_btk.shape[0], shape.keys, shape.queries), q_btk.dtype)
         *gradients, by_mask_blc, by_width_blc = _for_each_block(
-            shape, length, band, block_step, (*gradients, tile, tile)
+            shape, extent, band, block_step, (*gradients, tile, tile)
         )
         dwindow += jnp.sum(by_mask_blc * slope_lc)
         dwidth += jnp.sum(by_width_blc * dmask_lc)
@@ -271,7 +282,7 @@ def _head_backward(
 
     q_bkt, k_bkt = jnp.swapaxes(q_btk, 1, 2), jnp.swapaxes(k_btk, 1, 2)
     carry = [jnp.zeros_like(x) for x in (q_bkt, k_btk, v_btv, window, width)]
-    bands = _num_bands(shape, _reach(window, length))
+    bands = _num_bands(shape, _reach(window, extent.keys))
     dq_bkt, *others = lax.fori_loop(jnp.int32(0), bands, band_step, tuple(carry))
     return jnp.swapaxes(dq_bkt, 1, 2), *others
 
@@ -281,19 +292,23 @@ def _head_axis(x):
 
 
 def _over_heads(head, arrays, window, width, segment_ids, precision):
-    """Results of head(...) for all heads: [B,T,H,...] where one head gives [B,T,...], else [H]."""
-    length, heads = arrays[0].shape[1:3]
+    """Results of head(...) for all heads, [B,S,H,...] where one head gives [B,S,...], else [H].
+
+    `arrays` are q, k, and others of T or S tokens.
+    """
+    extent = Extent(*(x.shape[1] for x in arrays[:2]))
+    length, heads = arrays[1].shape[1:3]
     dtype = accumulation_dtype(*arrays)
     window, width = window.astype(dtype), width.astype(dtype)
-    segments_bt = None if segment_ids is None else _pad(segment_ids)
+    segments_bt = None if segment_ids is None else _pad(segment_ids, length)
     limits, choices = _plan(length)
     used, branch_of = np.unique(choices, return_inverse=True)
-    branches = [partial(head, TILE_SHAPES[index], length, precision) for index in used]
+    branches = [partial(head, TILE_SHAPES[index], extent, precision) for index in used]
     rows = slice(_front_padding(length), _front_padding(length) + length)
 
     def run(index):
-        operands = [_pad(lax.dynamic_index_in_dim(x, index, 2, keepdims=False)) for x in arrays]
-        operands = [x.astype(dtype) for x in operands]
+        operands = [lax.dynamic_index_in_dim(x, index, 2, keepdims=False) for x in arrays]
+        operands = [_pad(x, length).astype(dtype) for x in operands]
         section = jnp.sum(_reach(window[index], length) >= jnp.asarray(limits, jnp.int32))
         branch = jnp.asarray(branch_of, jnp.int32)[section]
         results = lax.switch(branch, branches, *operands, window[index], width[index], segments_bt)
@@ -316,7 +331,7 @@ def _over_heads(head, arrays, window, width, segment_ids, precision):
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _screening(q, k, v, window, width, segment_ids, precision):
     (h,) = _over_heads(_head_forward, (q, k, v), window, width, segment_ids, precision)
-    return h.astype(v.dtype)
+    return h[:, k.shape[1] - q.shape[1] :].astype(v.dtype)
 
 
 def _screening_fwd(*args):
@@ -326,7 +341,8 @@ def _screening_fwd(*args):
 def _screening_bwd(precision, residuals, dh):
     *inputs, segment_ids = residuals
     q, k, v, window, width = inputs
-    gradients = _over_heads(_head_backward, (q, k, v, dh), window, width, segment_ids, precision)
+    dq, *others = _over_heads(_head_backward, (q, k, v, dh), window, width, segment_ids, precision)
+    gradients = dq[:, k.shape[1] - q.shape[1] :], *others
     return *(d.astype(x.dtype) for d, x in zip(gradients, inputs, strict=True)), None
 
 

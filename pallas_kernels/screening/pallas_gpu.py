@@ -34,11 +34,11 @@ _TURN = 2.0**32  # angles are counted in turns / 2^32, so that integer products 
 
 def screening_pallas_gpu(
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
-    v: Float[Array, "B T H V"],
+    k: Float[Array, "B S H K"],
+    v: Float[Array, "B S H V"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B S"] | None = None,
     *,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "B T H V"]:
@@ -110,10 +110,11 @@ def count_visited_pairs(
 @partial(jax.jit, static_argnums=(0, 2, 3))
 def _visited(length, windows, block, over):
     """Of each head and program: its first tile, and where its tiles end, [H, programs]."""
-    reach = _heads(windows, jnp.ones_like(windows), length).reach[:, None]
+    extent = _Extent(length, length)
+    reach = _heads(windows, jnp.ones_like(windows), extent).reach[:, None]
     rows, span = (block.queries, _key_span) if over == "queries" else (block.keys, _query_span)
     first = jnp.arange(pl.cdiv(length, rows), dtype=jnp.int32) * rows
-    tiles = span(first, block, reach, length)
+    tiles = span(first, block, reach, extent)
     return tiles.start + 0 * reach, tiles.stop + 0 * reach
 
 
@@ -143,6 +144,18 @@ def _compute_capability():
 # -- what a program needs to know of its head ------------------------------------------------------
 
 
+class _Extent(NamedTuple):
+    """Tokens of either side; the queries are the last of them."""
+
+    queries: int
+    keys: int
+
+    @property
+    def before(self) -> int:
+        """Keys that come before the first query."""
+        return self.keys - self.queries
+
+
 class _Head(NamedTuple):
     """Scalars of one head, or arrays [H] of them."""
 
@@ -152,13 +165,13 @@ class _Head(NamedTuple):
     sharpness: Array  # float32: 1 / width
 
 
-def _heads(window, width, length):
+def _heads(window, width, extent):
     window, width = window.astype(jnp.float32), width.astype(jnp.float32)
-    reach = jnp.minimum(jnp.ceil(window) - 1, length - 1).astype(jnp.int32)
+    reach = jnp.minimum(jnp.ceil(window) - 1, extent.keys - 1).astype(jnp.int32)
     turns = jnp.minimum(0.5 / window, 0.5 - 2.0**-20) * _TURN
     whole = jnp.round(turns)
     return _Head(
-        jnp.clip(reach, 0, length - 1),  # whatever the window is, NaN included
+        jnp.clip(reach, 0, extent.keys - 1),  # whatever the window is, NaN included
         whole.astype(jnp.int32),
         (turns - whole) / _TURN,
         1 / width,
@@ -253,7 +266,14 @@ def _unless_all_rejected(root, add, carry):
     return lax.cond(jnp.max(_bits(root)) <= 0, lambda carry: carry, add, carry)
 
 
-def _query_segments(segments):
+def _query_segments(ref, start, rows, extent):
+    """Documents of queries; those of padding are equal to none of a key."""
+    mask = _inside((rows,), start, extent.queries, None)
+    segments = plgpu.load(
+        ref.at[pl.ds(extent.before + start, rows)],
+        mask=mask,
+        other=None if mask is None else 0,
+    )
     return jnp.where(segments == 0, jnp.iinfo(jnp.int32).min, segments)
 
 
@@ -279,46 +299,49 @@ class _Span(NamedTuple):
     inner_stop: Array
 
 
-def _key_span(first_query, block, reach, length):
+def _key_span(first_query, block, reach, extent):
     """Blocks of keys that hold a key which some query of the block reads."""
-    last_query = first_query + block.queries - 1
+    first = extent.before + first_query
+    last = first + block.queries - 1
     return _Span(
-        lax.div(jnp.maximum(first_query - reach, 0), block.keys),
-        lax.div(jnp.minimum(last_query, length - 1), block.keys) + 1,
-        lax.div(jnp.maximum(last_query - reach, 0) + block.keys - 1, block.keys),
-        lax.div(first_query + 1, block.keys),
+        lax.div(jnp.maximum(first - reach, 0), block.keys),
+        lax.div(jnp.minimum(last, extent.keys - 1), block.keys) + 1,
+        lax.div(jnp.maximum(last - reach, 0) + block.keys - 1, block.keys),
+        lax.div(first + 1, block.keys),
     )
 
 
-def _query_span(first_key, block, reach, length):
+def _query_span(first_key, block, reach, extent):
     """Blocks of queries that hold a query which reads some key of the block."""
-    last_key = first_key + block.keys - 1
+    first = first_key - extent.before
+    last = first + block.keys - 1
+    end = jnp.minimum(last + reach + 1, extent.queries)
     return _Span(
-        lax.div(first_key, block.queries),
-        lax.div(jnp.minimum(last_key + reach, length - 1), block.queries) + 1,
-        lax.div(last_key + block.queries - 1, block.queries),
-        lax.div(jnp.minimum(first_key + reach + 1, length), block.queries),
+        lax.div(jnp.maximum(first, 0), block.queries),
+        lax.div(jnp.maximum(end, 0) + block.queries - 1, block.queries),
+        lax.div(jnp.maximum(last, 0) + block.queries - 1, block.queries),
+        lax.div(jnp.clip(first + reach + 1, 0, extent.queries), block.queries),
     )
 
 
 def _screening_forward(
-    head_refs, q_ref, k_ref, v_ref, segments_ref, h_ref, *, block, length, key_dim
+    head_refs, q_ref, k_ref, v_ref, segments_ref, h_ref, *, block, extent, key_dim
 ):
     head = _Head(*(ref[0] for ref in head_refs))
     start = (pl.num_programs(1) - 1 - pl.program_id(1)) * block.queries
-    q_ck = _load(q_ref, start, block.queries, length, key_dim)
+    q_ck = _load(q_ref, start, block.queries, extent.queries, key_dim)
     row, column = lax.iota(jnp.int32, block.queries), lax.iota(jnp.int32, block.keys)
     row_angle, (cos_l, sin_l) = _cos_sin(row, head), _cos_sin(column, head)
     if segments_ref is not None:
-        segments_c = _query_segments(_load(segments_ref, start, block.queries, length))
+        segments_c = _query_segments(segments_ref, start, block.queries, extent)
 
     def tile(index, h_cv, edge):
         key_start = index * block.keys
-        distance = start - key_start
-        k_lk = _load(k_ref, key_start, block.keys, length, key_dim)
+        distance = extent.before + start - key_start
+        k_lk = _load(k_ref, key_start, block.keys, extent.keys, key_dim)
         segments = None
         if segments_ref is not None:
-            segments = segments_c, _load(segments_ref, key_start, block.keys, length)
+            segments = segments_c, _load(segments_ref, key_start, block.keys, extent.keys)
         root_cl = _trim_root(
             _dot(q_ck, k_lk, transpose_b=True),
             head,
@@ -327,7 +350,7 @@ def _screening_forward(
         )
 
         def add(h_cv):
-            v_lv = _load(v_ref, key_start, block.keys, length)
+            v_lv = _load(v_ref, key_start, block.keys, extent.keys)
             cos_c, sin_c = _rotate(*row_angle, *_cos_sin(distance, head))
             mask_cl = 0.5 + (0.5 * cos_c)[:, None] * cos_l + (0.5 * sin_c)[:, None] * sin_l
             return h_cv + _dot((root_cl * root_cl * mask_cl).astype(v_lv.dtype), v_lv)
@@ -335,8 +358,8 @@ def _screening_forward(
         return _unless_all_rejected(root_cl, add, h_cv)
 
     h_cv = jnp.zeros((block.queries, v_ref.shape[1]), jnp.float32)
-    span = _key_span(start, block, head.reach, length)
-    _store(h_ref, _visit(tile, span, h_cv), start, length)
+    span = _key_span(start, block, head.reach, extent)
+    _store(h_ref, _visit(tile, span, h_cv), start, extent.queries)
 
 
 def _screening_backward_queries(
@@ -351,27 +374,27 @@ def _screening_backward_queries(
     dwidth_ref,
     *,
     block,
-    length,
+    extent,
     key_dim,
 ):
     head = _Head(*(ref[0] for ref in head_refs))
     program = pl.num_programs(1) - 1 - pl.program_id(1)
     start = program * block.queries
-    q_ck = _load(q_ref, start, block.queries, length, key_dim)
-    dh_cv = _load(dh_ref, start, block.queries, length)
+    q_ck = _load(q_ref, start, block.queries, extent.queries, key_dim)
+    dh_cv = _load(dh_ref, start, block.queries, extent.queries)
     row, column = lax.iota(jnp.int32, block.queries), lax.iota(jnp.int32, block.keys)
     row_angle, (cos_l, sin_l) = _cos_sin(row, head), _cos_sin(column, head)
     column_float = column.astype(jnp.float32)
     if segments_ref is not None:
-        segments_c = _query_segments(_load(segments_ref, start, block.queries, length))
+        segments_c = _query_segments(segments_ref, start, block.queries, extent)
 
     def tile(index, carry, edge):
         key_start = index * block.keys
-        distance = start - key_start
-        k_lk = _load(k_ref, key_start, block.keys, length, key_dim)
+        distance = extent.before + start - key_start
+        k_lk = _load(k_ref, key_start, block.keys, extent.keys, key_dim)
         segments = None
         if segments_ref is not None:
-            segments = segments_c, _load(segments_ref, key_start, block.keys, length)
+            segments = segments_c, _load(segments_ref, key_start, block.keys, extent.keys)
         root_cl = _trim_root(
             _dot(q_ck, k_lk, transpose_b=True),
             head,
@@ -381,7 +404,7 @@ def _screening_backward_queries(
 
         def add(carry):
             dq_ck, dwindow_c, dwidth_c = carry
-            v_lv = _load(v_ref, key_start, block.keys, length)
+            v_lv = _load(v_ref, key_start, block.keys, extent.keys)
             cos_c, sin_c = _rotate(*row_angle, *_cos_sin(distance, head))
             mask_cl = 0.5 + (0.5 * cos_c)[:, None] * cos_l + (0.5 * sin_c)[:, None] * sin_l
             slope_cl = sin_c[:, None] * cos_l - cos_c[:, None] * sin_l
@@ -400,33 +423,33 @@ def _screening_backward_queries(
 
     zeros = jnp.zeros(block.queries, jnp.float32)
     carry = jnp.zeros(q_ck.shape, jnp.float32), zeros, zeros
-    span = _key_span(start, block, head.reach, length)
+    span = _key_span(start, block, head.reach, extent)
     dq_ck, dwindow_c, dwidth_c = _visit(tile, span, carry)
-    _store(dq_ref, dq_ck * (2 * head.sharpness), start, length, key_dim)
+    _store(dq_ref, dq_ck * (2 * head.sharpness), start, extent.queries, key_dim)
     dwindow_ref[program] = jnp.sum(dwindow_c)
     dwidth_ref[program] = jnp.sum(dwidth_c)
 
 
 def _screening_backward_keys(
-    head_refs, q_ref, k_ref, v_ref, dh_ref, segments_ref, dk_ref, dv_ref, *, block, length, key_dim
+    head_refs, q_ref, k_ref, v_ref, dh_ref, segments_ref, dk_ref, dv_ref, *, block, extent, key_dim
 ):
     head = _Head(*(ref[0] for ref in head_refs))
     start = pl.program_id(1) * block.keys
-    k_lk = _load(k_ref, start, block.keys, length, key_dim)
-    v_lv = _load(v_ref, start, block.keys, length)
+    k_lk = _load(k_ref, start, block.keys, extent.keys, key_dim)
+    v_lv = _load(v_ref, start, block.keys, extent.keys)
     row, column = lax.iota(jnp.int32, block.keys), lax.iota(jnp.int32, block.queries)
     row_angle, (cos_c, sin_c) = _cos_sin(-row, head), _cos_sin(column, head)
     if segments_ref is not None:
-        segments_l = _load(segments_ref, start, block.keys, length)
+        segments_l = _load(segments_ref, start, block.keys, extent.keys)
 
     def tile(index, carry, edge):
         query_start = index * block.queries
-        distance = query_start - start
-        q_ck = _load(q_ref, query_start, block.queries, length, key_dim)
+        distance = extent.before + query_start - start
+        q_ck = _load(q_ref, query_start, block.queries, extent.queries, key_dim)
         segments = None
         if segments_ref is not None:
-            segments_c = _load(segments_ref, query_start, block.queries, length)
-            segments = segments_l, _query_segments(segments_c)
+            segments_c = _query_segments(segments_ref, query_start, block.queries, extent)
+            segments = segments_l, segments_c
         root_lc = _trim_root(
             _dot(k_lk, q_ck, transpose_b=True),
             head,
@@ -436,7 +459,7 @@ def _screening_backward_keys(
 
         def add(carry):
             dk_lk, dv_lv = carry
-            dh_cv = _load(dh_ref, query_start, block.queries, length)
+            dh_cv = _load(dh_ref, query_start, block.queries, extent.queries)
             cos_l, sin_l = _rotate(*row_angle, *_cos_sin(distance, head))
             mask_lc = 0.5 + (0.5 * cos_l)[:, None] * cos_c - (0.5 * sin_l)[:, None] * sin_c
             masked_lc = root_lc * mask_lc
@@ -449,35 +472,38 @@ def _screening_backward_keys(
         return _unless_all_rejected(root_lc, add, carry)
 
     carry = jnp.zeros(k_lk.shape, jnp.float32), jnp.zeros(v_lv.shape, jnp.float32)
-    dk_lk, dv_lv = _visit(tile, _query_span(start, block, head.reach, length), carry)
-    _store(dk_ref, dk_lk * (2 * head.sharpness), start, length, key_dim)
-    _store(dv_ref, dv_lv, start, length)
+    dk_lk, dv_lv = _visit(tile, _query_span(start, block, head.reach, extent), carry)
+    _store(dk_ref, dk_lk * (2 * head.sharpness), start, extent.keys, key_dim)
+    _store(dv_ref, dv_lv, start, extent.keys)
 
 
 # -- all programs ----------------------------------------------------------------------------------
 
 
 def _run(kernel, block, rows, arrays, window, width, segment_ids, results):
-    """`kernel` for every head, block of `rows` tokens and sequence; the heads of a block together,
-    since their keys share cache lines."""
-    batch, length, num_heads, key_dim = arrays[0].shape
-    padded = max(pl.cdiv(length, n) * n for n in (block.queries, block.keys))
+    """`kernel` for every head, block of `rows` tokens of the first result, and sequence; the heads
+    of a block together, since their keys share cache lines."""
+    batch, _, num_heads, key_dim = arrays[0].shape
+    extent = _Extent(*(x.shape[1] for x in arrays[:2]))
+
+    def padded(length):
+        return max(pl.cdiv(length, n) * n for n in (block.queries, block.keys))
 
     def spec(x):
         if x.ndim == 1:
             return pl.BlockSpec((1,), lambda head, program, row: (head,))
         if x.ndim == 2:
-            return pl.BlockSpec((None, padded), lambda head, program, row: (row, 0))
+            return pl.BlockSpec((None, padded(x.shape[1])), lambda head, program, row: (row, 0))
         if x.ndim == 3:
             shape = (None, None, x.shape[2])
             return pl.BlockSpec(shape, lambda head, program, row: (row, head, 0))
-        shape = (None, padded, None, max(x.shape[3], _MIN_DOT))
+        shape = (None, padded(x.shape[1]), None, max(x.shape[3], _MIN_DOT))
         return pl.BlockSpec(shape, lambda head, program, row: (row, 0, head, 0))
 
-    operands = (_heads(window, width, length), *arrays, segment_ids)
+    operands = (_heads(window, width, extent), *arrays, segment_ids)
     return pl.pallas_call(
-        partial(kernel, block=block, length=length, key_dim=key_dim),
-        grid=(num_heads, pl.cdiv(length, rows), batch),
+        partial(kernel, block=block, extent=extent, key_dim=key_dim),
+        grid=(num_heads, pl.cdiv(results[0].shape[1], rows), batch),
         in_specs=jax.tree.map(spec, operands),
         out_specs=[spec(x) for x in results],
         out_shape=results,
@@ -490,7 +516,7 @@ def _run(kernel, block, rows, arrays, window, width, segment_ids, results):
 @jax.custom_vjp
 def _screening(q, k, v, window, width, segment_ids):
     block = _sizes(q, v).forward
-    result = jax.ShapeDtypeStruct(v.shape, v.dtype)
+    result = jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), v.dtype)
     (h,) = _run(
         _screening_forward, block, block.queries, (q, k, v), window, width, segment_ids, [result]
     )

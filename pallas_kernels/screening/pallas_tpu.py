@@ -1,6 +1,7 @@
 """Screening on TPUs: the public op, its gradient, and what XLA does around the kernels."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,11 @@ VALUE_DIMS = (32, 64, 128)
 
 def screening_pallas_tpu(
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
-    v: Float[Array, "B T H V"],
+    k: Float[Array, "B S H K"],
+    v: Float[Array, "B S H V"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B S"] | None = None,
     *,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "B T H V"]:
@@ -70,10 +71,9 @@ def _check(q, k, v, precision) -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _screening(q, k, v, window, width, segment_ids, exact: bool, blocks: TpuBlocks):
-    length = q.shape[1]
-    inputs = _prepare(window, width, segment_ids, (q, k, v), blocks)
+    inputs = _prepare(window, width, segment_ids, [q], [k, v], blocks)
     (h,) = _launch(tpu_kernels.forward, exact, blocks.forward, True, *inputs)
-    return _public(h, length)
+    return _public(h, _Padding.of(q, k, blocks).queries)
 
 
 def _screening_fwd(q, k, v, window, width, segment_ids, exact, blocks):
@@ -83,15 +83,15 @@ def _screening_fwd(q, k, v, window, width, segment_ids, exact, blocks):
 
 def _screening_bwd(exact, blocks, residuals, dh):
     q, k, v, window, width, segment_ids = residuals
-    length = q.shape[1]
-    inputs = _prepare(window, width, segment_ids, (q, k, v, dh.astype(v.dtype)), blocks)
+    inputs = _prepare(window, width, segment_ids, [q, dh.astype(v.dtype)], [k, v], blocks)
     dq, sums = _launch(tpu_kernels.backward_queries, exact, blocks.queries, True, *inputs)
     dk, dv = _launch(tpu_kernels.backward_keys, exact, blocks.keys, False, *inputs)
     sums_h2 = jnp.sum(sums, axis=(0, 3))[:, :2]
-    dwindow = -sums_h2[:, 0] / window
-    dwidth = -sums_h2[:, 1] / width**2
-    gradients = [_public(x, length) for x in (dq, dk, dv)]
-    return *gradients, dwindow.astype(window.dtype), dwidth.astype(width.dtype), None
+    dwindow = (-sums_h2[:, 0] / window).astype(window.dtype)
+    dwidth = (-sums_h2[:, 1] / width**2).astype(width.dtype)
+    padding = _Padding.of(q, k, blocks)
+    dq, dk, dv = _public(dq, padding.queries), *(_public(x, padding.keys) for x in (dk, dv))
+    return dq, dk, dv, dwindow, dwidth, None
 
 
 _screening.defvjp(_screening_fwd, _screening_bwd)
@@ -100,22 +100,42 @@ _screening.defvjp(_screening_fwd, _screening_bwd)
 # -- around the kernels ----------------------------------------------------------------------------
 
 
-def _prepare(window, width, segment_ids, arrays, blocks):
-    """What kernels take: scalars per head, documents [B,1,T], and time-minor arrays, padded."""
-    length = arrays[0].shape[1]
-    padded = tpu_tiles.ceil_to(length, blocks.multiple)
+class _Padding(NamedTuple):
+    """Tokens added before and after, so that blocks divide both sides and what is before the first
+    query. None needs a mask: without values and cotangents it contributes nothing."""
+
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+
+    @classmethod
+    def of(cls, q, k, blocks: TpuBlocks) -> "_Padding":
+        after = -q.shape[1] % blocks.multiple
+        return cls((0, after), ((q.shape[1] - k.shape[1]) % blocks.multiple, after))
+
+
+def _prepare(window, width, segment_ids, of_queries, of_keys, blocks):
+    """What kernels take: scalars per head, documents of both sides [B,1,T], and time-minor arrays:
+    q, k, v, dh."""
+    (q, *dh), (k, v) = of_queries, of_keys
+    length = k.shape[1]
+    padding = _Padding.of(q, k, blocks)
     scalars = tpu_tiles.head_scalars(window.astype(jnp.float32), width.astype(jnp.float32), length)
     segments = None
     if segment_ids is not None:
-        segments = jnp.pad(segment_ids.astype(jnp.int32), [(0, 0), (0, padded - length)])[:, None]
-    # Padding needs no mask: without values and cotangents it contributes nothing.
-    pad = [(0, 0)] * 3 + [(0, padded - length)]
-    return *scalars, segments, *(jnp.pad(jnp.moveaxis(x, 1, -1), pad) for x in arrays)
+        of_keys = jnp.pad(segment_ids.astype(jnp.int32), [(0, 0), padding.keys])[:, None]
+        segments = [of_keys[..., -(q.shape[1] + padding.queries[1]) :], of_keys]
+
+    def time_minor(x, pad):
+        return jnp.pad(jnp.moveaxis(x, 1, -1), [(0, 0)] * 3 + [pad])
+
+    sides = [padding.queries, padding.keys, padding.keys, padding.queries]
+    return *scalars, segments, *map(time_minor, (q, k, v, *dh), sides)
 
 
-def _public(x, length):
+def _public(x, padding):
     """[B,H,K,T] -> [B,T,H,K], without padding."""
-    return jnp.moveaxis(x[..., :length], -1, 1)
+    before, after = padding
+    return jnp.moveaxis(x[..., before : x.shape[-1] - after], -1, 1)
 
 
 def _launch(kernel, exact, sizes, rows_are_queries, *inputs):
@@ -123,13 +143,14 @@ def _launch(kernel, exact, sizes, rows_are_queries, *inputs):
 
     @custom_vmap
     def run(reach, numbers, segments, *arrays):
-        batch, heads, key_dim, length = arrays[0].shape
+        batch, heads, key_dim, queries = arrays[0].shape
         plan = tpu_tiles.Plan(
             batch=batch,
             heads=heads,
             key_dim=key_dim,
             value_dim=arrays[2].shape[2],
-            length=length,
+            queries=queries,
+            keys=arrays[1].shape[3],
             block=sizes,
             rows_are_queries=rows_are_queries,
             exact=exact,

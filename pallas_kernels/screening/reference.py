@@ -24,32 +24,34 @@ def softmask(distance: Int[Array, "T S"], window: Float[Array, "H"]) -> Float[Ar
 
 def relevance(
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
+    k: Float[Array, "B S H K"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B S"] | None = None,
     *,
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
-) -> Float[Array, "B H T T"]:
-    """Relevance d_ij = trim x softmask of every pair; memory B H T^2."""
+) -> Float[Array, "B H T S"]:
+    """Relevance d_ij = trim x softmask of every pair; memory B H T S. Queries come last."""
     dtype = accumulation_dtype(q, k)
     q, k, window, width = (x.astype(dtype) for x in (q, k, window, width))
     similarity = jnp.einsum("bthk,bshk->bhts", q, k, precision=precision)
-    position = jnp.arange(q.shape[1])
-    d = trim(similarity, width) * softmask(position[:, None] - position[None, :], window)
+    before = k.shape[1] - q.shape[1]
+    position = jnp.arange(k.shape[1])
+    d = trim(similarity, width) * softmask(position[before:, None] - position[None, :], window)
     if segment_ids is not None:
-        same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-        d = jnp.where(same & (segment_ids[:, None, :, None] != 0), d, 0)
+        of_queries = segment_ids[:, None, before:, None]
+        same = of_queries == segment_ids[:, None, None, :]
+        d = jnp.where(same & (of_queries != 0), d, 0)
     return d
 
 
 def screening_reference(
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
-    v: Float[Array, "B T H V"],
+    k: Float[Array, "B S H K"],
+    v: Float[Array, "B S H V"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B S"] | None = None,
     *,
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "B T H V"]:

@@ -82,6 +82,7 @@ def _call(name, plan, kernel, outputs, with_sums, scratch, reach, numbers, segme
         outputs: features and dtype of each [B,H,features,T] output.
         with_sums: whether a [B,H,8,LANES] output follows, one block per head.
         scratch: what the kernel keeps beyond the operands of a tile.
+        segments: int32 [B,1,T] of queries and [B,1,S] of keys, or None.
         rows: [B,H,features,T] of the side that stays; columns: of the side that is streamed.
     """
 
@@ -112,7 +113,7 @@ def _call(name, plan, kernel, outputs, with_sums, scratch, reach, numbers, segme
         pltpu.SMEM((1,), jnp.int32),
     ]
     if plan.packed:
-        inputs += [segments, segments]
+        inputs += segments if plan.rows_are_queries else segments[::-1]
         in_specs += [
             pl.BlockSpec((None, 1, plan.rows), lambda b, h, n, *_: (b, 0, n)),
             streamed,
@@ -171,16 +172,19 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
             for n, (source, buffer) in enumerate(zip(sources, buffers, strict=True))
         ]
 
+    def start_of(block):
+        """Of columns, counted from the first row."""
+        before = -plan.before if plan.rows_are_queries else plan.before
+        return block * plan.columns - step * plan.rows + before
+
     def tile_of(block, slot):
-        distance = step * plan.rows - block * plan.columns
-        if not plan.rows_are_queries:
-            distance = -distance
+        distance = -start_of(block) if plan.rows_are_queries else start_of(block)
         segments_ref = buffers[2].at[slot] if plan.packed else None
         return tiles.Tile(distance, reach, head_ref, row_segments_ref, segments_ref)
 
     def right(block, slot, extra=None):
         """Writes the right operands; extra(columns, first, rows, turn) may write more of them."""
-        start = block * plan.columns - step * plan.rows
+        start = start_of(block)
 
         def write(where):
             head = tiles.read_head(head_ref)

@@ -50,7 +50,8 @@ class Plan(NamedTuple):
     heads: int
     key_dim: int
     value_dim: int
-    length: int  # padded
+    queries: int  # tokens, padded; the last of
+    keys: int  # as many
     block: TpuBlock
     rows_are_queries: bool
     exact: bool  # float32 products, else bf16 with float32 sums
@@ -63,6 +64,16 @@ class Plan(NamedTuple):
     @property
     def columns(self) -> int:
         return self.block.columns
+
+    @property
+    def length(self) -> int:
+        """Tokens of the side that stays."""
+        return self.queries if self.rows_are_queries else self.keys
+
+    @property
+    def before(self) -> int:
+        """Keys that come before the first query."""
+        return self.keys - self.queries
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -538,15 +549,23 @@ def key_blocks(start, plan: Plan, reach):
 
     Works on integers and arrays of Python, numpy and JAX alike.
     """
+    start = start + plan.before
     first = (start - reach) // plan.columns
     return first * (first > 0), (start + plan.rows - 1) // plan.columns + 1
 
 
 def query_blocks(start, plan: Plan, reach):
-    """First and one past the last block of queries that read keys start ... start + rows - 1."""
+    """First and one past the last block of queries that read keys start ... start + rows - 1.
+
+    At least one, also where none does.
+    """
+    start = start - plan.before
+    first = start // plan.columns
+    first = first * (first > 0)
     stop = (start + plan.rows - 1 + reach) // plan.columns + 1
-    blocks = plan.length // plan.columns
-    return start // plan.columns, stop - (stop - blocks) * (stop > blocks)
+    blocks = plan.queries // plan.columns
+    stop = stop - (stop - blocks) * (stop > blocks)
+    return first, stop + (first + 1 - stop) * (stop <= first)
 
 
 def stream(

@@ -51,6 +51,23 @@ def test_tiles_match_the_map(length, packed):
             assert not jnp.any(x[padding])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("queries", [1, 300, 650])
+def test_more_keys_than_queries(queries, packed):
+    """Queries of the last tokens alone: a part of the whole, and of all gradients theirs."""
+    length = 700
+    q, k, v, cotangent = _inputs(length)
+    segment_ids = _segments(length) if packed else None
+    cotangent = cotangent.at[:, : length - queries].set(0)
+    want = _value_and_grads(q, k, v, cotangent, segment_ids, "reference")
+    want = [x[:, -queries:] if n < 2 else x for n, x in enumerate(want)]
+    some = q[:, -queries:], k, v, cotangent[:, -queries:]
+    for implementation in ("reference", "chunked"):
+        got = _value_and_grads(*some, segment_ids, implementation)
+        for name, a, b in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
+
+
 def test_float64_throughout():
     with jax.enable_x64(True):
         q, k, v, cotangent = _inputs(70, dtype=jnp.float64)
@@ -107,7 +124,7 @@ def test_errors():
         check(q, k, v, None, "pallas")
     with pytest.raises(ValueError, match="must be a multiple of the 3 groups"):
         check(q, jnp.zeros((2, 7, 3, 8)), jnp.zeros((2, 7, 3, 8)), None, None)
-    with pytest.raises(ValueError, match="same B, T, K"):
+    with pytest.raises(ValueError, match="q must hold 1 to S = 5"):
         check(q, k[:, :5], v[:, :5], None, None)
     with pytest.raises(ValueError, match="segment_ids"):
         check(q, k, v, jnp.zeros((2, 3), jnp.int32), None)

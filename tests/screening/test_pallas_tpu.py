@@ -263,7 +263,7 @@ def test_one_bf16_pass_needs_the_split():
     """On a TPU a bf16 product rounds its factors: g keeps 8 bits, 16 of two parts, 24 of three."""
     head = tpu_tiles.make_head(0.25 / 200, 0.0, 1 / 0.5)
     q, k = (jnp.asarray(x[0, :, 0].T, jnp.bfloat16) for x in inputs_of(128, (200.0,), 16)[:2])
-    plan = tpu_tiles.Plan(1, 1, 16, 32, 128, SMALL.forward, True, exact=True, packed=False)
+    plan = tpu_tiles.Plan(1, 1, 16, 32, 128, 128, SMALL.forward, True, exact=True, packed=False)
 
     def factor(x, is_query):
         pieces = []
@@ -329,7 +329,7 @@ def test_visits_only_what_initial_windows_need():
 @pytest.mark.parametrize("reach", [0, 1, 127, 128, 300, 2000])
 def test_parts_on_the_edge_are_those_with_a_pair_in_reach(reach, rows_are_queries):
     block = TpuBlock(512, 512, 128, part_rows=128, part_columns=256)
-    plan = tpu_tiles.Plan(1, 1, 8, 32, 4096, block, rows_are_queries, False, False)
+    plan = tpu_tiles.Plan(1, 1, 8, 32, 4096, 4096, block, rows_are_queries, False, False)
     for distance in range(-512, 2560, 128):
         tile = tpu_tiles.Tile(distance, reach, None, None, None)
         rows, columns = np.arange(block.rows)[:, None], np.arange(block.columns)

@@ -46,7 +46,7 @@ BAD = {
     "--optim.weight-decay -0.1": "optim.weight-decay is -0.1; allowed: a number >= 0",
     "--optim.clip-norm 0": "optim.clip-norm is 0.0; allowed: a number > 0",
     "--mesh.model 0": "mesh.model is 0; allowed: an integer >= 1 or -1",
-    "--mesh.seq 2": "mesh.seq is 2; allowed: 1, since sequences cannot be divided yet",
+    "--mesh.seq 0": "mesh.seq is 0; allowed: an integer >= 1 or -1",
     "--mesh.fsdp -1": "at most one axis of size -1",
     "--train.steps 0": "train.steps is 0; allowed: an integer >= 1",
     "--train.output-dir ": "train.output-dir is ''; allowed: a path",

@@ -61,7 +61,9 @@ def test_an_unknown_parameter_and_a_wrong_rank_are_errors_that_name_it():
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"a multiple of mesh\.data x mesh\.fsdp, 8"):
-        sharding.check_batch(12, abstract_mesh(data=4, fsdp=2))
+        sharding.check_batch(12, 64, abstract_mesh(data=4, fsdp=2))
+    with pytest.raises(ValueError, match=r"length is 66; allowed: a multiple of mesh\.seq, 4"):
+        sharding.check_batch(12, 66, abstract_mesh(seq=4))
 
 
 def run_on_eight_devices(text, output, *options):
