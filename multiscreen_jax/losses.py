@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, wide_ids
-from multiscreen_jax.sharding import activation_parts, shard_activations
+from multiscreen_jax.sharding import activation_parts, flat_tokens, shard_activations
 
-# Logits that a device holds at a time: 64 MB in float32. Small enough to vanish beside the parameters of a model
-# whose vocabulary needs chunks at all, large enough for a matrix unit to be busy.
+# Logits that a device holds at a time: 64 MB in float32. Small enough to vanish beside the
+# parameters of a model whose vocabulary needs chunks at all, large enough for a matrix unit to be
+# busy.
 LOGIT_BUDGET = 2**24
 
 Batch = dict[str, Array]
@@ -265,21 +266,22 @@ def _cross_entropy_forward(
         carry: tuple[Array, Array], part: tuple[Array, Array, Array]
     ) -> tuple[tuple[Array, Array], Array]:
         total, table_gradient = carry
-        # Rows of one matrix: products over two batch axes are slower on CPUs.
-        hidden_nd, targets_n, weights_n = (x.reshape(-1, *x.shape[2:]) for x in part)
-        logits_no = product("nd,od->no", hidden_nd, table)
+        # Rows of one matrix, n standing for both axes: products over two are slower on CPUs.
+        hidden_nd, targets_n, weights_n = (flat_tokens(x) for x in part)
+        logits_no = product("...d,od->...o", hidden_nd, table)
         chosen_no = _is_target(targets_n, table.shape[0])
         largest_n = jnp.max(logits_no, axis=-1)
-        exponential_no = jnp.exp(logits_no - largest_n[:, None])
+        exponential_no = jnp.exp(logits_no - largest_n[..., None])
         sum_n = jnp.sum(exponential_no, axis=-1)
         losses_n = jnp.log(sum_n) + largest_n - _pick(logits_no, chosen_no)
         total += jnp.sum(losses_n * weights_n)
-        slope_no = exponential_no * (weights_n / sum_n)[:, None]
-        slope_no = slope_no - jnp.where(chosen_no, weights_n[:, None], 0)
+        slope_no = exponential_no * (weights_n / sum_n)[..., None]
+        slope_no = slope_no - jnp.where(chosen_no, weights_n[..., None], 0)
         # The matrix units take the compute dtype; sums stay in the accumulator's.
         slope_no = slope_no.astype(hidden.dtype)
-        hidden_gradient = product("no,od->nd", slope_no, table).astype(hidden.dtype)
-        table_gradient += product("no,nd->od", slope_no, hidden_nd)
+        hidden_gradient = product("...o,od->...d", slope_no, table).astype(hidden.dtype)
+        n = "n" if slope_no.ndim == 2 else "bn"
+        table_gradient += product(f"{n}o,{n}d->od", slope_no, hidden_nd)
         return (total, table_gradient), hidden_gradient.reshape(part[0].shape)
 
     start = (jnp.zeros((), accumulator), jnp.zeros(table.shape, accumulator))

@@ -213,6 +213,16 @@ def activation_parts(batch: int, length: int) -> tuple[int, int]:
     return rows if batch % rows == 0 else 1, tokens if length % tokens == 0 else 1
 
 
+def flat_tokens(x: jax.Array) -> jax.Array:
+    """[B, T, ...] -> [B T, ...], for products that are faster so on CPUs.
+
+    As it is where a mesh divides T: no layout has B T tokens of which a device holds parts of all
+    rows, so the compiler would gather them.
+    """
+    divided = activation_parts(*x.shape[:2])[1] > 1
+    return x if divided else x.reshape(-1, *x.shape[2:])
+
+
 def _our_mesh() -> Any:
     """The mesh that is set, if it is one of ours and the compiler divides arrays over it."""
     mesh = jax.sharding.get_abstract_mesh()

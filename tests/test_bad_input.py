@@ -154,7 +154,11 @@ CASES = [
     ("op shapes", lambda p, d: op(k=jnp.ones((1, 2, 2, 4))), "of the same B, H and K, with 1 <= T"),
     ("op dtype", lambda p, d: op(v=jnp.ones((1, 3, 2, 4), int)), "v must be of a floating dtype"),
     ("op window", lambda p, d: op(window=jnp.ones(3)), "window must be [H] = (2,), got (3,)"),
-    ("op length", lambda p, d: op(**{x: jnp.ones((1, 0, 2, 4)) for x in "qkv"}), "with 1 <= T <= S"),
+    (
+        "op length",
+        lambda p, d: op(**{x: jnp.ones((1, 0, 2, 4)) for x in "qkv"}),
+        "with 1 <= T <= S",
+    ),
     ("op kernel", lambda p, d: op(implementation="pallas_gpu"), "no usable implementation"),
     ("op segments", lambda p, d: op(segment_ids=jnp.ones((1, 3))), "must be integers"),
     (

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from multiscreen_jax.sharding import shard_activations
+
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -89,6 +91,7 @@ class LayerStack(nn.Module):
         self, x: Float[Array, "B T D"], cache: Any = None, shared: Any = None
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Run all layers; returns (x [B, T, D], the blocks' second outputs stacked on axis 0)."""
+        x = shard_activations(x)
         if self.unroll and not self.is_initializing():
             return self._loop(x, cache, shared)
         return self.block(x, cache, shared)

@@ -17,6 +17,7 @@ from multiscreen_jax.cache import Chunk, Cursor, check_size, new_cursor
 from multiscreen_jax.layers.positions import mipe, mipe_turns
 from multiscreen_jax.layers.stack import mark_mixer_output
 from multiscreen_jax.mixers.mixer import Context, Mixer
+from multiscreen_jax.sharding import flat_tokens
 from pallas_kernels import screening
 from pallas_kernels.common.numerics import accumulation_dtype, tanh_norm, unit_norm
 from pallas_kernels.screening import screening_decode
@@ -134,8 +135,8 @@ class ScreeningTiles(Mixer):
         # takes a quarter of the time for this one of what it takes for [H V, D].
         output_dhv = (jnp.moveaxis(self.output, -1, 0) * scale[:, None]).astype(dtype)
         y = jnp.einsum(
-            "nf,df->nd",
-            (u * gate).astype(dtype).reshape(-1, c.num_heads * c.value_dim),
+            "...f,df->...d",
+            flat_tokens((u * gate).astype(dtype).reshape(*x.shape[:2], -1)),
             output_dhv.reshape(c.model_dim, -1),
             precision=c.precision,
         ).reshape(x.shape)
@@ -219,9 +220,7 @@ def _matrix_product(x, weight, precision):
     XLA's CPU compiler transposes whole activations for the weight gradient of the einsum that says
     the same.
     """
-    product = jnp.dot(
-        x.reshape(-1, x.shape[-1]), weight.reshape(len(weight), -1), precision=precision
-    )
+    product = jnp.dot(flat_tokens(x), weight.reshape(len(weight), -1), precision=precision)
     return product.reshape(*x.shape[:2], *weight.shape[1:])
 
 

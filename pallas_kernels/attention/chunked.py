@@ -16,8 +16,8 @@ from pallas_kernels.attention.online import online_result, online_start, online_
 from pallas_kernels.attention.tiling import (
     KEY_BLOCK,
     QUERY_ROWS,
-    block_size,
     Tiling,
+    block_size,
     pad_to,
     query_blocks,
     segment_blocks,

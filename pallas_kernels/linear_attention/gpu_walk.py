@@ -103,9 +103,7 @@ def compute_capability() -> int | None:
         return None
 
 
-def padded(
-    key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool
-) -> tuple[int, int]:
+def padded(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -> tuple[int, int]:
     """K and V of kernels that take these, zeros added, with operands of `dtype`.
 
     Raises:

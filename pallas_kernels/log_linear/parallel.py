@@ -39,6 +39,7 @@ def log_linear_ssd(
     initial_state: LogLinearState | None = None,
     return_state: bool = False,
     segment_ids: Int[Array, "B T"] | None = None,
+    max_documents: int | None = None,
     precision: jax.lax.PrecisionLike = None,
     **settings: Any,
 ) -> tuple[Float[Array, "B T H V"], LogLinearState | None]:
@@ -50,7 +51,7 @@ def log_linear_ssd(
         axis_name: of the mesh, inside `jax.shard_map(check_vma=False)`.
         return_state: also return the state after the whole sequence, the same on all devices.
         initial_state, segment_ids: have to be None. Levels count from a document's start, and
-            shards would no longer be aligned to them.
+            shards would no longer be aligned to them. So `max_documents` bounds nothing.
         settings: chunk_size and implementation.
 
     The result, dtypes, errors and the other arguments are those of the op, and besides:
@@ -63,6 +64,7 @@ def log_linear_ssd(
     n B H (K V + 1) numbers of float32, and gives back as many backwards; `return_state` also sums
     the B H K V L numbers of the state over the devices.
     """
+    del max_documents
     y, state = _local(
         partial(api.log_linear_ssd, q, k, g=g, scale=scale, precision=precision, **settings),
         v, level_scales, beyond_levels, return_state, initial_state, segment_ids,
@@ -91,6 +93,7 @@ def log_linear_gated_delta_rule(
     initial_state: LogLinearState | None = None,
     return_state: bool = False,
     segment_ids: Int[Array, "B T"] | None = None,
+    max_documents: int | None = None,
     precision: jax.lax.PrecisionLike = None,
     **settings: Any,
 ) -> tuple[Float[Array, "B T H V"], LogLinearState | None]:
@@ -103,6 +106,7 @@ def log_linear_gated_delta_rule(
     From n devices every one gets n B H K (V + K) numbers of float32, and gives back as many
     backwards; to pass them on takes 2 n B H K K (K + V) FLOPs.
     """
+    del max_documents
     run = {"scale": 1.0 if scale is None else scale, "precision": precision, **settings}
     y, state = _local(
         partial(api.log_linear_gated_delta_rule, q, k, g=g, beta=beta, **run),

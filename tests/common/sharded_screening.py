@@ -19,33 +19,47 @@ from pallas_kernels.screening.summaries import summarize
 from tests.screening.decode_cases import make_case
 from tests.screening.test_chunked import make_inputs, make_segments
 
+LENGTH, WINDOWS = 72, (1.5, 17, 30, np.inf)
 # data, fsdp, seq, model. Heads are 4 and rows 4: eight do not divide either of them.
-MESHES = [(2, 2, 1, 2), (1, 4, 1, 2), (1, 2, 1, 4), (4, 1, 2, 1), (1, 1, 1, 8), (8, 1, 1, 1)]
+MESHES = [(2, 2, 1, 2), (1, 4, 1, 2), (1, 2, 1, 4), (1, 1, 1, 8), (8, 1, 1, 1)]
+# And with windows of which all end among the tokens of the device before, or not.
+DIVIDED = [
+    ((4, 1, 2, 1), (1.5, 17, 30, 37)),
+    ((1, 2, 2, 2), WINDOWS),
+    ((1, 1, 8, 1), (1.5, 17, 30, 37)),
+]
 _COLLECTIVE = r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\("
 
 
 def main(implementation: str) -> None:
-    inputs = make_inputs(
-        70, windows=(1.5, 17, 30, np.inf), batch=4, key_dim=16, value_dim=32, dtype=np.float32
-    )
-    *inputs, cotangent = (jnp.asarray(x) for x in inputs)
-    segments = jnp.asarray(make_segments(200, 4)[:, :70])
+    segments = jnp.asarray(make_segments(200, 4)[:, :LENGTH])
     op = partial(screening, implementation=implementation)
 
-    def loss(*x):
-        return jnp.sum(op(*x, segments) * cotangent)
+    @jax.jit
+    def step(cotangent, segments, *x):
+        def loss(*x):
+            return jnp.sum(op(*x, segments) * cotangent)
 
-    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)))
-    expected = jax.device_get(step(*inputs))
-    for sizes in MESHES:
-        with jax.set_mesh(make_mesh(*sizes)):
-            text = step.lower(*inputs).compile().as_text()
-            print(sizes, *sorted(set(re.findall(_COLLECTIVE, text))))
-            got = jax.device_get(step(*inputs))
+        return jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4))(*x)
+
+    for windows in dict.fromkeys([WINDOWS, *(windows for _, windows in DIVIDED)]):
+        inputs = make_inputs(
+            LENGTH, windows=windows, batch=4, key_dim=16, value_dim=32, dtype=np.float32
+        )
+        *inputs, cotangent = (jnp.asarray(x) for x in inputs)
+        inputs = cotangent, segments, *inputs
+        expected = jax.device_get(step(*inputs))
+        meshes = MESHES * (windows == WINDOWS) + [x for x, given in DIVIDED if given == windows]
+        for sizes in meshes:
+            with jax.set_mesh(make_mesh(*sizes)):
+                text = step.lower(*inputs).compile().as_text()
+                print(*sizes, *sorted(set(re.findall(_COLLECTIVE, text))))
+                got = jax.device_get(step(*inputs))
             for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
-            eager = op(*inputs, segments)
-            np.testing.assert_allclose(eager, jax.jit(op)(*inputs, segments), rtol=0, atol=1e-6)
+    with jax.set_mesh(make_mesh(2, 2, 1, 2)):
+        eager = op(*inputs[2:], segments)
+        np.testing.assert_allclose(eager, jax.jit(op)(*inputs[2:], segments), rtol=0, atol=1e-6)
 
 
 def decode(implementation: str) -> None:

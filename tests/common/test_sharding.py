@@ -21,7 +21,7 @@ from pallas_kernels.common.sharding import shard_op
         pytest.param("pallas_gpu", marks=pytest.mark.slow),
     ],
 )
-def test_screening_and_its_gradients_are_divided_over_rows_and_heads(implementation):
+def test_screening_and_its_gradients_are_divided_over_rows_heads_and_tokens(implementation):
     ended = subprocess.run(
         [sys.executable, "-m", "tests.common.sharded_screening", implementation],
         cwd=Path(__file__).parents[2],
@@ -32,11 +32,15 @@ def test_screening_and_its_gradients_are_divided_over_rows_and_heads(implementat
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert len(ended.stdout.splitlines()) == 6
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 8
     # Sums of the loss and of the gradients of windows and widths; no activation is gathered.
-    assert "all-reduce" in ended.stdout
-    assert "gather" not in ended.stdout
-    assert "all-to-all" not in ended.stdout
+    for line in lines:
+        assert "all-reduce" in line
+        assert "all-to-all" not in line
+        sequence_is_whole = line.split()[2] == "1"
+        assert sequence_is_whole != ("all-gather" in line), line
+        assert sequence_is_whole != ("collective-permute" in line), line
 
 
 def test_without_a_mesh_the_op_itself_is_called():

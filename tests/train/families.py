@@ -1,0 +1,119 @@
+"""`python -m tests.train.families NAME`: training on eight devices under many meshes, and on one.
+
+Ends with an error unless the loss curve, the gradients of the first step and the parameters after
+the last agree, and unless every device holds its share of activations.
+"""
+
+import math
+import re
+import sys
+
+import jax
+import numpy as np
+import optax
+
+from multiscreen_jax import sharding
+from multiscreen_jax.models.registry import create
+from multiscreen_jax.train.state import TrainState, abstract_state, create_state
+from multiscreen_jax.train.step import make_train_step
+
+# Numbers that nothing else in these models has.
+ROWS, LENGTH, WIDTH, VOCABULARY = 8, 256, 88, 90
+HEADS = {"num_heads": 4}
+FAMILIES = {
+    "multiscreen-tiny": {**HEADS, "window_threshold": 40.0},
+    "transformer-8m": {**HEADS, "num_kv_heads": 2, "head_dim": 16, "num_layers": 2},
+    "retnet-tiny": HEADS,
+    "deltanet-tiny": HEADS,
+    "mamba2-mlp-tiny": HEADS,
+    "gdn-tiny": HEADS,
+    "log-linear-mamba2-tiny": HEADS,
+    "log-linear-gdn-tiny": HEADS,
+    "gdn-attention-tiny": HEADS,
+    "gdn-screening-tiny": HEADS,
+}
+MESHES = [  # data, fsdp, seq, model
+    (8, 1, 1, 1),
+    (1, 8, 1, 1),
+    (2, 1, 1, 4),
+    (1, 1, 8, 1),
+    (1, 2, 2, 2),
+]
+STEPS = 3
+
+
+def rows_of(batch: int) -> np.ndarray:
+    return np.random.default_rng(batch).integers(0, VOCABULARY, (ROWS, LENGTH + 1), np.int32)
+
+
+def optimizer() -> optax.GradientTransformation:
+    """Keeps the gradient that it takes: the trace of a momentum of zero."""
+    return optax.chain(optax.trace(0.0), optax.scale(-0.5))
+
+
+def train(model, mesh) -> tuple[list[float], TrainState, TrainState, str]:
+    """Losses, the states after the first and the last step, and the compiled step."""
+    with jax.set_mesh(mesh):
+        state = create_state(model, optimizer(), mesh, seed=0)
+        where = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer(), mesh))
+        step = jax.jit(
+            make_train_step(model, optimizer(), optax.constant_schedule(0.5)),
+            out_shardings=(where, None),
+        )
+        place = sharding.batch_sharding(mesh)
+        batches = [{"tokens": jax.device_put(rows_of(n), place)} for n in range(STEPS)]
+        compiled = step.lower(state, batches[0]).compile()
+        losses, states = [], []
+        for batch in batches:
+            state, metrics = compiled(state, batch)
+            losses.append(float(metrics["loss"]))
+            states.append(jax.device_get(state))
+    return losses, states[0], states[-1], compiled.as_text()
+
+
+def check_tree(got, want, limit: float, what: str) -> None:
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
+        assert error <= limit, f"{what} {sharding.path_name(path)}: relative error {error:.1e}"
+
+
+def most_tokens(program: str) -> int:
+    """Most tokens that an array of the residual stream's width has on one device."""
+    found = [
+        math.prod(dims[:-1])
+        for shape in re.findall(r"\bf32\[([\d,]+)\]", program)
+        if (dims := [int(n) for n in shape.split(",")])[-1] == WIDTH and len(dims) > 1
+    ]
+    return max(found)
+
+
+def main(name: str) -> None:
+    shape = {"model_dim": WIDTH, "vocab_size": VOCABULARY}
+    model, _ = create(name, **{**shape, **FAMILIES[name]})
+    one = jax.sharding.Mesh(
+        np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), sharding.MESH_AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * 4,
+    )  # fmt: skip
+    losses, first, last, program = train(model, one)
+    assert losses[-1] != losses[0]
+    whole = most_tokens(program)  # of all layers, as the backward pass needs them
+    assert whole >= ROWS * LENGTH
+    for sizes in MESHES:
+        got = train(model, sharding.make_mesh(*sizes))
+        np.testing.assert_allclose(got[0], losses, rtol=2e-6, err_msg=str(sizes))
+        check_tree(gradients_of(got[1]), gradients_of(first), 2e-5, f"{sizes} gradient of")
+        check_tree(got[2].params, last.params, 1e-5, f"{sizes} last")
+        shares = sizes[0] * sizes[1] * sizes[2]
+        held = most_tokens(got[3])
+        assert held <= whole // shares, f"{sizes}: {held} of {whole} tokens on one device"
+        print(*sizes, held)
+
+
+def gradients_of(state: TrainState):
+    return state.optimizer_state[0].trace
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
