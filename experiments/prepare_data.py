@@ -174,13 +174,18 @@ def _open_tokenizer(config: PrepareConfig, files: dict[str, list[Path]]) -> Toke
             for document in read_all(part, config.text_field):
                 found.update(document.text)
         return open_tokenizer("characters", "".join(sorted(found)))
-    if not config.tokenizer.endswith(".json"):
-        return open_tokenizer(config.tokenizer)
-    open_tokenizer(config.tokenizer, eos_token=config.eos_token)  # refuse before copying
-    copy = config.output / "tokenizer.json"
-    if not copy.exists() or not copy.samefile(config.tokenizer):
-        shutil.copyfile(config.tokenizer, copy)
-    return open_tokenizer(str(copy), eos_token=config.eos_token)
+    return own_tokenizer(config.tokenizer, config.eos_token, config.output)
+
+
+def own_tokenizer(name: str, eos_token: str | None, folder: Path) -> Tokenizer:
+    """Opens a tokenizer; a tokenizer.json as a copy in `folder`, so that tokens keep theirs."""
+    if not name.endswith(".json"):
+        return open_tokenizer(name)
+    open_tokenizer(name, eos_token=eos_token)  # refuse before copying
+    copy = folder / "tokenizer.json"
+    if not copy.exists() or not copy.samefile(name):
+        shutil.copyfile(name, copy)
+    return open_tokenizer(str(copy), eos_token=eos_token)
 
 
 class ProgressReport:
