@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -146,7 +147,7 @@ def cut_inputs(inputs: list[dict[str, Any]], shards: int) -> list[tuple[Part, ..
         # Where in this file the shards after the first begin; -(-a // b) rounds up.
         places = [-(-ends[-1] * k // shards) - begin for k in range(low + 1, high + 1)]
         cuts = [0, *(-(-place * extent // weight) for place in places), extent]
-        for shard, first, last in zip(range(low, high + 1), cuts, cuts[1:], strict=False):
+        for shard, (first, last) in enumerate(itertools.pairwise(cuts), start=low):
             if first < last:
                 stretches[shard].append((entry["file"], first, last))
     return [tuple(parts) for parts in stretches]

@@ -171,9 +171,8 @@ class Shards:
             records = self._open(path).read(first, last)
         except (RuntimeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{path} is damaged: records {first} to {last - 1}: {reason}"
-            ) from None
+            where = f"{path} is damaged in records {first} to {last - 1}"
+            raise ValueError(f"{where}: {reason}") from None
         return [_unpack(record, self._dtype) for record in records]
 
     def _open_reader(self, path: Path) -> Any:
