@@ -144,9 +144,9 @@ def cut_inputs(inputs: list[dict[str, Any]], shards: int) -> list[tuple[Part, ..
         if not weight or not extent:
             continue
         low, high = begin * shards // ends[-1], (end - 1) * shards // ends[-1]
-        # Where in this file the shards after the first begin; -(-a // b) rounds up.
-        places = [-(-ends[-1] * k // shards) - begin for k in range(low + 1, high + 1)]
-        cuts = [0, *(-(-place * extent // weight) for place in places), extent]
+        # Where in this file the shards after the first one begin, in bytes and in its units.
+        places = [ends[-1] * k // shards - begin for k in range(low + 1, high + 1)]
+        cuts = [0, *(place * extent // weight for place in places), extent]
         for shard, (first, last) in enumerate(itertools.pairwise(cuts), start=low):
             if first < last:
                 stretches[shard].append((entry["file"], first, last))
@@ -257,15 +257,14 @@ def _make_all(
     pool: ProcessPoolExecutor, tasks: list[Task], console: Console
 ) -> list[dict[str, Any]]:
     receipts: dict[int, dict[str, Any]] = {}
+    documents = tokens = 0
     with ProgressReport(console, "shards", len(tasks)) as report:
         futures = {pool.submit(make_shard, task): n for n, task in enumerate(tasks)}
         for future in as_completed(futures):
-            receipts[futures[future]] = future.result()
-            report(
-                len(receipts),
-                sum(receipt["num_documents"] for receipt in receipts.values()),
-                sum(receipt["num_tokens"] for receipt in receipts.values()),
-            )
+            receipt = receipts[futures[future]] = future.result()
+            documents += receipt["num_documents"]
+            tokens += receipt["num_tokens"]
+            report(len(receipts), documents, tokens)
     return [receipts[number] for number in range(len(tasks))]
 
 

@@ -71,6 +71,18 @@ def command(inputs, output, *options):
     return [*program, "--output", str(output), "--tokenizer", "bytes", *options]
 
 
+def ends(group):
+    """Whether no process of a group is left, within a minute; otherwise they are killed."""
+    for _ in range(600):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    return False
+
+
 @pytest.mark.parametrize("parts", [1, 2, 7, 300])
 def test_parts_side_by_side_give_every_document_once(corpus, parts):
     for file in sorted(corpus.iterdir()):
@@ -135,13 +147,14 @@ def test_killed_and_continued_with_other_workers_gives_the_same_bytes(corpus, tm
     options = ("--shards", "40", "--record-tokens", "64")
     run(corpus, tmp_path / "whole", shards=40)
     killed = tmp_path / "killed"
-    process = subprocess.Popen(command(corpus, killed, *options, "--workers", "3"), cwd=ROOT)
+    words = command(corpus, killed, *options, "--workers", "3")
+    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
     while len(list(killed.glob("*.receipt.json"))) < 3:
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(0.2)  # the workers notice, and end
+    assert ends(process.pid)  # workers too: they would write what the next command writes
     receipts = sorted(killed.glob("*.receipt.json"))
     assert 3 <= len(receipts) < 40
     assert not (killed / "tokens.json").exists()
