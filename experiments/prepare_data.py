@@ -6,7 +6,8 @@
 
 writes train.bin and valid.bin, each with a .json that says how to read it and the starts of its
 documents (see multiscreen_jax/data/token_files.py). The last --valid-fraction of the documents
-becomes valid.bin, unless --valid-inputs names other files; "sotu" has a split of its own.
+becomes valid.bin, unless --valid-inputs names other files; "sotu" has a split of its own. Large
+corpora are prepared in parallel by experiments.prepare_shards.
 """
 
 from __future__ import annotations

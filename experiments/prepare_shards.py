@@ -14,6 +14,10 @@ depends on its stretch alone, and workers or interruptions change no byte. Stopp
 time, the same command continues: a shard is finished once its receipt is written, and is compared
 with the checksum there before it is kept. Compressed JSON lines are read from their beginning for
 every shard: give many files rather than one large one.
+
+A document that cannot be read stops the command with its place. Inputs whose sizes change are other
+inputs, which need another --output; a line of JSON overwritten with as many spaces is left out, and
+the same command continues.
 """
 
 from __future__ import annotations

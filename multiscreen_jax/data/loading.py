@@ -74,7 +74,7 @@ def open_tokens(source: str, split: str, text_field: str, tokenizer: Tokenizer) 
 
     ValueError for prepared tokens whose tokenizer is another one.
     """
-    path = token_file(source)
+    path = prepared_tokens(source)
     if path is not None:
         store, own = open_token_shards(path) if path.is_dir() else open_token_file(path)
         if own.fingerprint != tokenizer.fingerprint:
@@ -107,7 +107,7 @@ def open_split(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
     return replace(store, name=f"{source} ({split} split)"), tokenizer
 
 
-def token_file(source: str) -> Path | None:
+def prepared_tokens(source: str) -> Path | None:
     """The .bin file or the folder of token shards that a source is, or None.
 
     ValueError for a folder whose shards are not all made yet.
@@ -128,7 +128,7 @@ def token_file(source: str) -> Path | None:
 
 def find_tokenizer(config: DataConfig) -> Tokenizer:
     """The tokenizer of a config; that of the sidecar where the source is prepared tokens."""
-    path = token_file(config.source)
+    path = prepared_tokens(config.source)
     if path is not None:
         return open_own_tokenizer(path)
     alphabet = config.alphabet
@@ -146,7 +146,7 @@ def collect_alphabet(config: DataConfig) -> str:
         read.append(("sotu", "valid"))
     found: set[str] = set()
     for source, split in read:
-        if token_file(source) is None:
+        if prepared_tokens(source) is None:
             for document in sources.read_documents(source, split, config.text_field):
                 found.update(document.text)
     if not found:

@@ -204,6 +204,8 @@ def test_bad_input_stops_and_loses_nothing(tmp_path, in_process):
     assert len(list(out.glob("*.receipt.json"))) == 4
     with pytest.raises(ValueError, match="not finished; run experiments"):
         open_pipeline(DataConfig(source=str(out)))
+    bad.write_text(bad.read_text().replace('{"text": 7}', " " * 11))
+    assert run(bad, out)["num_documents"] == 39  # as many bytes: the same command continues
     empty = write_json_lines(tmp_path / "empty.jsonl", ["", ""])
     with pytest.raises(ValueError, match="the corpus is empty: 1 files without any text"):
         run(empty, tmp_path / "none")
