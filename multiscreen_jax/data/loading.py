@@ -10,9 +10,10 @@ import numpy as np
 
 from multiscreen_jax.data import sources
 from multiscreen_jax.data.config import DataConfig
-from multiscreen_jax.data.packing import TokenStore, cut_store, join_documents, split_point
+from multiscreen_jax.data.packing import TokenStore, join_documents
 from multiscreen_jax.data.sources import Document
-from multiscreen_jax.data.token_files import open_own_tokenizer, open_token_file
+from multiscreen_jax.data.token_files import SHARDS_SIDECAR, open_own_tokenizer, open_token_file
+from multiscreen_jax.data.token_shards import PLAN, open_token_shards
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 
 BATCH_CHARACTERS = 1 << 22  # text encoded at once: enough to keep threads busy
@@ -39,34 +40,43 @@ def encode_documents(
 def _encode(
     documents: list[Document], tokenizer: Tokenizer
 ) -> Iterator[tuple[Document, np.ndarray]]:
-    for document in documents if tokenizer.name == "bytes" else ():
-        if "\0" in document.text:
-            raise ValueError(
-                f"{document.name}: has the NUL character at position "
-                f"{document.text.index(chr(0))}; allowed: text without it, since byte 0 ends "
-                "documents with the bytes tokenizer"
-            )
+    for document in documents:
+        _refuse_nul(document, tokenizer)
     try:
         encoded = tokenizer.encode_batch([document.text for document in documents])
     except ValueError:
-        # Encode one by one to name the document that fails.
-        for document in documents:
-            try:
-                tokenizer.encode(document.text)
-            except ValueError as error:
-                raise ValueError(f"{document.name}: {error}") from None
+        for document in documents:  # one by one, to name the document that fails
+            encode_document(document, tokenizer)
         raise
     return zip(documents, encoded, strict=True)
 
 
-def open_tokens(source: str, split: str, text_field: str, tokenizer: Tokenizer) -> TokenStore:
-    """Documents of a source, tokenised into memory; for a .bin file, the file mapped.
+def encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
+    """Tokens of one document, int32 [n]; ValueError naming it if it cannot be encoded."""
+    _refuse_nul(document, tokenizer)
+    try:
+        return tokenizer.encode(document.text)
+    except ValueError as error:
+        raise ValueError(f"{document.name}: {error}") from None
 
-    ValueError for a .bin whose tokenizer is another one.
+
+def _refuse_nul(document: Document, tokenizer: Tokenizer) -> None:
+    if tokenizer.name == "bytes" and "\0" in document.text:
+        raise ValueError(
+            f"{document.name}: has the NUL character at position "
+            f"{document.text.index(chr(0))}; allowed: text without it, since byte 0 ends "
+            "documents with the bytes tokenizer"
+        )
+
+
+def open_tokens(source: str, split: str, text_field: str, tokenizer: Tokenizer) -> TokenStore:
+    """Documents of a source, tokenised into memory; a .bin file mapped; token shards opened.
+
+    ValueError for prepared tokens whose tokenizer is another one.
     """
-    path = token_file(source)
+    path = prepared_tokens(source)
     if path is not None:
-        store, own = open_token_file(path)
+        store, own = open_token_shards(path) if path.is_dir() else open_token_file(path)
         if own.fingerprint != tokenizer.fingerprint:
             raise ValueError(
                 f"{path} was made with tokenizer {own.name!r}, the other split uses "
@@ -92,22 +102,33 @@ def open_split(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
                 f"{source} has no validation split: DataConfig.valid_fraction is 0; allowed: a "
                 "fraction above 0, or a valid_source"
             )
-        cut = split_point(store.starts, len(store), config.valid_fraction)
-        store = cut_store(store, *((0, cut) if split == "train" else (cut, len(store))))
+        cut = store.split_point(config.valid_fraction)
+        store = store.cut(0, cut) if split == "train" else store.cut(cut, len(store))
     return replace(store, name=f"{source} ({split} split)"), tokenizer
 
 
-def token_file(source: str) -> Path | None:
-    """The path of the token file that a source is, or None."""
+def prepared_tokens(source: str) -> Path | None:
+    """The .bin file or the folder of token shards that a source is, or None.
+
+    ValueError for a folder whose shards are not all made yet.
+    """
     if source in sources.NAMED:
         return None
+    folder = Path(source).expanduser()
+    if (folder / SHARDS_SIDECAR).is_file():
+        return folder
+    if (folder / PLAN).is_file():
+        raise ValueError(
+            f"{folder} has token shards that are not finished; run experiments.prepare_shards "
+            "again, which continues"
+        )
     first = sources.find_files(source)[0]
     return first if sources.extension_of(first) in sources.TOKENS else None
 
 
 def find_tokenizer(config: DataConfig) -> Tokenizer:
-    """The tokenizer of a config; that of the sidecar where the source is a token file."""
-    path = token_file(config.source)
+    """The tokenizer of a config; that of the sidecar where the source is prepared tokens."""
+    path = prepared_tokens(config.source)
     if path is not None:
         return open_own_tokenizer(path)
     alphabet = config.alphabet
@@ -125,7 +146,7 @@ def collect_alphabet(config: DataConfig) -> str:
         read.append(("sotu", "valid"))
     found: set[str] = set()
     for source, split in read:
-        if token_file(source) is None:
+        if prepared_tokens(source) is None:
             for document in sources.read_documents(source, split, config.text_field):
                 found.update(document.text)
     if not found:

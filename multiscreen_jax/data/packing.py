@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 CHUNK = 1 << 24  # tokens read at once when a whole store is scanned
 
 
-@dataclass(frozen=True)
-class TokenStore:
+class Starts(Protocol):
+    """Where documents start: an array, or something that looks them up one at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> int: ...
+
+
+class TokenStore(ABC):
     """Documents joined into one stream; every document ends with its end-of-document token.
 
     Attributes:
       name: where the tokens came from, for error messages.
-      tokens: unsigned integers [N], in memory or memory-mapped.
-      starts: index of each document's first token, ascending, int64 [documents], first 0;
-        None where a token file does not know its documents.
       vocab_size: every token must be smaller.
-      checksum: identifies tokens and starts.
+      checksum: identifies tokens and documents.
+      knows_documents: whether it is known where documents start.
     """
 
     name: str
-    tokens: np.ndarray
-    starts: np.ndarray | None
     vocab_size: int
     checksum: str
+    knows_documents: bool
 
+    @abstractmethod
     def __len__(self) -> int:
-        return len(self.tokens)
+        """Tokens in the stream."""
+
+    @abstractmethod
+    def piece(self, first: int, last: int, documents: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """Tokens [first, last), unsigned and unchecked; and, if asked for, where in the piece
+        documents start, ascending int64, from 1 on (what is at 0 needs no start)."""
+
+    @abstractmethod
+    def split_point(self, fraction: float) -> int:
+        """First token of the held-out part: see the function of this name."""
+
+    @abstractmethod
+    def cut(self, first: int, last: int) -> TokenStore:
+        """The part [first, last) as a store of its own, without copying tokens."""
 
     def check_ids(self, tokens: np.ndarray, first: int) -> None:
         """ValueError naming the first token of a piece that is not below vocab_size."""
@@ -44,19 +64,17 @@ class TokenStore:
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Tokens [first, last) as int32, checked against vocab_size."""
-        tokens = np.asarray(self.tokens[first:last])
+        tokens, _ = self.piece(first, last, documents=False)
         self.check_ids(tokens, first)
         return tokens.astype(np.int32)
 
-    def segment_ids(self, first: int, last: int) -> np.ndarray:
-        """Document number of tokens [first, last), counting from 1 at `first`: int32."""
-        assert self.starts is not None
-        # Binary search twice: for the documents this piece touches, then for each position.
-        low = int(np.searchsorted(self.starts, first, side="right"))
-        high = int(np.searchsorted(self.starts, last, side="left"))
-        inner = self.starts[low:high]
-        positions = np.arange(first, last)
-        return (1 + np.searchsorted(inner, positions, side="right")).astype(np.int32)
+    def read_packed(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [first, last), and the document of each, counting from 1 at `first`: int32."""
+        tokens, starts = self.piece(first, last, documents=True)
+        assert starts is not None
+        self.check_ids(tokens, first)
+        segments = 1 + np.searchsorted(starts, np.arange(last - first), side="right")
+        return tokens.astype(np.int32), segments.astype(np.int32)
 
     def token_counts(self) -> np.ndarray:
         """How often each token occurs, int64 [vocab_size]; one scan of the store."""
@@ -65,6 +83,46 @@ class TokenStore:
             tokens = self.read(first, min(first + CHUNK, len(self)))
             counts += np.bincount(tokens, minlength=self.vocab_size)
         return counts
+
+
+@dataclass(frozen=True)
+class ArrayStore(TokenStore):
+    """A store whose tokens are one array.
+
+    Attributes:
+      name, vocab_size, checksum: see TokenStore.
+      tokens: unsigned integers [N], in memory or memory-mapped.
+      starts: index of each document's first token, ascending, int64 [documents], first 0;
+        None where a token file does not know its documents.
+    """
+
+    name: str
+    tokens: np.ndarray
+    starts: np.ndarray | None
+    vocab_size: int
+    checksum: str
+
+    @property
+    def knows_documents(self) -> bool:
+        return self.starts is not None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def piece(self, first: int, last: int, documents: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        tokens = np.asarray(self.tokens[first:last])
+        if not documents or self.starts is None:
+            return tokens, None
+        low, high = np.searchsorted(self.starts, (first + 1, last))
+        return tokens, self.starts[low:high] - first
+
+    def split_point(self, fraction: float) -> int:
+        return split_point(self.starts, len(self), fraction)
+
+    def cut(self, first: int, last: int) -> ArrayStore:
+        starts = None if self.starts is None else cut_starts(self.starts, first, last)
+        checksum = cut_checksum(self.checksum, first, last)
+        return replace(self, tokens=self.tokens[first:last], starts=starts, checksum=checksum)
 
 
 def checksum_of(tokens: np.ndarray, starts: np.ndarray | None) -> str:
@@ -85,7 +143,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def join_documents(
     name: str, documents: list[np.ndarray], eos_id: int, vocab_size: int
-) -> TokenStore:
+) -> ArrayStore:
     """A store of tokenised documents, each followed by eos_id; empty documents are left out."""
     documents = [document for document in documents if len(document)]
     if not documents:
@@ -95,10 +153,10 @@ def join_documents(
     tokens = np.full(int(lengths.sum()), eos_id, token_dtype(vocab_size))
     for start, document in zip(starts, documents, strict=True):
         tokens[start : start + len(document)] = document
-    return TokenStore(name, tokens, starts, vocab_size, checksum_of(tokens, starts))
+    return ArrayStore(name, tokens, starts, vocab_size, checksum_of(tokens, starts))
 
 
-def split_point(starts: np.ndarray | None, num_tokens: int, fraction: float) -> int:
+def split_point(starts: Starts | None, num_tokens: int, fraction: float) -> int:
     """First token of the held-out part.
 
     The last `fraction` of the documents, where that is at least one document; otherwise (few
@@ -106,7 +164,7 @@ def split_point(starts: np.ndarray | None, num_tokens: int, fraction: float) -> 
     """
     held_out = 0 if starts is None else int(len(starts) * fraction)
     if starts is not None and 0 < held_out < len(starts):
-        return int(starts[-held_out])
+        return int(starts[len(starts) - held_out])
     return num_tokens - int(num_tokens * fraction)
 
 
@@ -116,12 +174,9 @@ def cut_starts(starts: np.ndarray, first: int, last: int) -> np.ndarray:
     return np.concatenate([[0], inside]).astype(np.int64)
 
 
-def cut_store(store: TokenStore, first: int, last: int) -> TokenStore:
-    """The part [first, last) of a store, without copying tokens."""
-    starts = None if store.starts is None else cut_starts(store.starts, first, last)
-    tokens = store.tokens[first:last]
-    checksum = f"{store.checksum}[{first}:{last}]"
-    return TokenStore(store.name, tokens, starts, store.vocab_size, checksum)
+def cut_checksum(checksum: str, first: int, last: int) -> str:
+    """The checksum of the part [first, last) of a store."""
+    return f"{checksum}[{first}:{last}]"
 
 
 class WindowSource:
@@ -147,7 +202,7 @@ class WindowSource:
         complete: bool = False,
         batch_size: int = 1,
     ):
-        if segments and store.starts is None:
+        if segments and not store.knows_documents:
             raise ValueError(
                 f"{store.name}: packing 'segments' needs to know documents, which this token file "
                 "does not; allowed: packing 'stream', or a token file written with its documents"
@@ -182,13 +237,13 @@ class WindowSource:
         first = index * length
         last = min(first + length + 1, len(self.store))
         count = last - first if index < self.num_windows else 0
-        tokens: Int[np.ndarray, "T+1"] = np.zeros(length + 1, np.int32)
-        tokens[:count] = self.store.read(first, first + count)
-        row = {"tokens": tokens}
+        row = {"tokens": np.zeros(length + 1, np.int32)}
         if self.segments:
-            segments: Int[np.ndarray, "T+1"] = np.zeros(length + 1, np.int32)
-            segments[:count] = self.store.segment_ids(first, first + count)
-            row["segment_ids"] = segments
+            row["segment_ids"] = np.zeros(length + 1, np.int32)
+            piece = self.store.read_packed(first, first + count)
+            row["tokens"][:count], row["segment_ids"][:count] = piece
+        else:
+            row["tokens"][:count] = self.store.read(first, first + count)
         if self.complete:
             mask: Float[np.ndarray, "T"] = (np.arange(1, length + 1) < count).astype(np.float32)
             row["loss_mask"] = mask

@@ -175,7 +175,7 @@ def _fingerprint(config: DataConfig, split: str, rows: Rows, tokenizer: Tokenize
 def open_pipeline(
     config: DataConfig, split: str = "train", process_index: int = 0, process_count: int = 1
 ) -> Pipeline:
-    """Opens the data of a config: reads and tokenises documents, or maps a token file.
+    """Opens the data of a config: reads and tokenises documents, or finds prepared tokens.
 
     Args:
       config: the data.

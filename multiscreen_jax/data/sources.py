@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 import gzip
 import importlib.util
+import io
 import json
 import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 from multiscreen_jax.data.config import SYNTHETIC, import_package, neighbours
 
@@ -93,20 +95,47 @@ def read_documents(source: str, split: str, text_field: str = "text") -> Iterato
         yield from read_file(file, text_field)
 
 
-def read_file(file: Path, text_field: str = "text") -> Iterator[Document]:
-    """Documents of one file, by its extension; empty ones are left out."""
+def read_file(
+    file: Path, text_field: str = "text", first: int = 0, last: int | None = None
+) -> Iterator[Document]:
+    """Documents of one file, by its extension; empty ones are left out.
+
+    Of a part of the file, [first, last) in the units of `file_extent`: the documents that begin
+    there, so that parts side by side give every document once.
+    """
     extension = extension_of(file)
     if extension in TEXT:
-        documents = _read_text(file)
+        documents = _read_text(file) if first == 0 and last != 0 else iter(())
     elif extension in JSON_LINES:
-        documents = _read_json_lines(file, text_field)
+        documents = _read_json_lines(file, text_field, first, last)
     elif extension in PARQUET:
-        documents = _read_parquet(file, text_field)
+        documents = _read_parquet(file, text_field, first, last)
     else:
-        documents = _read_array_record(file)
+        documents = _read_array_record(file, first, last)
     for document in documents:
         if document.text:
             yield document
+
+
+def file_extent(file: Path) -> int:
+    """Where the documents of a file end, in the units that its parts are counted in.
+
+    Bytes of JSON lines (decompressed, for which a compressed file is read once); rows of
+    parquet; records of ArrayRecord; a text is one document.
+    """
+    extension = extension_of(file)
+    if extension in TEXT:
+        return 1
+    if extension in PARQUET:
+        with _open_parquet(file) as table:
+            return table.metadata.num_rows
+    if extension in ARRAY_RECORD:
+        return len(_open_array_record(file))
+    with file.open("rb") as raw, _decompressed(file, raw) as lines:
+        try:
+            return lines.seek(0, io.SEEK_END)
+        except (EOFError, OSError, lzma.LZMAError) as error:
+            raise ValueError(f"{file}: cannot be decompressed: {error}") from None
 
 
 def _decode(content: bytes, name: str) -> str:
@@ -140,16 +169,30 @@ def _read_text(file: Path) -> Iterator[Document]:
     yield Document(str(file), text, len(content))
 
 
-def _read_json_lines(file: Path, text_field: str) -> Iterator[Document]:
+def _decompressed(file: Path, raw: BinaryIO) -> BinaryIO:
     openers = {".jsonl.gz": gzip.open, ".jsonl.xz": lzma.open}
+    opener = openers.get(extension_of(file))
+    return cast(BinaryIO, opener(raw)) if opener else raw
+
+
+def _read_json_lines(
+    file: Path, text_field: str, first: int, last: int | None
+) -> Iterator[Document]:
     with file.open("rb") as raw:
-        opener = openers.get(extension_of(file))
-        lines = opener(raw) if opener else raw
+        lines = _decompressed(file, raw)
         number = 0
         try:
+            if first > 0:  # the line that holds the byte before belongs to the part before
+                lines.seek(first - 1)
+                lines.readline()
+            place = lines.tell()
             for number, line in enumerate(lines, start=1):
+                if last is not None and place >= last:
+                    return
+                # Nobody has counted the lines before a part in the middle.
+                name = f"{file}:{number}" if first == 0 else f"{file} at byte {place}"
+                place += len(line)
                 if line.strip():
-                    name = f"{file}:{number}"
                     text = _json_text(_decode(line, name), name, text_field)
                     yield Document(name, text, raw.tell())
         except (EOFError, OSError, lzma.LZMAError) as error:
@@ -174,39 +217,53 @@ def _json_text(line: str, name: str, text_field: str) -> str:
     return _checked_text(record[text_field], name, text_field)
 
 
-def _read_parquet(file: Path, text_field: str) -> Iterator[Document]:
+def _open_parquet(file: Path) -> Any:
     pyarrow = import_package("pyarrow.parquet", f"reading {file}")
     try:
-        table = pyarrow.ParquetFile(file)
+        return pyarrow.ParquetFile(file)
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise ValueError(f"{file}: not a parquet file: {str(error).splitlines()[0]}") from None
-    columns = table.schema_arrow.names
-    if text_field not in columns:
-        raise ValueError(f"{file}: no column {text_field!r}; its columns: {', '.join(columns)}")
+
+
+def _read_parquet(file: Path, text_field: str, first: int, last: int | None) -> Iterator[Document]:
     size = file.stat().st_size
-    total = max(1, table.metadata.num_rows)
-    row = 0
-    with table:
-        for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-            for value in batch.column(0).to_pylist():
-                row += 1
-                name = f"{file} row {row}"
-                text = _checked_text(value, name, text_field)
-                yield Document(name, text, size * row // total)
+    with _open_parquet(file) as table:
+        columns = table.schema_arrow.names
+        if text_field not in columns:
+            raise ValueError(f"{file}: no column {text_field!r}; its columns: {', '.join(columns)}")
+        total = table.metadata.num_rows
+        last = total if last is None else last
+        end = 0
+        for group in range(table.num_row_groups):
+            row, end = end, end + table.metadata.row_group(group).num_rows
+            if row >= last or end <= first:
+                continue
+            options = {"batch_size": 1024, "row_groups": [group], "columns": [text_field]}
+            for batch in table.iter_batches(**options):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    if first < row <= last:
+                        name = f"{file} row {row}"
+                        text = _checked_text(value, name, text_field)
+                        yield Document(name, text, size * row // total)
 
 
-def _read_array_record(file: Path) -> Iterator[Document]:
+def _open_array_record(file: Path) -> Any:
     import grain
 
     import_package("array_record", f"reading {file}")
     try:
-        records = grain.sources.ArrayRecordDataSource(str(file))
-        total = len(records)  # pyright: ignore[reportArgumentType]
+        return grain.sources.ArrayRecordDataSource(str(file))
     except Exception as error:  # the reader raises several kinds for a damaged file
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise ValueError(f"{file}: not an ArrayRecord file: {reason}") from None
+
+
+def _read_array_record(file: Path, first: int, last: int | None) -> Iterator[Document]:
+    records = _open_array_record(file)
+    total = len(records)
     size = file.stat().st_size
-    for index in range(total):
+    for index in range(first, total if last is None else last):
         name = f"{file} record {index}"
         text = _decode(records[index], name)
         yield Document(name, text, size * (index + 1) // total)

@@ -14,7 +14,8 @@ and, as `finish_token_file` writes them, also
     checksum              16-byte BLAKE2b of the .bin, in hex
     num_documents         must agree with the file of document starts, NAME.documents.npy (int64)
 
-so that a .bin made by other tools needs only a three-line sidecar.
+so that a .bin made by other tools needs only a three-line sidecar. Where a path of a token file is
+asked for here, the folder of token shards (see token_shards) has its tokens.json as sidecar.
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ from typing import Any
 import numpy as np
 
 from multiscreen_jax.data.config import NAMED_TOKENIZERS, near_matches
-from multiscreen_jax.data.packing import TokenStore
+from multiscreen_jax.data.packing import ArrayStore
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 
 DTYPES = ("uint16", "uint32")
 REQUIRED = ("dtype", "vocab_size", "tokenizer")
+SHARDS_SIDECAR = "tokens.json"
 # Files up to this size are read whole when opened, to compare their checksum and their tokens
 # with the sidecar. Of larger ones every row is still checked against vocab_size when it is read.
 VERIFIED_BYTES = 1 << 28
 
 
 def sidecar_path(path: Path) -> Path:
-    return path.with_suffix(".json")
+    return path / SHARDS_SIDECAR if path.is_dir() else path.with_suffix(".json")
 
 
 def documents_path(path: Path) -> Path:
@@ -56,14 +58,8 @@ def finish_token_file(
     path: Path, dtype: np.dtype, starts: np.ndarray | None, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Writes the sidecar (and document starts) of a complete .bin; returns the sidecar."""
-    name = tokenizer.name
-    if name not in NAMED_TOKENIZERS:
-        name = os.path.relpath(name, path.parent)  # file and tokenizer may move together
     facts: dict[str, Any] = {
-        "dtype": dtype.name,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": name,
-        **tokenizer.settings,
+        **tokenizer_facts(path.parent, dtype, tokenizer),
         "num_tokens": path.stat().st_size // dtype.itemsize,
         "checksum": file_checksum(path),
     }
@@ -74,8 +70,24 @@ def finish_token_file(
     return facts
 
 
+def tokenizer_facts(folder: Path, dtype: np.dtype, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a sidecar in `folder` says of its tokens' dtype and tokenizer."""
+    name = tokenizer.name
+    if name not in NAMED_TOKENIZERS:
+        name = os.path.relpath(name, folder)  # file and tokenizer may move together
+    return {
+        "dtype": dtype.name,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": name,
+        **tokenizer.settings,
+    }
+
+
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """The checked facts beside a .bin; ValueError or FileNotFoundError in one line."""
+    """The checked facts beside a .bin, or in a folder of shards.
+
+    ValueError or FileNotFoundError in one line.
+    """
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
         raise FileNotFoundError(
@@ -107,11 +119,11 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def open_own_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that the sidecar of a .bin names."""
+    """The tokenizer that a sidecar names."""
     facts = read_sidecar(path)
     name = facts["tokenizer"]
     if name.endswith(".json"):
-        name = str(path.parent / name)
+        name = str(sidecar_path(path).parent / name)
     elif name not in NAMED_TOKENIZERS:
         raise ValueError(
             f"{sidecar_path(path)}: tokenizer is {name!r}; allowed: "
@@ -127,7 +139,7 @@ def open_own_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def open_token_file(path: Path) -> tuple[TokenStore, Tokenizer]:
+def open_token_file(path: Path) -> tuple[ArrayStore, Tokenizer]:
     """Maps a .bin and opens the tokenizer its sidecar names.
 
     ValueError or FileNotFoundError, in one line, if file, sidecar and document starts disagree.
@@ -137,7 +149,7 @@ def open_token_file(path: Path) -> tuple[TokenStore, Tokenizer]:
     tokens = _map_tokens(path, facts)
     starts = _read_starts(path, facts, len(tokens))
     checksum = facts.get("checksum") or _sampled_checksum(tokens)
-    store = TokenStore(str(path), tokens, starts, facts["vocab_size"], checksum)
+    store = ArrayStore(str(path), tokens, starts, facts["vocab_size"], checksum)
     if tokens.nbytes <= VERIFIED_BYTES:
         if "checksum" in facts and file_checksum(path) != facts["checksum"]:
             raise ValueError(

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from multiscreen_jax.data.packing import (
     WindowSource,
-    cut_store,
     join_documents,
     split_point,
     token_dtype,
@@ -87,14 +86,14 @@ def test_split_point_takes_documents_or_tokens():
     assert split_point(np.array([0]), 200, 0.25) == 150
 
 
-def test_cut_store_keeps_documents():
+def test_a_part_keeps_documents():
     store = make_store([3, 2, 4])
-    tail = cut_store(store, 2, 10)
+    tail = store.cut(2, 10)
     assert tail.tokens.tolist() == store.tokens[2:10].tolist()
     assert tail.starts.tolist() == [0, 2, 5]
     assert tail.checksum != store.checksum
     # A document that begins exactly at the cut counts once, as the first.
-    assert cut_store(store, 4, 12).starts.tolist() == [0, 3]
+    assert store.cut(4, 12).starts.tolist() == [0, 3]
 
 
 def test_errors_name_the_corpus():

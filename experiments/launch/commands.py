@@ -1,0 +1,82 @@
+"""What the launchers share: commands are lists of words, checked before anything is started."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from multiscreen_jax.train.command_line import parse
+
+Command = list[str]
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
+BUCKET = re.compile(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]")
+RUNS, DATA = "/mnt/runs", "/mnt/data"  # where `mount` puts what all hosts share
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where on Google Cloud.
+
+    Attributes:
+      name: of the TPU slice, or of the GKE cluster.
+      zone: such as us-east5-a.
+      project: Google Cloud project (default: the one gcloud is set to).
+    """
+
+    name: str
+    zone: str
+    project: str | None = None
+
+    def __post_init__(self):
+        check("--name", self.name, NAME, "lowercase letters, digits and hyphens, a letter first")
+        check("--zone", self.zone, ZONE, "a zone such as us-east5-a")
+        if self.project is not None:
+            check("--project", self.project, NAME, "a project's id")
+
+    def flags(self) -> list[str]:
+        project = [] if self.project is None else [f"--project={self.project}"]
+        return [f"--zone={self.zone}", *project]
+
+
+def check(flag: str, given: str, pattern: re.Pattern[str], allowed: str) -> None:
+    """One-line ValueError unless the whole of `given` matches."""
+    if not pattern.fullmatch(given):
+        raise ValueError(f"{flag} is {given!r}; allowed: {allowed}")
+
+
+def check_training(arguments: Sequence[str], mounted: bool) -> None:
+    """Reads a training command line as every host will, where a mistake costs nothing yet.
+
+    ValueError (SystemExit for options that do not exist) for one that cannot be trained, or
+    whose output folder is none that all hosts have: with `mounted` it must be an absolute path.
+    """
+    if not arguments:
+        raise ValueError("no experiment is given; allowed: -- NAME [--section.field value ...]")
+    output = parse("experiments.configs", "python -m experiments.train", arguments).train.output_dir
+    if "://" in output or (mounted and not output.startswith("/")):
+        place = (
+            f"on a mount that all hosts share, such as {RUNS}/NAME" if mounted else "of a folder"
+        )
+        raise ValueError(f"train.output-dir is {output!r}; allowed: a path {place}")
+
+
+def run_all(commands: Sequence[Command], dry_run: bool) -> None:
+    """Prints each command as a shell would take it and, unless it is a dry run, runs it.
+
+    Raises:
+      OSError: a program is missing, or a command failed; those after it are not run.
+    """
+    for command in commands:
+        print(shlex.join(command), flush=True)
+        if dry_run:
+            continue
+        if shutil.which(command[0]) is None:
+            raise OSError(f"{command[0]} is not installed here; README.md of this folder says more")
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            raise OSError(f"{command[0]} ended with code {code}")

