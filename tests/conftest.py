@@ -29,6 +29,9 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=slow)
 
 
+_PROGRAMS_KEPT = 100  # of so many tests at most
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Every compiled program takes some dozens of a process's 65530 memory maps, and a process
@@ -37,3 +40,15 @@ def forget_programs():
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def forget_programs_of_many_tests(request):
+    """As above, in files of hundreds of tests."""
+    yield
+    module = request.node.getparent(pytest.Module)
+    module.tests_done = getattr(module, "tests_done", 0) + 1
+    if module.tests_done % _PROGRAMS_KEPT == 0:
+        import jax
+
+        jax.clear_caches()
