@@ -9,7 +9,6 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.common.dispatch import interpret_kernels, record_choices
 from tests.jax_internals import races_found
 from tests.linear_attention.cases import (
-    OPS,
     apply,
     assert_close,
     assert_same,
@@ -28,16 +27,16 @@ def interpreted(op, case, segments=None, implementation="pallas_tpu"):
         return run(op, case, segments, implementation=implementation)
 
 
-@pytest.mark.parametrize("length", slow_unless((300,), (2, 128, 129, 300, 700)))
+@pytest.mark.parametrize("length", slow_unless((300,), (2, 300, 700)))
 @pytest.mark.parametrize(("op", "groups"), [("ssd", 1), ("ssd", 4), ("gated_delta_rule", 4)])
 def test_values_and_gradients(op, groups, length):
     case = make_case(op, length, groups=groups)
     assert_close(interpreted(op, case), run_float64(op, case))
 
 
-@pytest.mark.parametrize(("op", "groups"), [(op, 4) for op in OPS if op not in FEW]
-                         + [("gated_delta_rule", 1), ("delta_rule", 2), ("ssd", 2)])  # fmt: skip
-def test_all_ops_and_groups(op, groups):
+@pytest.mark.parametrize(("op", "groups"), [("gated_delta_rule", 1), ("delta_rule", 2), ("ssd", 2)])
+def test_groups(op, groups):
+    """Other ops, and more lengths, are in the goldens."""
     case = make_case(op, 150, groups=groups)
     assert_close(interpreted(op, case), run_float64(op, case))
 

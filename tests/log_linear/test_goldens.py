@@ -38,8 +38,6 @@ def check(name, form, dtype):
     op = "ssd" if "ssd" in name else "gated_delta_rule"
     short = {"level_scales": "lam"}
     names = ["q", "k", "v", "g", "level_scales"] + ([] if op == "ssd" else ["beta"])
-    if "pallas" in form and dtype == "float64":
-        pytest.skip("kernels take float32 and bfloat16")
     with jax.enable_x64(dtype == "float64"), interpret_kernels():
         wide = "float64" if dtype == "float64" else "float32"
         kept = {"g": wide, "beta": wide, "level_scales": wide}
@@ -67,15 +65,29 @@ def check(name, form, dtype):
             assert_close(value, want, limits.get(key, limits[""]), f"{name} {form} {key}")
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCES))
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        (form, dtype)
+        for form in FORMS
+        for dtype in TOLERANCES
+        if not ("pallas" in form and dtype == "float64")  # which kernels do not take
+    ],
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_states_and_gradients(name, form, dtype):
     check(name, form, dtype)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        (name, form)
+        for name in MORE
+        for form in FORMS
+        if not (form == "pallas_gpu" and name.endswith("T1"))  # a step, which is XLA's on GPUs
+    ],
+)
 def test_all_of_the_full_set(name, form):
     check(name, form, "float32")
