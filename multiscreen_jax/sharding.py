@@ -186,7 +186,7 @@ def batch_sharding(mesh: Mesh, rules: LogicalAxes | None = None) -> NamedShardin
 
 
 def shard_activations(x: jax.Array) -> jax.Array:
-    """Keeps x [B, T, ...] divided over rows and tokens as LogicalAxes says; inside jit.
+    """Keeps x [B, T, ...] divided over rows and tokens alone, as LogicalAxes says; inside jit.
 
     Without it the compiler may prefer the layout of a parameter that was just used and gather the
     whole batch on every device. Does nothing where no mesh is set and inside shard_map. An axis
@@ -200,8 +200,17 @@ def shard_activations(x: jax.Array) -> jax.Array:
         names if size % _parts(mesh, names) == 0 else PartitionSpec.UNCONSTRAINED
         for names, size in zip((rules.batch, rules.tokens), x.shape, strict=False)
     ]
-    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 2)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes, *rest))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def gather_features(rows: jax.Array) -> jax.Array:
+    """A table [O, D] with whole rows on every device, to look tokens up in.
+
+    Else what is looked up would be divided over D, and all of it have to change places.
+    """
+    if _our_mesh() is None:
+        return rows
+    return jax.lax.with_sharding_constraint(rows, PartitionSpec(PartitionSpec.UNCONSTRAINED, None))
 
 
 def activation_parts(batch: int, length: int) -> tuple[int, int]:

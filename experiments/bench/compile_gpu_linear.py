@@ -4,8 +4,8 @@
     JAX_PLATFORMS=cpu python -m experiments.bench.compile_gpu_linear
 
 No GPU is needed. First the whole ops, forward and all gradients, at the shapes of models; then the
-kernels alone, at all sizes that they take without padding. One row is one kernel. Ends with an error if a
-kernel spills or has no tensor-core instruction.
+kernels alone, at all sizes that they take without padding. One row is one kernel. Ends with an
+error if a kernel spills or has no tensor-core instruction.
 """
 
 from collections.abc import Iterator

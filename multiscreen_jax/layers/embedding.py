@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from multiscreen_jax.sharding import gather_features, shard_activations
+
 
 def check_tokens(tokens: Int[Array, "B T"], vocab_size: int) -> None:
     """Raise ValueError if `tokens` is not an integer [B, T] array of ids below `vocab_size`.
@@ -64,7 +66,7 @@ def wide_ids(tokens: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
 
 def lookup(rows: Float[Array, "O D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """rows[tokens]; an id outside the table gives NaN."""
-    ids = wide_ids(tokens)
+    ids = shard_activations(wide_ids(tokens))
     # Negative ids would count from the end: send them past the end instead.
     ids = jnp.where(ids < 0, rows.shape[0], ids)
-    return jnp.take(rows, ids, axis=0, mode="fill", fill_value=jnp.nan)
+    return jnp.take(gather_features(rows), ids, axis=0, mode="fill", fill_value=jnp.nan)
