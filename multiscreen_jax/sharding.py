@@ -12,10 +12,12 @@ leaves that axis whole. Nothing here touches a device before `make_mesh`.
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "seq", "model")
@@ -93,23 +95,45 @@ def divide_cpu(devices: int) -> None:
         ) from None
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, seq: int = 1, model: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    seq: int = 1,
+    model: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
     """A mesh over all devices; -1 (once) takes what the other axes leave.
 
+    Devices of several TPU slices, which only a slower network joins, are divided over `data`, and
+    over `fsdp` if those are too few: parameters are gathered and sequences exchanged inside slices.
+
+    Args:
+      devices: all of JAX's by default.
+
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or data x fsdp do not divide
+        over the slices.
     """
     sizes = [data, fsdp, seq, model]
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     if -1 in sizes:
         known = math.prod(size for size in sizes if size != -1)
-        sizes[sizes.index(-1)] = max(1, devices // known)
-    if math.prod(sizes) != devices:
-        shape = ", ".join(
-            f"mesh.{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True)
-        )
-        raise ValueError(f"{shape}: the product must be the number of devices, {devices}")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+        sizes[sizes.index(-1)] = max(1, len(devices) // known)
+    shape = ", ".join(f"mesh.{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    if math.prod(sizes) != len(devices):
+        raise ValueError(f"{shape}: the product must be the number of devices, {len(devices)}")
+    kinds = (AxisType.Auto,) * 4
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=kinds, devices=devices)
+    over_data = math.gcd(sizes[0], slices)
+    if sizes[1] % (slices // over_data):
+        raise ValueError(f"{shape}: data and fsdp must divide over {slices} slices")
+    across = (over_data, slices // over_data, 1, 1)
+    inside = [size // parts for size, parts in zip(sizes, across, strict=True)]
+    return Mesh(
+        mesh_utils.create_hybrid_device_mesh(inside, across, devices), MESH_AXES, axis_types=kinds
+    )
 
 
 def path_name(path: tuple[Any, ...]) -> str:

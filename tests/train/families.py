@@ -103,7 +103,7 @@ def main(name: str) -> None:
     for sizes in MESHES:
         got = train(model, sharding.make_mesh(*sizes))
         np.testing.assert_allclose(got[0], losses, rtol=2e-6, err_msg=str(sizes))
-        check_tree(gradients_of(got[1]), gradients_of(first), 2e-5, f"{sizes} gradient of")
+        check_tree(gradients_of(got[1]), gradients_of(first), 1e-4, f"{sizes} gradient of")
         check_tree(got[2].params, last.params, 1e-5, f"{sizes} last")
         shares = sizes[0] * sizes[1] * sizes[2]
         held = most_tokens(got[3])

@@ -13,7 +13,7 @@ from tests.train.families import FAMILIES, MESHES
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_meshes_train_alike_and_hold_their_shares(name):
-    """Loss curve within 2e-6, gradients 2e-5, parameters 1e-5; no device holds all tokens."""
+    """Loss curve within 2e-6, gradients 1e-4, parameters 1e-5; no device holds all tokens."""
     ended = subprocess.run(
         [sys.executable, "-m", "tests.train.families", name],
         cwd=Path(__file__).parents[2],

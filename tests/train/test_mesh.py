@@ -1,5 +1,6 @@
 """Sharding tables, and training on eight devices against training on one."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from multiscreen_jax import sharding
-from multiscreen_jax.models.registry import create
+from multiscreen_jax.models.registry import create, preset_names
 from multiscreen_jax.train import train
 from multiscreen_jax.train.state import abstract_params
 from tests.train import small
@@ -48,6 +49,51 @@ def test_every_parameter_is_in_the_table(name, overrides):
         assert specs["embedding/rows"] == PartitionSpec(None, ("fsdp",))
     else:
         assert specs["layers/feed_forward/down"] == PartitionSpec(None, None, ("fsdp",))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_parameter_of_every_preset_matches_one_pattern(name):
+    model, _ = create(name)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(abstract_params(model))[0]:
+        path = sharding.path_name(path)
+        found = [axes for p, axes in sharding.PARAMETER_AXES if re.fullmatch(p, path)]
+        assert len(found) == 1, (path, found)
+        assert len(found[0]) == len(leaf.shape), (path, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a TPU slice."""
+
+    slice_index: int
+    process_index: int
+    id: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+
+
+def test_slices_are_joined_by_data_and_then_by_fsdp():
+    """Devices of two and of four slices of four chips, as a TPU reports them."""
+
+    def devices(slices):
+        return [Chip(n // 4, n // 4, n, (n % 2, n // 2 % 2, 0)) for n in range(4 * slices)]
+
+    def slices_along(mesh, axis):
+        rows = np.vectorize(lambda chip: chip.slice_index, otypes=[int])(mesh.devices)
+        rows = np.moveaxis(rows, sharding.MESH_AXES.index(axis), -1)
+        return {tuple(row) for row in rows.reshape(-1, mesh.shape[axis]).tolist()}
+
+    mesh = sharding.make_mesh(2, 2, 1, 2, devices=devices(2))
+    assert slices_along(mesh, "data") == {(0, 1)}
+    assert slices_along(mesh, "fsdp") == slices_along(mesh, "model") == {(0, 0), (1, 1)}
+    mesh = sharding.make_mesh(2, 4, 2, 1, devices=devices(4))
+    assert slices_along(mesh, "data") == {(0, 2), (1, 3)}
+    assert slices_along(mesh, "fsdp") == {(0, 0, 1, 1), (2, 2, 3, 3)}
+    assert slices_along(mesh, "seq") == {(n, n) for n in range(4)}
+    with pytest.raises(ValueError, match=r"mesh\.model 8: data and fsdp must divide over 2 slices"):
+        sharding.make_mesh(1, 1, 1, 8, devices=devices(2))
 
 
 def test_an_unknown_parameter_and_a_wrong_rank_are_errors_that_name_it():
