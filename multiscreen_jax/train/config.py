@@ -74,16 +74,23 @@ class MeshConfig:
     """Shares of heads, feed-forward width and vocabulary."""
     cpu_devices: int = 1
     """Devices to make of this machine's cores where there is no accelerator: with mesh.data -1
-    each trains on its share of the batch, as on a pod."""
+    each trains on its share of the batch, as on a pod. With several processes: of each."""
+    join_seconds: int = 300
+    """How long a process waits at the start for the run's other processes."""
+    heartbeat_seconds: int = 100
+    """A process that was silent for so long is lost: all others end, and name it."""
 
     def __post_init__(self) -> None:
         checks.integer("mesh.cpu_devices", self.cpu_devices, 1)
+        checks.integer("mesh.join_seconds", self.join_seconds, 1)
+        checks.integer("mesh.heartbeat_seconds", self.heartbeat_seconds, 1)
         if self.seq != 1:
             checks.refuse("mesh.seq", self.seq, "1, since sequences cannot be divided yet")
         for name in ("data", "fsdp", "model"):
             checks.integer(f"mesh.{name}", getattr(self, name), 1, also=(-1,))
         if [self.data, self.fsdp, self.model].count(-1) > 1:
-            checks.refuse("mesh", dataclasses.astuple(self), "at most one axis of size -1")
+            sizes = (self.data, self.fsdp, self.seq, self.model)
+            checks.refuse("mesh", sizes, "at most one axis of size -1")
 
 
 @dataclass(frozen=True, kw_only=True)

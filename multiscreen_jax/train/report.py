@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from multiscreen_jax.models import Multiscreen
 
@@ -29,7 +30,7 @@ def write_environment(run: Any) -> None:
         stream.write(json.dumps(record) + "\n")
 
 
-def model_health(model: Any, params: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def model_health(model: Any, params: Any, batch: dict[str, Any]) -> dict[str, np.ndarray]:
     """Windows, widths, dead tiles and rejected shares of a Multiscreen; {} of other models."""
     if not isinstance(model, Multiscreen):
         return {}
@@ -46,12 +47,16 @@ def model_health(model: Any, params: Any, batch: dict[str, np.ndarray]) -> dict[
 def write_samples(run: Any, say: Callable[[str], None]) -> None:
     """Continues the prompts of train.sample_prompts: printed, and OUTPUT/samples.txt.
 
-    Of a Multiscreen, OUTPUT/pictures shows what the tiles look at in the first text.
+    Of a Multiscreen, OUTPUT/pictures shows what the tiles look at in the first text. Of several
+    processes each fetches all parameters, and the first does the rest, on one device.
     """
     from multiscreen_jax.generation import generate
 
     settings, tokenizer = run.config.train, run.pipeline.tokenizer
-    params = jax.device_put(jax.device_get(run.state.params), jax.local_devices()[0])
+    params = multihost_utils.process_allgather(run.state.params, tiled=True)
+    if jax.process_index() > 0:
+        return
+    params = jax.device_put(params, jax.local_devices()[0])
     texts, sequences = [], []
     for tokens in run.prompts:
         new = generate(

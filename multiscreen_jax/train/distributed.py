@@ -1,0 +1,96 @@
+"""Several processes that train as one: joined by JAX's distributed runtime.
+
+The runtime also watches them. When one is lost it ends the others from C++, where no Python runs
+any more; `last_words` then says in one line which process that was.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+from multiscreen_jax import sharding
+from multiscreen_jax.train.config import MeshConfig
+
+_ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def initialize(mesh: MeshConfig) -> None:
+    """Joins the run's other processes, if there are any; must come before JAX touches a device.
+
+    The environment says which they are: JAX_COORDINATOR_ADDRESS (host:port of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID, or else what JAX itself finds (TPU pods, SLURM, Open MPI,
+    Kubernetes). Where nothing says so there is one process, and nothing happens.
+
+    A process that cannot join within mesh.join_seconds ends with a line that names the address.
+
+    Raises:
+      ValueError: the variables are incomplete or not possible, or the port is taken.
+    """
+    named = _named_processes()
+    if named.get("num_processes") == 1:
+        return
+    address = os.environ.get(_ADDRESS)
+    give_back_stderr = _watch_stderr(address or "the address that JAX found", mesh)
+    try:
+        jax.distributed.initialize(
+            **named,
+            initialization_timeout=mesh.join_seconds,
+            heartbeat_timeout_seconds=mesh.heartbeat_seconds,
+        )
+    except ValueError as error:
+        give_back_stderr()
+        if named or address:
+            raise ValueError(f"{_ADDRESS} is {address!r}: {error}") from None
+        return  # JAX found no cluster
+    except RuntimeError as error:
+        give_back_stderr()
+        raise ValueError(f"process 0 cannot listen at {address}: {error}") from None
+    sharding.divide_cpu(mesh.cpu_devices)  # the next line makes JAX count devices
+    if jax.process_count() == 1:
+        give_back_stderr()
+        return
+    print(f"process {jax.process_index()} of {jax.process_count()}", flush=True)
+
+
+def _named_processes() -> dict[str, int]:
+    """What the environment says without a cluster: all of it, or {}."""
+    given = {name: os.environ[name] for name in (_COUNT, _INDEX) if name in os.environ}
+    if not given:
+        return {}
+    count, index = (given.get(name, "") for name in (_COUNT, _INDEX))
+    host, _, port = os.environ.get(_ADDRESS, "").rpartition(":")
+    if not count.isdecimal() or not index.isdecimal() or not int(index) < int(count):
+        allowed = f"{_INDEX} from 0 to {_COUNT} - 1, both set"
+        raise ValueError(f"{_COUNT} is {count!r} and {_INDEX} is {index!r}; allowed: {allowed}")
+    if int(count) > 1 and not (host and port.isdecimal()):
+        address = os.environ.get(_ADDRESS)
+        raise ValueError(f"{_ADDRESS} is {address!r}; allowed: the host:port of process 0")
+    return {"num_processes": int(count), "process_id": int(index)}
+
+
+def _watch_stderr(address: str, mesh: MeshConfig):
+    """Sends this process's stderr through `last_words`; returns the function that ends that."""
+    program = Path(__file__).with_name("last_words.py")
+    words = [address, str(mesh.join_seconds), str(mesh.heartbeat_seconds)]
+    reader, writer = os.pipe()
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(program), *words],
+        stdin=reader,
+        start_new_session=True,  # a Ctrl-C is not for it
+    )
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(writer, 2)
+    os.close(reader)
+    os.close(writer)
+
+    def give_back() -> None:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
+        watcher.wait()
+
+    return give_back
