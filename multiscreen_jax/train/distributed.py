@@ -24,10 +24,11 @@ def initialize(mesh: MeshConfig) -> None:
     JAX_NUM_PROCESSES and JAX_PROCESS_ID, or else what JAX itself finds (TPU pods, SLURM, Open MPI,
     Kubernetes). Where nothing says so there is one process, and nothing happens.
 
-    A process that cannot join within mesh.join_seconds ends with a line that names the address.
+    A process that cannot join within mesh.join_seconds, or cannot listen, is ended by the runtime;
+    its last line names the address.
 
     Raises:
-      ValueError: the variables are incomplete or not possible, or the port is taken.
+      ValueError: the variables are incomplete or not possible.
     """
     named = _named_processes()
     if named.get("num_processes") == 1:
@@ -42,12 +43,10 @@ def initialize(mesh: MeshConfig) -> None:
         )
     except ValueError as error:
         give_back_stderr()
-        if named or address:
-            raise ValueError(f"{_ADDRESS} is {address!r}: {error}") from None
+        if address or named:
+            allowed = f"also {_COUNT} and {_INDEX}, or a cluster that JAX knows"
+            raise ValueError(f"{_ADDRESS} is {address!r}; allowed: {allowed} ({error})") from None
         return  # JAX found no cluster
-    except RuntimeError as error:
-        give_back_stderr()
-        raise ValueError(f"process 0 cannot listen at {address}: {error}") from None
     sharding.divide_cpu(mesh.cpu_devices)  # the next line makes JAX count devices
     if jax.process_count() == 1:
         give_back_stderr()

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 
+_NO_PORT = "Failed to add port to server"
 _GAVE_UP = "Terminating process because the JAX distributed service detected fatal errors"
 _SILENT = re.compile(r"Task (\d+) heartbeat timeout|stopped sending heartbeats\):\s+(\d[\d,\s]*)")
 _TAIL = 1 << 16  # bytes; the runtime's message and its stack trace take a few thousand
@@ -16,6 +17,8 @@ _TAIL = 1 << 16  # bytes; the runtime's message and its stack trace take a few t
 
 def last_words(text: str, address: str, join_seconds: str, heartbeat_seconds: str) -> str | None:
     """One line about the end of a process that wrote `text`; None if the runtime did not end it."""
+    if _NO_PORT in text:
+        return f"process 0 cannot listen at {address}; allowed: a free port of its own host"
     _, gave_up, reason = text.partition(_GAVE_UP)
     if not gave_up:
         return None
