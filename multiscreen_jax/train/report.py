@@ -37,10 +37,10 @@ def model_health(model: Any, params: Any, batch: dict[str, Any]) -> dict[str, np
     # The figures' library loads only for runs that ask for reports.
     from multiscreen_jax.inspect.health import health
 
-    segments = batch.get("segment_ids")
-    values = health(
-        model, params, batch["tokens"][:, :-1], None if segments is None else segments[:, :-1]
-    )
+    # Of several processes each holds some rows, and the tokens are few bytes.
+    names = [name for name in ("tokens", "segment_ids") if name in batch]
+    whole = [multihost_utils.process_allgather(batch[name], tiled=True) for name in names]
+    values = health(model, params, *(rows[:, :-1] for rows in whole))
     return {f"health/{name}": value for name, value in values.items()}
 
 
