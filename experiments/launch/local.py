@@ -15,13 +15,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from multiscreen_jax.train.errors import one_line_errors
-
 
 def start(command: Sequence[str], processes: int, **options) -> list[subprocess.Popen]:
     """The started processes, number 0 first; `options` are those of subprocess.Popen."""
-    if processes < 1:
-        raise ValueError(f"--processes is {processes}; allowed: an integer >= 1")
     address = f"127.0.0.1:{_free_port()}"
     environment = options.pop("env", os.environ)
 
@@ -47,8 +43,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, required=True, help="how many")
     parser.add_argument("command", nargs="+", help="the command, after --")
     arguments = parser.parse_args()
-    with one_line_errors():
-        running = start(arguments.command, arguments.processes)
+    if arguments.processes < 1:
+        parser.error(f"--processes is {arguments.processes}; allowed: an integer >= 1")
+    running = start(arguments.command, arguments.processes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in running])
     codes = [process.wait() for process in running]

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import jax
+import orbax.checkpoint as ocp
 
 from multiscreen_jax import sharding
 from multiscreen_jax.train.config import MeshConfig
 
+_LONGEST_WAIT_MS = 24 * 3600 * 1000  # to be lost ends the wait before
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -40,6 +42,9 @@ def initialize(mesh: MeshConfig) -> None:
             **named,
             initialization_timeout=mesh.join_seconds,
             heartbeat_timeout_seconds=mesh.heartbeat_seconds,
+            # A process that ends with an error waits so long for the others, then ends them. By
+            # then a lost process has been noticed, which may be where the error is from.
+            shutdown_timeout_seconds=2 * mesh.heartbeat_seconds,
         )
     except ValueError as error:
         give_back_stderr()
@@ -52,6 +57,15 @@ def initialize(mesh: MeshConfig) -> None:
         give_back_stderr()
         return
     print(f"process {jax.process_index()} of {jax.process_count()}", flush=True)
+
+
+def wait_for_all(what: str) -> None:
+    """Until every process has come to `what`; nothing where there is one.
+
+    Called before the first exchange of arrays after work that may take one process much longer
+    than another: on CPUs (gloo) an exchange that is new gives up after 30 seconds.
+    """
+    ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=_LONGEST_WAIT_MS)
 
 
 def _named_processes() -> dict[str, int]:

@@ -12,6 +12,7 @@ import sys
 _NO_PORT = "Failed to add port to server"
 _GAVE_UP = "Terminating process because the JAX distributed service detected fatal errors"
 _SILENT = re.compile(r"Task (\d+) heartbeat timeout|stopped sending heartbeats\):\s+(\d[\d,\s]*)")
+_EARLY = re.compile(r"Shutdown barrier[^#]*#[^#]*first task at the barrier: (\d+)")
 _TAIL = 1 << 16  # bytes; the runtime's message and its stack trace take a few thousand
 
 
@@ -31,6 +32,8 @@ def last_words(text: str, address: str, join_seconds: str, heartbeat_seconds: st
     if silent := _SILENT.search(reason):
         numbers = ", ".join(re.findall(r"\d+", silent[1] or silent[2]))
         return f"process {numbers} was lost, silent for {heartbeat_seconds} s; {again}"
+    if early := _EARLY.search(reason):
+        return f"process {early[1]} ended before the others; what it wrote before says why"
     if "Failed to send RPC to coordination service" in reason:
         # It may have ended because of another one, and then it has said so.
         return f"process 0, the coordinator at {address}, was lost or has ended; {again}"

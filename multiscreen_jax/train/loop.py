@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from multiscreen_jax import sharding
-from multiscreen_jax.train import checkpoint, config_json, metrics
+from multiscreen_jax.train import checkpoint, config_json, distributed, metrics
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, resolved
 from multiscreen_jax.train.errors import NonFiniteLoss
@@ -64,6 +64,7 @@ def train(config: ExperimentConfig) -> Result:
             result = _run(run, stop, reporter)
         if result.stopped_by is None:
             _report_end(run, result.record, reporter)  # on one device, outside the mesh
+        distributed.wait_for_all("run ended")
         return result
     finally:
         checkpoints.close()

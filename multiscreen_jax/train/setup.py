@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline, Tokenizer, open_pipeline
 from multiscreen_jax.models.registry import build
-from multiscreen_jax.train import checkpoint, checks, config_json
+from multiscreen_jax.train import checkpoint, checks, config_json, distributed
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, override
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
@@ -68,6 +68,7 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
             checks.refuse(f"model.{name}", dtype, f"{dtype} with JAX_ENABLE_X64=1, else float32")
     prompts = [_prompt_tokens(pipeline.tokenizer, text) for text in config.train.sample_prompts]
     optimizer = make_optimizer(config.optim, config.train.steps)
+    distributed.wait_for_all("data open")
     state, start, skipped, trained_length = _restore_or_create(
         config, optimizer, mesh, checkpoints, pipeline.fingerprint, say
     )
@@ -88,6 +89,7 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     if start < config.train.steps:
         with record_choices() as implementations:
             compiled = _compile(step, state, _abstract_batch(pipeline, config, where), mesh, say)
+    distributed.wait_for_all("step compiled")
     return Run(
         config=config,
         model=model,

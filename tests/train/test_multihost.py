@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from experiments.launch import local
-from multiscreen_jax.train import train
+from multiscreen_jax.train import MeshConfig, distributed, train
 from multiscreen_jax.train.checkpoint import steps_in
+from multiscreen_jax.train.last_words import _GAVE_UP as GAVE_UP
+from multiscreen_jax.train.last_words import last_words
 from tests.train import hosts, small
 
 ROOT = Path(__file__).parents[2]
@@ -230,6 +232,43 @@ def test_a_killed_process_ends_the_others_which_name_it(victim, text, tmp_path):
         assert all("error: process" in error for error in survivors)
 
 
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        (
+            "The following tasks are unhealthy (stopped sending heartbeats):\n3\n5\nThe tasks",
+            "process 3, 5 was lost, silent for 7 s",
+        ),
+        ("Barrier failed because: Task 12 heartbeat timeout. This", "process 12 was lost, silent"),
+        ("Failed to send RPC to coordination service. Either", "process 0, the coordinator"),
+        (
+            "INTERNAL: Shutdown barrier has failed.\nBarrier timed out.\n# of tasks that reached "
+            "the barrier: 1/3.\nThe first task at the barrier: 2. Some timed out",
+            "process 2 ended before the others",
+        ),
+        (
+            "DEADLINE_EXCEEDED\nRPC: /xla.coordination.CoordinationService/RegisterTask",
+            "could not join the other processes at host:1 within 9 s",
+        ),
+        ("something else", None),
+    ],
+)
+def test_what_the_runtime_says_at_the_end_in_one_line(reason, line):
+    text = f"loss 3.0\nF1128 client.h:80] {GAVE_UP}. absl::Status: {reason}"
+    found = last_words(text, "host:1", "9", "7")
+    assert found is None if line is None else found.startswith(line)
+    assert last_words(reason, "host:1", "9", "7") is None
+
+
+def test_the_launcher_ends_with_the_worst_code():
+    child = "import os, sys; sys.exit(3 * int(os.environ['JAX_PROCESS_ID']))"
+    command = [sys.executable, "-m", "experiments.launch.local", "--processes", "2", "--"]
+    command += [sys.executable, "-c", child]
+    launched = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert launched.returncode == 3
+    assert launched.stderr == "process 1 of 2 ended with code 3\n"
+
+
 def join(count, index, address, seconds=2):
     """One process that never meets the others."""
     return subprocess.run(
@@ -248,6 +287,7 @@ def join(count, index, address, seconds=2):
     )
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_come_are_named_with_address_and_timeout():
     address = f"127.0.0.1:{local._free_port()}"
     alone = join(2, 1, address)
@@ -266,8 +306,6 @@ def test_processes_that_do_not_come_are_named_with_address_and_timeout():
     ],
 )
 def test_variables_that_cannot_be_are_refused(count, index, address, message, monkeypatch):
-    from multiscreen_jax.train import MeshConfig, distributed
-
     values = (address, count, index)
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     for name, value in zip(names, values, strict=True):
