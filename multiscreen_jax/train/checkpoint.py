@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
 from multiscreen_jax.models.registry import build
-from multiscreen_jax.train import config_json, manifest
+from multiscreen_jax.train import config_json, distributed, manifest
 from multiscreen_jax.train.errors import CheckpointNotSaved
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.state import TrainState, abstract_params
@@ -121,6 +121,7 @@ class Checkpoints:
         # One process compares every byte and tells the others what it found.
         step, refused = self._newest_whole(say) if _is_first() else (None, [])
         found = step or (_ALL_DAMAGED if refused else _NONE)
+        distributed.wait_for_all("checkpoint found")
         found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
         if found == _NONE:
             return None

@@ -101,7 +101,8 @@ class TrainConfig:
     """Optimizer steps. A finished run continues when the same command asks for more; a cosine or
     linear schedule then needs optim.decay-steps, as it had ended with the run."""
     output_dir: str = "runs/default"
-    """Folder of metrics.jsonl, config.json, checkpoints and TensorBoard files."""
+    """Folder of metrics.jsonl, config.json, checkpoints and TensorBoard files. Several processes
+    have to share it."""
     seed: int = 0
     """Seed of the parameters' initial values (the data's order has its own, data.seed)."""
     accumulate: int = 1
@@ -131,7 +132,8 @@ class TrainConfig:
     sample_tokens: int = 128
     """New tokens per prompt."""
     profile_steps: tuple[int, int] | None = None
-    """First and last step traced into OUTPUT/profile (open with TensorBoard or Perfetto)."""
+    """First and last step traced into OUTPUT/profile (open with TensorBoard or Perfetto); of
+    several processes the first is traced."""
     tensorboard: bool = True
     """Write OUTPUT/tensorboard (needs the package tensorboardX)."""
     wandb_project: str | None = None

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from multiscreen_jax import sharding
 from multiscreen_jax.train.config import MeshConfig
 
-_LONGEST_WAIT_MS = 24 * 3600 * 1000  # to be lost ends the wait before
+_LONGEST_WAIT_MS = 24 * 3600 * 1000  # the runtime ends it when a process is lost
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 

@@ -68,7 +68,6 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
             checks.refuse(f"model.{name}", dtype, f"{dtype} with JAX_ENABLE_X64=1, else float32")
     prompts = [_prompt_tokens(pipeline.tokenizer, text) for text in config.train.sample_prompts]
     optimizer = make_optimizer(config.optim, config.train.steps)
-    distributed.wait_for_all("data open")
     state, start, skipped, trained_length = _restore_or_create(
         config, optimizer, mesh, checkpoints, pipeline.fingerprint, say
     )
