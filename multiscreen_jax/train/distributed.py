@@ -7,6 +7,7 @@ any more; `last_words` then says in one line which process that was.
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -32,14 +33,15 @@ def initialize(mesh: MeshConfig) -> None:
     Raises:
       ValueError: the variables are incomplete or not possible.
     """
-    named = _named_processes()
-    if named.get("num_processes") == 1:
+    count, index = _named_processes()
+    if count == 1:
         return
     address = os.environ.get(_ADDRESS)
     give_back_stderr = _watch_stderr(address or "the address that JAX found", mesh)
     try:
         jax.distributed.initialize(
-            **named,
+            num_processes=count,
+            process_id=index,
             initialization_timeout=mesh.join_seconds,
             heartbeat_timeout_seconds=mesh.heartbeat_seconds,
             # A process that ends with an error waits so long for the others, then ends them. By
@@ -48,7 +50,7 @@ def initialize(mesh: MeshConfig) -> None:
         )
     except ValueError as error:
         give_back_stderr()
-        if address or named:
+        if address or count:
             allowed = f"also {_COUNT} and {_INDEX}, or a cluster that JAX knows"
             raise ValueError(f"{_ADDRESS} is {address!r}; allowed: {allowed} ({error})") from None
         return  # JAX found no cluster
@@ -68,11 +70,15 @@ def wait_for_all(what: str) -> None:
     ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=_LONGEST_WAIT_MS)
 
 
-def _named_processes() -> dict[str, int]:
-    """What the environment says without a cluster: all of it, or {}."""
+def _named_processes() -> tuple[int | None, int | None]:
+    """How many processes and which is this, if the variables say so; the address is JAX's to read.
+
+    Raises:
+      ValueError: they say only a part, or something that cannot be.
+    """
     given = {name: os.environ[name] for name in (_COUNT, _INDEX) if name in os.environ}
     if not given:
-        return {}
+        return None, None
     count, index = (given.get(name, "") for name in (_COUNT, _INDEX))
     host, _, port = os.environ.get(_ADDRESS, "").rpartition(":")
     if not count.isdecimal() or not index.isdecimal() or not int(index) < int(count):
@@ -81,10 +87,10 @@ def _named_processes() -> dict[str, int]:
     if int(count) > 1 and not (host and port.isdecimal()):
         address = os.environ.get(_ADDRESS)
         raise ValueError(f"{_ADDRESS} is {address!r}; allowed: the host:port of process 0")
-    return {"num_processes": int(count), "process_id": int(index)}
+    return int(count), int(index)
 
 
-def _watch_stderr(address: str, mesh: MeshConfig):
+def _watch_stderr(address: str, mesh: MeshConfig) -> Callable[[], None]:
     """Sends this process's stderr through `last_words`; returns the function that ends that."""
     program = Path(__file__).with_name("last_words.py")
     words = [address, str(mesh.join_seconds), str(mesh.heartbeat_seconds)]
