@@ -1,13 +1,15 @@
 """Train a named experiment: `python -m experiments.train NAME [--section.field value ...]`."""
 
-from multiscreen_jax.train import one_line_errors, train
+from multiscreen_jax.train import distributed, one_line_errors, train
 from multiscreen_jax.train.command_line import parse
 
 
 def main() -> None:
     """Trains; run the same command again to continue."""
     with one_line_errors():
-        train(parse("experiments.configs", prog="python -m experiments.train"))
+        config = parse("experiments.configs", prog="python -m experiments.train")
+        distributed.initialize(config.mesh)
+        train(config)
 
 
 if __name__ == "__main__":

@@ -282,8 +282,30 @@ def check_batch(rows: int, length: int, mesh: Mesh) -> None:
         )
 
 
+def process_rows(rows: int, sharding: NamedSharding) -> np.ndarray:
+    """Which of a batch's rows lie on this process's devices: int [n], ascending.
+
+    Processes that hold shares of the same copy of a model hold the same rows, and where the
+    processes' devices do not fill whole copies their rows overlap in part.
+    """
+    numbers = np.arange(rows)
+    held = sharding.addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([numbers[index] for index in held]))
+
+
 def place_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """A process's rows of a batch as global arrays on the devices."""
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
+    """This process's rows of a batch (see `process_rows`) as global arrays on the devices."""
+    parts = math.prod(sharding.mesh.shape[name] for name in LogicalAxes().batch or ())
+    held = len(process_rows(parts, sharding))
+
+    def place(local: np.ndarray) -> jax.Array:
+        rows = len(local) * parts // held
+        ours = process_rows(rows, sharding)
+
+        def share(index: tuple[slice, ...]) -> np.ndarray:
+            first, last, _ = index[0].indices(rows)
+            return local[slice(*np.searchsorted(ours, (first, last)))]
+
+        return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, share)
+
+    return {name: place(local) for name, local in batch.items()}

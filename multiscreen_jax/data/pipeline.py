@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import grain
@@ -43,7 +43,7 @@ class Pipeline:
       vocab_size: every token is smaller.
       num_batches: global batches that show every row once; None for the endless training
         streams of synthetic sources.
-      rows_per_batch: rows of this process in every batch: batch_size / process_count.
+      rows_per_batch: rows of this process in every batch.
       fingerprint: identifies the data, its order and its shape, whatever the processes.
     """
 
@@ -53,14 +53,13 @@ class Pipeline:
         split: str,
         rows: Rows,
         tokenizer: Tokenizer,
-        process_index: int = 0,
-        process_count: int = 1,
+        own: Sequence[int],
     ):
         self.config = config
         self.split = split
         self.tokenizer = tokenizer
         self.vocab_size = rows.vocab_size
-        self.rows_per_batch = config.batch_size // process_count
+        self.rows_per_batch = len(own)
         self.num_batches = None if rows.endless else math.ceil(len(rows) / config.batch_size)
         self.fingerprint = _fingerprint(config, split, rows, tokenizer)
         self._rows = rows
@@ -69,9 +68,12 @@ class Pipeline:
             # Grain shuffles epoch e by seed + e; hashed seeds keep neighbouring seeds apart.
             seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
             dataset = dataset.shuffle(seed).repeat()
-        # Process p of n takes local batches p, p + n, ...: its slice of every global batch.
-        local = dataset.batch(self.rows_per_batch, drop_remainder=True)
-        self._batches = local[process_index::process_count]
+        mine = grain.MapDataset.source(_OwnRows(dataset, config.batch_size, own))
+        self._batches = mine.batch(self.rows_per_batch, drop_remainder=True)
+
+    def take(self, own: Sequence[int]) -> Pipeline:
+        """The same batches, of each only the rows with these numbers (0 to batch_size - 1)."""
+        return Pipeline(self.config, self.split, self._rows, self.tokenizer, own)
 
     def batch(self, index: int) -> Batch:
         """Batch number index: tokens int32 [B, T+1], by config segment_ids int32 [B, T+1],
@@ -107,7 +109,11 @@ class Pipeline:
             iterator.close()
 
     def target_bytes(self, batch: Batch) -> int:
-        """Bytes of text behind the scored targets of a batch: see `scored_targets`.
+        """Bytes of text behind the scored targets of a batch: see `row_bytes`."""
+        return int(self.row_bytes(batch).sum())
+
+    def row_bytes(self, batch: Batch) -> np.ndarray:
+        """Bytes of text behind the scored targets of every row, int32 [B]: see `scored_targets`.
 
         The divisor of bits per byte: nats / ln 2 / bytes. Tokens that end documents are no
         text: 0 bytes. Exact for bytes, characters and byte-level tokenizers such as GPT-2's;
@@ -115,7 +121,8 @@ class Pipeline:
         """
         targets = np.asarray(batch.get("targets", batch["tokens"][:, 1:]))
         scored = scored_targets(batch)
-        return sum(self._count_bytes(row[keep]) for row, keep in zip(targets, scored, strict=True))
+        counts = [self._count_bytes(row[keep]) for row, keep in zip(targets, scored, strict=True)]
+        return np.asarray(counts, np.int32)
 
     def unigram_bits_per_byte(self) -> float:
         """Entropy of the split's token frequencies, in bits per byte of its text.
@@ -137,6 +144,22 @@ class Pipeline:
         if lengths is not None:
             return int(lengths[tokens].sum())
         return len(self.tokenizer.decode(tokens).encode("utf-8"))
+
+
+class _OwnRows:
+    """A process's rows of every batch, one batch's after another's, by random access."""
+
+    def __init__(self, dataset: grain.MapDataset, batch_size: int, own: Sequence[int]) -> None:
+        self._dataset, self._batch_size, self._own = dataset, batch_size, own
+
+    def __len__(self) -> int:
+        return len(self._dataset) // self._batch_size * len(self._own)
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, number = divmod(index, len(self._own))
+        row = self._dataset[batch * self._batch_size + int(self._own[number])]
+        assert row is not None  # grain may drop rows of filtered sets; ours has none
+        return row
 
 
 def scored_targets(batch: Batch) -> Bool[np.ndarray, "B T"]:
@@ -180,8 +203,9 @@ def open_pipeline(
     Args:
       config: the data.
       split: "train" (shuffled, endless) or "valid" (every target once, in order).
-      process_index, process_count: this process and how many there are; it gets its rows of
-        every global batch, which is the same whatever the count.
+      process_index, process_count: this process and how many there are; it gets its share of
+        the rows of every batch, which is the same whatever the count. See `Pipeline.take` for
+        other shares.
 
     Raises:
       ValueError, FileNotFoundError: one line that says what is wrong with the data, and where.
@@ -198,7 +222,9 @@ def open_pipeline(
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index is {process_index}; allowed: 0 to {process_count - 1}")
     rows, tokenizer = _open_rows(config, split)
-    return Pipeline(config, split, rows, tokenizer, process_index, process_count)
+    share = config.batch_size // process_count
+    own = range(process_index * share, (process_index + 1) * share)
+    return Pipeline(config, split, rows, tokenizer, own)
 
 
 def _open_rows(config: DataConfig, split: str) -> tuple[Rows, Tokenizer]:

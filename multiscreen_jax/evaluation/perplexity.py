@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from multiscreen_jax import losses
 from multiscreen_jax.data import Pipeline
@@ -38,7 +37,7 @@ def evaluate(
       pipeline: usually `mj.data.open_pipeline(config, "valid")`.
       max_batches: stop after so many batches; None reads one whole pass.
       place: puts a batch on the devices of a mesh (see `sharding.place_batch`); None: the default
-        device. Over several processes all must call, each with its own rows of every batch.
+        device. Over several processes all must call, each with the rows that its devices hold.
 
     Returns:
       loss: mean nats per target, weighted by the pipeline's loss_mask, as in training.
@@ -55,27 +54,25 @@ def evaluate(
     model and batch shape, over all calls.
     """
     step = jitted(_sums, model, params)
-    sums = np.zeros(5)  # weighted nats, weights; of scored targets: nats, hits, how many
-    text_bytes = 0
+    # Weighted nats, weights; of scored targets: nats, hits, how many. And bytes of text.
+    totals = np.zeros(5), np.zeros(())
     pending = None
     for batch in read_batches(pipeline, max_batches):
+        batch = {**batch, "row_bytes": pipeline.row_bytes(batch)}
         dispatched = step(params, place(batch) if place else batch)
-        text_bytes += pipeline.target_bytes(batch)
         if pending is not None:  # fetched one batch late: the host never waits idly
-            sums += np.asarray(pending, np.float64)
+            totals = _add(totals, pending)
         pending = dispatched
-    sums += np.asarray(pending, np.float64)
-    if jax.process_count() > 1:  # the sums are of global batches, the bytes of a process's rows
-        text_bytes = int(np.sum(multihost_utils.process_allgather(np.asarray(text_bytes))))
+    sums, text_bytes = _add(totals, pending)
     weighted_nats, weights, nats, hits, tokens = sums.tolist()
     loss = _ratio(weighted_nats, weights)
     return {
         "loss": loss,
         "perplexity": perplexity(loss),
-        "bits_per_byte": _ratio(nats / math.log(2), text_bytes),
+        "bits_per_byte": _ratio(nats / math.log(2), float(text_bytes)),
         "accuracy": _ratio(hits, tokens),
         "tokens": int(tokens),
-        "bytes": text_bytes,
+        "bytes": int(text_bytes),
     }
 
 
@@ -153,13 +150,19 @@ def read_batches(pipeline: Pipeline, max_batches: int | None) -> Iterator[Batch]
         yield from itertools.islice(batches, min(counts))
 
 
-def _sums(model: nn.Module, params: Any, batch: Batch) -> jax.Array:
+def _add(totals: Any, found: Any) -> Any:
+    return jax.tree.map(lambda total, x: total + np.asarray(x, np.float64), totals, found)
+
+
+def _sums(model: nn.Module, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     nats, hits, weights = losses.token_scores(model, params, batch)
     scored = weights > 0
     nats = jnp.where(scored, nats, 0)
     counts = [(hits & scored).astype(nats.dtype), scored.astype(nats.dtype)]
     parts = jnp.stack([nats * weights, weights, nats, *counts])
-    return parts.sum(axis=2).sum(axis=1)  # in two stages, which keeps float32 sums accurate
+    sums = parts.sum(axis=2).sum(axis=1)  # in two stages, which keeps float32 sums accurate
+    # Bytes are summed here too, because several processes may hold, and have counted, one row.
+    return sums, jnp.sum(batch["row_bytes"])
 
 
 def _sums_by_position(model: nn.Module, params: Any, batch: Batch) -> jax.Array:

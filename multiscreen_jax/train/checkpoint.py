@@ -6,6 +6,9 @@
     OUTPUT/checkpoints/120/manifest.json   checksum of every file above, written last
 
 The folder's number is the number of steps taken, which is also the number of the next batch.
+
+Several processes write and read one folder, which all of them must see: Orbax has each write its
+arrays' shares, and the first process does everything else.
 """
 
 import json
@@ -18,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
 from multiscreen_jax.models.registry import build
-from multiscreen_jax.train import config_json, manifest
+from multiscreen_jax.train import config_json, distributed, manifest
 from multiscreen_jax.train.errors import CheckpointNotSaved
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.state import TrainState, abstract_params
@@ -30,6 +35,7 @@ from multiscreen_jax.train.state import TrainState, abstract_params
 FOLDER = "checkpoints"
 _REFUSED = "refused"
 _ITEMS = ("params", "optimizer", "run")
+_NONE, _ALL_DAMAGED = 0, -1  # in place of a step's number, which is 1 or more
 
 
 class Checkpoints:
@@ -37,6 +43,7 @@ class Checkpoints:
 
     `save` returns when the arrays have left the devices; a thread waits for the files, writes the
     manifest, and any error in there is raised by the next call of `save`, `finish` or `close`.
+    Of several processes all have to call `restore`, `save` and `finish`, in the same order.
     """
 
     def __init__(self, output_dir: Path, keep_last: int, keep_best: int) -> None:
@@ -53,8 +60,9 @@ class Checkpoints:
         # Made before the folder exists and removed after the manifest does: it tells a folder that
         # was being written when the run was killed from one that has lost its manifest.
         with _saving(step):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _marker(self.folder / str(step)).touch()
+            if _is_first():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _marker(self.folder / str(step)).touch()
             manager = self._open_manager()
             manager.save(
                 step,
@@ -70,20 +78,29 @@ class Checkpoints:
         self._thread.start()
 
     def finish(self) -> None:
-        """Waits for the save under way, if any, and raises its error, if any."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
+        """Waits for the save under way, if any, and raises its error, if any: in all processes."""
+        if self._thread is None:
+            return
+        error = self._join()
+        failed = multihost_utils.process_allgather(np.asarray(error is not None))
+        if error is not None:
             raise error
+        if failed.any():
+            number = np.flatnonzero(failed)[0]
+            raise CheckpointNotSaved(f"could not save a checkpoint: process {number} says why")
 
     def close(self) -> None:
-        """Finishes the last save and removes what is no longer to be kept."""
+        """Waits for the save under way and removes what is no longer to be kept.
+
+        It may come after an error, so it asks nothing of other processes.
+        """
         try:
-            self.finish()
-            for step in self._policy.surplus():
-                shutil.rmtree(self.folder / str(step))
+            error = self._join()
+            if error is not None:
+                raise error
+            if _is_first():
+                for step in self._policy.surplus():
+                    shutil.rmtree(self.folder / str(step))
         finally:
             if self._manager is not None:
                 self._manager.close()
@@ -101,11 +118,33 @@ class Checkpoints:
         Raises:
           DamagedCheckpoint: there are checkpoints and none can be used.
         """
-        refused = []
+        # One process compares every byte and tells the others what it found.
+        step, refused = self._newest_whole(say) if _is_first() else (None, [])
+        found = step or (_ALL_DAMAGED if refused else _NONE)
+        distributed.wait_for_all("checkpoint found")
+        found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if found == _NONE:
+            return None
+        if found == _ALL_DAMAGED:
+            reasons = "; ".join(refused) or "process 0 says why"
+            raise DamagedCheckpoint(f"no usable checkpoint in {self.folder}: {reasons}")
+        folder = self.folder / str(found)
+        if not folder.is_dir():
+            raise ValueError(
+                f"process {jax.process_index()} does not see {folder}; allowed: a train.output-dir "
+                "that all processes share"
+            )
+        run = _run_of(folder)
+        check(run)
+        return read_state(folder, abstract), run
+
+    def _newest_whole(self, say: Callable) -> tuple[int | None, list[str]]:
+        """(the newest checkpoint that is whole, or None; what is wrong with newer ones)."""
+        refused: list[str] = []
         for step in reversed(steps_in(self.folder)):
             folder = self.folder / str(step)
             try:
-                run = verified_run(folder)
+                manifest.verify(folder)
             except DamagedCheckpoint as error:
                 if _unfinished(folder):
                     say(f"checkpoint {step} was still being written when the run ended; removed")
@@ -116,11 +155,8 @@ class Checkpoints:
                     refused.append(str(error))
                     self._set_aside(step)
                 continue
-            check(run)
-            return read_state(folder, abstract), run
-        if refused:
-            raise DamagedCheckpoint(f"no usable checkpoint in {self.folder}: {'; '.join(refused)}")
-        return None
+            return step, refused
+        return None, refused
 
     def _open_manager(self) -> ocp.CheckpointManager:
         # Opened at the first save, after damaged folders were moved out of its sight.
@@ -137,11 +173,19 @@ class Checkpoints:
         try:
             with _saving(step):
                 manager.wait_until_finished()
-                if jax.process_index() == 0:
+                if _is_first():
                     manifest.write(self.folder / str(step), facts)
                     _marker(self.folder / str(step)).unlink(missing_ok=True)
         except BaseException as error:  # raised again by `finish`, in the caller's thread
             self._error = error
+
+    def _join(self) -> BaseException | None:
+        """Waits for the thread, if any; its error."""
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+        error, self._error = self._error, None
+        return error
 
     def _set_aside(self, step: int) -> None:
         target = self.folder / _REFUSED
@@ -221,7 +265,7 @@ def steps_in(folder: Path) -> list[int]:
 def verified_run(folder: Path) -> dict[str, Any]:
     """The run facts of one checkpoint, after every byte of it was compared with its manifest."""
     manifest.verify(folder)
-    return json.loads((folder / "run" / "metadata").read_text())
+    return _run_of(folder)
 
 
 def read_item(folder: Path, item: str, abstract: Any) -> Any:
@@ -301,6 +345,14 @@ def read_model(folder: Path, run: dict[str, Any]) -> tuple[Any, Any, Any]:
         abstract_params(model),
     )
     return read_item(folder, "params", abstract), model, config
+
+
+def _run_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run" / "metadata").read_text())
+
+
+def _is_first() -> bool:
+    return jax.process_index() == 0
 
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:

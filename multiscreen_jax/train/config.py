@@ -74,14 +74,21 @@ class MeshConfig:
     """Shares of heads, feed-forward width and vocabulary."""
     cpu_devices: int = 1
     """Devices to make of this machine's cores where there is no accelerator: with mesh.data -1
-    each trains on its share of the batch, as on a pod."""
+    each trains on its share of the batch, as on a pod. With several processes: of each."""
+    join_seconds: int = 300
+    """How long a process waits at the start for the run's other processes."""
+    heartbeat_seconds: int = 100
+    """A process that was silent for so long is lost: all others end, and name it."""
 
     def __post_init__(self) -> None:
         checks.integer("mesh.cpu_devices", self.cpu_devices, 1)
-        for name in ("data", "fsdp", "seq", "model"):
-            checks.integer(f"mesh.{name}", getattr(self, name), 1, also=(-1,))
-        if [self.data, self.fsdp, self.seq, self.model].count(-1) > 1:
-            checks.refuse("mesh", dataclasses.astuple(self), "at most one axis of size -1")
+        checks.integer("mesh.join_seconds", self.join_seconds, 1)
+        checks.integer("mesh.heartbeat_seconds", self.heartbeat_seconds, 1)
+        sizes = (self.data, self.fsdp, self.seq, self.model)
+        for name, size in zip(("data", "fsdp", "seq", "model"), sizes, strict=True):
+            checks.integer(f"mesh.{name}", size, 1, also=(-1,))
+        if sizes.count(-1) > 1:
+            checks.refuse("mesh", sizes, "at most one axis of size -1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +99,8 @@ class TrainConfig:
     """Optimizer steps. A finished run continues when the same command asks for more; a cosine or
     linear schedule then needs optim.decay-steps, as it had ended with the run."""
     output_dir: str = "runs/default"
-    """Folder of metrics.jsonl, config.json, checkpoints and TensorBoard files."""
+    """Folder of metrics.jsonl, config.json, checkpoints and TensorBoard files. Several processes
+    have to share it."""
     seed: int = 0
     """Seed of the parameters' initial values (the data's order has its own, data.seed)."""
     accumulate: int = 1
@@ -122,7 +130,8 @@ class TrainConfig:
     sample_tokens: int = 128
     """New tokens per prompt."""
     profile_steps: tuple[int, int] | None = None
-    """First and last step traced into OUTPUT/profile (open with TensorBoard or Perfetto)."""
+    """First and last step traced into OUTPUT/profile (open with TensorBoard or Perfetto); of
+    several processes the first is traced."""
     tensorboard: bool = True
     """Write OUTPUT/tensorboard (needs the package tensorboardX)."""
     wandb_project: str | None = None

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from multiscreen_jax import sharding
-from multiscreen_jax.train import checkpoint, config_json, metrics
+from multiscreen_jax.train import checkpoint, config_json, distributed, metrics
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, resolved
 from multiscreen_jax.train.errors import NonFiniteLoss
@@ -51,19 +51,20 @@ def train(config: ExperimentConfig) -> Result:
     folder = make_output_dir(config.train.output_dir)
     if runs_on_cpu():
         keep_freed_memory()
-    sizes = dataclasses.asdict(config.mesh)
-    sharding.divide_cpu(sizes.pop("cpu_devices"))
-    mesh = sharding.make_mesh(**sizes)
+    sharding.divide_cpu(config.mesh.cpu_devices)
+    mesh = sharding.make_mesh(**{name: getattr(config.mesh, name) for name in sharding.MESH_AXES})
     checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_best)
     reporter = Reporter(config.train.steps)
     try:
         with StopRequest() as stop, jax.set_mesh(mesh):
             run = prepare(config, mesh, checkpoints, reporter.say)
-            config_json.save(run.config, folder / CONFIG_FILE)
-            write_environment(run)
+            if jax.process_index() == 0:
+                config_json.save(run.config, folder / CONFIG_FILE)
+                write_environment(run)
             result = _run(run, stop, reporter)
         if result.stopped_by is None:
             _report_end(run, result.record, reporter)  # on one device, outside the mesh
+        distributed.wait_for_all("run ended")
         return result
     finally:
         checkpoints.close()
@@ -74,27 +75,26 @@ def _run(run: Run, stop: StopRequest, reporter: Reporter) -> Result:
     settings = run.config.train
     sinks = metrics.open_sinks(settings, config_json.to_dict(run.config), run.start, reporter.say)
     try:
-        number, record = _steps(run, stop, sinks, reporter)
+        number, stopped_by, record = _steps(run, stop, sinks, reporter)
     finally:
         sinks.close()
     run.checkpoints.finish()
-    if stop.name is not None and number < settings.steps:
+    if stopped_by is not None:
         reporter.say(
-            f"{stop.name}: stopped after step {number} of {settings.steps} and saved; "
+            f"{stopped_by}: stopped after step {number} of {settings.steps} and saved; "
             "run the same command again to continue"
         )
-        return Result(number, stop.name, record, run.state.params)
-    return Result(number, None, record, run.state.params)
+    return Result(number, stopped_by, record, run.state.params)
 
 
 def _steps(
     run: Run, stop: StopRequest, sinks: metrics.Sinks, reporter: Reporter
-) -> tuple[int, dict[str, Any]]:
-    """Steps until the end or a signal; returns (steps taken, last record)."""
+) -> tuple[int, str | None, dict[str, Any]]:
+    """Steps until the end or a signal; returns (steps taken, the signal, last record)."""
     settings = run.config.train
     collector = _Collector(run, sinks, reporter)
     traced = _traced_steps(settings, run.start)
-    number = run.start
+    number, stopped_by = run.start, None
     batches = run.pipeline.iterate(run.start)
     for number in range(run.start + 1, settings.steps + 1):
         batch = next(batches)
@@ -108,13 +108,14 @@ def _steps(
             jax.block_until_ready(run.state.step)
             jax.profiler.stop_trace()
         collector.add(number, values)
-        last = number == settings.steps or stop.name is not None
+        stopped_by = stop.after(number) if number < settings.steps else None
+        last = number == settings.steps or stopped_by is not None
         extra: dict[str, Any] = {}
         if run.validation and (_due(number, settings.evaluate_every) or number == settings.steps):
             collector.check_finite()
             extra |= run.validation(run.state.params)
         if _due(number, settings.health_every):
-            extra |= model_health(run.model, run.state.params, batch)
+            extra |= model_health(run.model, run.state.params, placed)
         save = _due(number, settings.checkpoint_every) or last
         if extra or save:
             collector.flush(extra)
@@ -127,7 +128,7 @@ def _steps(
         if last:
             break
     collector.flush({})
-    return number, collector.record
+    return number, stopped_by, collector.record
 
 
 class _Collector:
@@ -212,7 +213,7 @@ def _due(number: int, every: int) -> bool:
 
 def _traced_steps(settings: Any, start: int) -> range:
     """The steps of train.profile_steps that this process will make."""
-    if settings.profile_steps is None:
+    if settings.profile_steps is None or jax.process_index() > 0:
         return range(0)
     first, last = settings.profile_steps
     return range(max(first, start + 1), min(last, settings.steps) + 1)
@@ -231,6 +232,6 @@ def _nonfinite_text(number: int, host: Any, saved: list[int]) -> str:
 def _report_end(run: Run, record: dict[str, Any], reporter: Reporter) -> None:
     if run.validation and record:
         reporter.say(run.validation.summary(record))
-    if run.config.train.sample_prompts and jax.process_count() == 1:
+    if run.config.train.sample_prompts:
         write_samples(run, reporter.say)
     reporter.say(f"done: {run.config.train.output_dir}")

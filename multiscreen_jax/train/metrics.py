@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 FILE = "metrics.jsonl"
@@ -81,7 +82,12 @@ class Sinks:
 
 
 def open_sinks(config: Any, config_dict: dict[str, Any], step: int, say: Callable) -> Sinks:
-    """The sinks of a run that continues after `step` (0: from the beginning)."""
+    """The sinks of a run that continues after `step` (0: from the beginning).
+
+    Of several processes only the first writes.
+    """
+    if jax.process_index() > 0:
+        return Sinks([])
     folder = Path(config.output_dir)
     sinks: list[Any] = [JsonLines(folder, step)]
     if config.tensorboard:

@@ -4,6 +4,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -11,13 +12,17 @@ _PLAIN_SECONDS = 10.0
 
 
 class Reporter:
-    """`say` prints a line; `update` reports a step, as a moving bar or now and then a line."""
+    """`say` prints a line; `update` reports a step, as a moving bar or now and then a line.
+
+    Of several processes only the first speaks.
+    """
 
     def __init__(self, total: int) -> None:
         self._total = total
+        self._speaks = jax.process_index() == 0
         self._last = -float("inf")
         self._bar = None
-        if sys.stdout.isatty():
+        if self._speaks and sys.stdout.isatty():
             self._bar = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
@@ -31,6 +36,8 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        if not self._speaks:
+            return
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from multiscreen_jax.models import Multiscreen
 
@@ -29,29 +30,33 @@ def write_environment(run: Any) -> None:
         stream.write(json.dumps(record) + "\n")
 
 
-def model_health(model: Any, params: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def model_health(model: Any, params: Any, batch: dict[str, Any]) -> dict[str, np.ndarray]:
     """Windows, widths, dead tiles and rejected shares of a Multiscreen; {} of other models."""
     if not isinstance(model, Multiscreen):
         return {}
     # The figures' library loads only for runs that ask for reports.
     from multiscreen_jax.inspect.health import health
 
-    segments = batch.get("segment_ids")
-    values = health(
-        model, params, batch["tokens"][:, :-1], None if segments is None else segments[:, :-1]
-    )
+    # Of several processes each holds some rows, and the tokens are few bytes.
+    names = [name for name in ("tokens", "segment_ids") if name in batch]
+    whole = [multihost_utils.process_allgather(batch[name], tiled=True) for name in names]
+    values = health(model, params, *(rows[:, :-1] for rows in whole))
     return {f"health/{name}": value for name, value in values.items()}
 
 
 def write_samples(run: Any, say: Callable[[str], None]) -> None:
     """Continues the prompts of train.sample_prompts: printed, and OUTPUT/samples.txt.
 
-    Of a Multiscreen, OUTPUT/pictures shows what the tiles look at in the first text.
+    Of a Multiscreen, OUTPUT/pictures shows what the tiles look at in the first text. Of several
+    processes each fetches all parameters, and the first does the rest, on one device.
     """
     from multiscreen_jax.generation import generate
 
     settings, tokenizer = run.config.train, run.pipeline.tokenizer
-    params = jax.device_put(jax.device_get(run.state.params), jax.local_devices()[0])
+    params = multihost_utils.process_allgather(run.state.params, tiled=True)
+    if jax.process_index() > 0:
+        return
+    params = jax.device_put(params, jax.local_devices()[0])
     texts, sequences = [], []
     for tokens in run.prompts:
         new = generate(

@@ -1,6 +1,7 @@
 """Everything a run needs before its first step: checked, opened, restored and compiled."""
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline, Tokenizer, open_pipeline
 from multiscreen_jax.models.registry import build
-from multiscreen_jax.train import checkpoint, checks, config_json
+from multiscreen_jax.train import checkpoint, checks, config_json, distributed
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, override
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
@@ -54,7 +55,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     """
     rows = config.data.batch_size // config.train.accumulate
     sharding.check_batch(rows, config.data.sequence_length, mesh)
-    pipeline = _open(config, "train")
+    where = sharding.batch_sharding(mesh)
+    pipeline = _open(config, "train", where)
     if pipeline.vocab_size > config.model.vocab_size:
         checks.refuse(
             "model.vocab_size",
@@ -79,14 +81,15 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
         config.train.accumulate,
         config.train.on_nonfinite == "skip",
     )
-    where = sharding.batch_sharding(mesh)
     validation = None
     if config.train.evaluate_every:
-        validation = Validation(model, _open(config, "valid"), config.train.evaluate_batches, where)
+        held_out = _open(config, "valid", where)
+        validation = Validation(model, held_out, config.train.evaluate_batches, where)
     compiled, implementations = None, {}  # a finished run has no step to make
     if start < config.train.steps:
         with record_choices() as implementations:
             compiled = _compile(step, state, _abstract_batch(pipeline, config, where), mesh, say)
+    distributed.wait_for_all("step compiled")
     return Run(
         config=config,
         model=model,
@@ -109,9 +112,8 @@ def make_output_dir(path: str) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ValueError(
             f"train.output-dir is {path!r}; allowed: a folder that can be written "
@@ -120,8 +122,10 @@ def make_output_dir(path: str) -> Path:
     return folder
 
 
-def _open(config: ExperimentConfig, split: str) -> Pipeline:
-    return open_pipeline(config.data, split, jax.process_index(), jax.process_count())
+def _open(config: ExperimentConfig, split: str, where: NamedSharding) -> Pipeline:
+    """A split's batches, of each the rows that this process's devices hold."""
+    rows = sharding.process_rows(config.data.batch_size, where)
+    return open_pipeline(config.data, split).take(rows.tolist())
 
 
 def _prompt_tokens(tokenizer: Tokenizer, prompt: str) -> np.ndarray:

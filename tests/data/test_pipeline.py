@@ -122,6 +122,19 @@ def test_process_slices_make_the_global_batch(corpus, which, split):
     assert {part.num_batches for part in parts} == {whole.num_batches}
 
 
+@pytest.mark.parametrize("which", range(4), ids=KINDS)
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_any_rows_of_the_batches_can_be_taken(corpus, which, split):
+    whole = open_pipeline(variants(corpus)[which], split)
+    rows = [0, 2, 3]
+    part = whole.take(rows)
+    assert (part.rows_per_batch, part.num_batches) == (3, whole.num_batches)
+    assert part.fingerprint == whole.fingerprint
+    for got, batch in itertools.islice(zip(part.iterate(1), whole.iterate(1), strict=True), 3):
+        assert_same(got, {key: array[rows] for key, array in batch.items()})
+    assert_same(part.batch(0), {key: array[rows] for key, array in whole.batch(0).items()})
+
+
 @pytest.mark.parametrize("packing", ["stream", "segments"])
 @pytest.mark.parametrize("tokenizer", ["bytes", "characters", "gpt2"])
 def test_bytes_of_targets_are_exact(corpus, packing, tokenizer):

@@ -133,8 +133,8 @@ class Weighted:
     def iterate(self, start):
         yield self.batch
 
-    def target_bytes(self, batch):
-        return 10
+    def row_bytes(self, batch):
+        return np.array([4, 6], np.int32)
 
 
 def test_weights_shape_the_loss_and_not_the_information():

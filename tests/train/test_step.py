@@ -76,8 +76,8 @@ def test_a_nonfinite_update_is_skipped_or_applied(skip, model, batch):
 def poisoned(monkeypatch):
     """Batch number 6 (step 7) carries a loss mask of NaN; all others one of ones."""
 
-    def open_poisoned(config, split, *processes):
-        pipeline = original(config, split, *processes)
+    def open_poisoned(config, split, where):
+        pipeline = original(config, split, where)
         plain = pipeline.batch
 
         def make(index):
@@ -94,8 +94,8 @@ def poisoned(monkeypatch):
         pipeline.batch, pipeline.iterate = make, iterate
         return pipeline
 
-    original = run_setup.open_pipeline
-    monkeypatch.setattr(run_setup, "open_pipeline", open_poisoned)
+    original = run_setup._open
+    monkeypatch.setattr(run_setup, "_open", open_poisoned)
 
 
 def test_stop_names_the_step_and_keeps_the_last_good_checkpoint(poisoned, text, tmp_path):

@@ -1,0 +1,115 @@
+"""Several processes that train as one: joined by JAX's distributed runtime.
+
+The runtime also watches them. When one is lost it ends the others from C++, where no Python runs
+any more; `last_words` then says in one line which process that was.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from multiscreen_jax import sharding
+from multiscreen_jax.train.config import MeshConfig
+
+_LONGEST_WAIT_MS = 24 * 3600 * 1000  # the runtime ends it when a process is lost
+_ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def initialize(mesh: MeshConfig) -> None:
+    """Joins the run's other processes, if there are any; must come before JAX touches a device.
+
+    The environment says which they are: JAX_COORDINATOR_ADDRESS (host:port of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID, or else what JAX itself finds (TPU pods, SLURM, Open MPI,
+    Kubernetes). Where nothing says so there is one process, and nothing happens.
+
+    A process that cannot join within mesh.join_seconds, or cannot listen, is ended by the runtime;
+    its last line names the address.
+
+    Raises:
+      ValueError: the variables are incomplete or not possible.
+    """
+    count, index = _named_processes()
+    if count == 1:
+        return
+    address = os.environ.get(_ADDRESS)
+    give_back_stderr = _watch_stderr(address or "the address that JAX found", mesh)
+    try:
+        jax.distributed.initialize(
+            num_processes=count,
+            process_id=index,
+            initialization_timeout=mesh.join_seconds,
+            heartbeat_timeout_seconds=mesh.heartbeat_seconds,
+            # A process that ends with an error waits so long for the others, then ends them. By
+            # then a lost process has been noticed, which may be where the error is from.
+            shutdown_timeout_seconds=2 * mesh.heartbeat_seconds,
+        )
+    except ValueError as error:
+        give_back_stderr()
+        if address or count:
+            allowed = f"also {_COUNT} and {_INDEX}, or a cluster that JAX knows"
+            raise ValueError(f"{_ADDRESS} is {address!r}; allowed: {allowed} ({error})") from None
+        return  # JAX found no cluster
+    sharding.divide_cpu(mesh.cpu_devices)  # the next line makes JAX count devices
+    if jax.process_count() == 1:
+        give_back_stderr()
+        return
+    print(f"process {jax.process_index()} of {jax.process_count()}", flush=True)
+
+
+def wait_for_all(what: str) -> None:
+    """Until every process has come to `what`; nothing where there is one.
+
+    Called before the first exchange of arrays after work that may take one process much longer
+    than another: on CPUs (gloo) an exchange that is new gives up after 30 seconds.
+    """
+    ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=_LONGEST_WAIT_MS)
+
+
+def _named_processes() -> tuple[int | None, int | None]:
+    """How many processes and which is this, if the variables say so; the address is JAX's to read.
+
+    Raises:
+      ValueError: they say only a part, or something that cannot be.
+    """
+    given = {name: os.environ[name] for name in (_COUNT, _INDEX) if name in os.environ}
+    if not given:
+        return None, None
+    count, index = (given.get(name, "") for name in (_COUNT, _INDEX))
+    host, _, port = os.environ.get(_ADDRESS, "").rpartition(":")
+    if not count.isdecimal() or not index.isdecimal() or not int(index) < int(count):
+        allowed = f"{_INDEX} from 0 to {_COUNT} - 1, both set"
+        raise ValueError(f"{_COUNT} is {count!r} and {_INDEX} is {index!r}; allowed: {allowed}")
+    if int(count) > 1 and not (host and port.isdecimal()):
+        address = os.environ.get(_ADDRESS)
+        raise ValueError(f"{_ADDRESS} is {address!r}; allowed: the host:port of process 0")
+    return int(count), int(index)
+
+
+def _watch_stderr(address: str, mesh: MeshConfig) -> Callable[[], None]:
+    """Sends this process's stderr through `last_words`; returns the function that ends that."""
+    program = Path(__file__).with_name("last_words.py")
+    words = [address, str(mesh.join_seconds), str(mesh.heartbeat_seconds)]
+    reader, writer = os.pipe()
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(program), *words],
+        stdin=reader,
+        start_new_session=True,  # a Ctrl-C is not for it
+    )
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(writer, 2)
+    os.close(reader)
+    os.close(writer)
+
+    def give_back() -> None:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
+        watcher.wait()
+
+    return give_back
