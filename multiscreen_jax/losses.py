@@ -10,16 +10,18 @@ when the vocabulary is small.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, wide_ids
-from multiscreen_jax.sharding import shard_batch
+from multiscreen_jax.sharding import MESH_AXES, LogicalAxes, shard_batch
 
 # Logits held at a time: 64 MB in float32. Small enough to vanish beside the parameters of a model
 # whose vocabulary needs chunks at all, large enough for a matrix unit to be busy.
@@ -51,11 +53,49 @@ def cross_entropy(
     Logits, losses and the sum are in promote_types(hidden.dtype, float32). Gradients exist for
     `hidden` and `table` (accumulated in the same type); targets and weights have none.
     `chunk` is the number of tokens of each row projected at a time (default: `chunk_length`).
-    Cost: 2 B T O D multiply-adds times one for the value alone, times three with gradients.
+    Cost: 2 B T O D multiply-adds times one for the value alone, times three with gradients. Under a
+    mesh every device takes its own rows, with the table whole on each for the time of the call.
     """
+    names = _batch_axes(targets.shape[0])
+    if not names:
+        return _rows_cross_entropy(chunk, precision, hidden, table, targets, weights)
+
+    def own_rows(*arrays: Array) -> Float[Array, "1"]:
+        return _rows_cross_entropy(chunk, precision, *arrays)[None]
+
+    # By hand: XLA would gather the table, and add up its gradient over all devices, chunk by chunk.
+    rows = PartitionSpec(names)
+    totals = jax.shard_map(
+        own_rows,
+        in_specs=(rows, PartitionSpec(), rows, rows),
+        out_specs=rows,
+        axis_names=set(names),
+        check_vma=False,
+    )(hidden, table, targets, weights)
+    return jnp.sum(totals)
+
+
+def _batch_axes(rows: int) -> tuple[str, ...]:
+    """Mesh axes over which so many rows are divided; () where no mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ours = not mesh.empty and mesh.axis_names == MESH_AXES
+    if not ours or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return ()
+    names = LogicalAxes().batch or ()
+    parts = math.prod(mesh.shape[name] for name in names)
+    return names if parts > 1 and rows % parts == 0 else ()
+
+
+def _rows_cross_entropy(
+    chunk: int | None,
+    precision: Any,
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    weights: Array,
+) -> Array:
     if chunk is None:
-        batch, length = targets.shape
-        chunk = chunk_length(batch, length, table.shape[0])
+        chunk = chunk_length(*targets.shape, table.shape[0])
     return _cross_entropy(chunk, precision, hidden, table, targets, weights)
 
 
