@@ -1,5 +1,6 @@
 """What the chips of a compiled step say to each other, with loops multiplied out."""
 
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -31,14 +32,15 @@ class Collective:
 
 
 def collectives(module: hlo.Module, chips: int) -> list[Collective]:
-    """Every collective of a program that runs on `chips` chips."""
+    """Every collective of a program for `chips` chips in which more than one takes part."""
     counts, _ = hlo.executions(module)
-    return [
+    found = [
         _collective(instruction, module.computations[name], chips, times)
         for name, times in counts.items()
         for instruction in module.computations[name].values()
         if instruction.opcode.removesuffix("-start") in KINDS
     ]
+    return [one for one in found if one.chips > 1]
 
 
 def by_kind(found: list[Collective]) -> dict[str, tuple[int, float, float]]:
@@ -57,13 +59,11 @@ def _collective(
     given = sum(
         size for name in instruction.operands for size, _ in hlo.arrays(computation[name].shape)
     )
-    sizes = [size for size, _ in hlo.arrays(instruction.shape)]
     together = _group(instruction.attributes, chips)
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    shape = instruction.shape if len(sizes) == 1 else ", ".join(_arrays_of(instruction, kind))
     return Collective(
         kind=kind,
-        shape=re.sub(r"\{[^}]*\}", "", shape),
+        shape=_result(instruction),
         chips=together,
         bytes=given * together if kind == "all-gather" else given,
         times=times,
@@ -71,12 +71,15 @@ def _collective(
     )
 
 
-def _arrays_of(instruction: hlo.Instruction, kind: str) -> list[str]:
+def _result(instruction: hlo.Instruction) -> str:
     """Arrays of the result; of an asynchronous one without what else its tuple holds."""
-    found = re.findall(r"[a-z]+\d+\[[\d,]*\]", instruction.shape)
-    if instruction.opcode.endswith("-start") and kind != "all-reduce":
-        return found[1:2] if kind == "collective-permute" else found[len(found) // 2 :]
-    return found
+    found = re.findall(r"[a-z]+\d*\[[\d,]*\]", instruction.shape)
+    if instruction.opcode == "collective-permute-start":
+        found = found[1:2]
+    elif instruction.opcode in ("all-gather-start", "reduce-scatter-start", "all-to-all-start"):
+        found = found[len(found) // 2 :]
+    groups = [(shape, len(list(same))) for shape, same in itertools.groupby(found)]
+    return ", ".join(f"{count} x {shape}" if count > 1 else shape for shape, count in groups)
 
 
 def _group(attributes: str, chips: int) -> int:
