@@ -19,6 +19,7 @@ from experiments.aot import (
 )
 from experiments.aot.chips import parse_topology
 from experiments.aot.findings import check, check_mesh
+from experiments.aot.program import Program
 from experiments.bench.report import command, machine_facts
 from experiments.configs import _paper
 from multiscreen_jax.models.fields import unknown_name
@@ -44,7 +45,9 @@ def find_config(name: str) -> ExperimentConfig:
             return named_config(_PACKAGE, candidate)
     if name in preset_names():
         return _paper.experiment(name, transformer_recipe(1e-3))
-    raise unknown_name("config", name, [*known, *preset_names()])
+    short = [x.removeprefix("multiscreen_") for x in known if x.startswith("multiscreen_")]
+    registered = [x for x in preset_names() if x.replace("-", "_").replace(".", "_") not in known]
+    raise unknown_name("config", name, [*known, *short, *registered])
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -74,6 +77,7 @@ def main(
     dtype: str | None = None,
     remat: str | None = None,
     csv: Path | None = None,
+    hlo: Path | None = None,
 ) -> None:
     """Compile the step and print the report.
 
@@ -87,6 +91,7 @@ def main(
         dtype: of the activations.
         remat: what the backward pass keeps: none, dots, mixer, full.
         csv: a table to add a row to.
+        hlo: a file for the compiled program's text.
     """
     with one_line_errors():
         where = parse_topology(topology)
@@ -108,6 +113,8 @@ def main(
         facts = machine_facts()
         found = check(experiment, where, sizes, lambda line: print(line, flush=True))
     print(report.text(found))
+    if hlo is not None and isinstance(found.program, Program):
+        hlo.write_text(found.program.text)
     if csv is not None:
         report.append(csv, report.row(config, found), command(), facts)
         print(f"\nadded to {csv}")

@@ -1,6 +1,5 @@
 """Everything that `aot_check` finds out about one step on one slice."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,8 +93,6 @@ def check(
         found = collectives(module, topology.chips)
         traffic = memory_bytes(module)
         unknown = hlo.executions(module)[1]
-        # Findings stay while other steps are compiled, and these texts are long.
-        program = dataclasses.replace(program, text="")
     rows, length = config.data.batch_size, config.data.sequence_length
     return Findings(
         config=config,
