@@ -6,6 +6,7 @@ what lies in on-chip memory counts nothing. What a kernel reads twice is counted
 """
 
 from experiments.aot import hlo
+from experiments.aot.collectives import KINDS
 
 # They name, group or wait for what other instructions moved.
 _FREE = (
@@ -14,6 +15,9 @@ _FREE = (
     "async-start",
 )  # fmt: skip
 _SLICES = ("dynamic-slice", "slice", "gather")
+# In a fusion: arrays that go through it as they are, among them those of a collective that goes on
+# beside its work, which counts where it starts.
+_PASSING = ("parameter", "tuple", *KINDS)
 
 
 def memory_bytes(module: hlo.Module) -> float:
@@ -52,7 +56,8 @@ def _moved(
     (called,) = instruction.called("calls")
     body = module.computations[called]
     read = sum(min(_size(shape), _read(body, number)) for number, shape in enumerate(operands))
-    return read + min(_size(instruction.shape), _written(body))
+    root = next(x for x in body.values() if x.root)
+    return read + min(_size(instruction.shape), _written(body, root))
 
 
 def _size(shape: str) -> float:
@@ -71,7 +76,7 @@ def _read(body: dict[str, hlo.Instruction], number: int) -> float:
     )
     total = 0.0
     for user in body.values():
-        if name not in user.operands:
+        if name not in user.operands or user.opcode in _PASSING:
             continue
         if user.opcode in _SLICES and user.operands[0] == name:
             total += _whole(user.shape)
@@ -80,11 +85,12 @@ def _read(body: dict[str, hlo.Instruction], number: int) -> float:
     return total
 
 
-def _written(body: dict[str, hlo.Instruction]) -> float:
-    """What a fusion writes of its result: of an update in place the part that changes."""
-    root = next(x for x in body.values() if x.root)
-    while root.opcode == "bitcast":
-        root = body[root.operands[0]]
-    if root.opcode == "dynamic-update-slice":
-        return _whole(body[root.operands[1]].shape)
-    return float("inf")
+def _written(body: dict[str, hlo.Instruction], result: hlo.Instruction) -> float:
+    """What a fusion writes of a result: of an update in place the part that changes."""
+    if result.opcode == "tuple":
+        return sum(_written(body, body[name]) for name in result.operands)
+    if result.opcode == "bitcast":
+        return _written(body, body[result.operands[0]])
+    if result.opcode == "dynamic-update-slice":
+        return _whole(body[result.operands[1]].shape)
+    return 0 if result.opcode in _PASSING else _size(result.shape)

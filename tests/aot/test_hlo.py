@@ -114,6 +114,19 @@ def test_a_loop_is_as_long_as_its_condition_says():
     )  # fmt: skip
 
 
+def test_a_collective_spread_over_a_loop_counts_once():
+    """Started in front of the loop, carried on inside it by fusions of the TPU compiler."""
+    spread = (
+        "= f32[32,4]{1,0} all-gather(%s), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}"
+        ', backend_config={"async_collective_fusion_config":{"flag_start":"2"}}'
+    )
+    text = NESTED.replace("  %part = ", f"  %piece {spread % '%x'}\n  %part = ").replace(
+        "  %zero = ", f"  %begun {spread % '%p'}\n  %zero = "
+    )
+    gathered = [x for x in collectives(hlo.parse(text), 8) if x.kind == "all-gather"]
+    assert sorted(x.times for x in gathered) == [1, 15]
+
+
 def test_a_loop_of_unknown_length_counts_once_and_is_named():
     text = COUNTED.replace("direction=LT", "direction=NE")
     counts, unknown = hlo.executions(hlo.parse(text))
