@@ -124,9 +124,15 @@ def compile_step(trace: Trace, mesh: Mesh) -> Program | TooLarge:
     return Program(memory, text, time.perf_counter() - start)
 
 
+_REFUSALS = (
+    r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm",
+    r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)",
+)
+
+
 def too_large(message: str) -> TooLarge:
-    """Reads the compiler's refusal: "Used 20.1G of 15.7G hbm"."""
-    match = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
+    """Reads the refusal of the TPU compiler, in either of its forms."""
+    match = next(filter(None, (re.search(form, message) for form in _REFUSALS)), None)
     if match is None:
         return TooLarge(0, 0, message.splitlines()[0])
     units = {unit: 2 ** (10 * power) for power, unit in enumerate("KMGT", 1)}

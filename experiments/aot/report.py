@@ -143,7 +143,8 @@ def _collectives(found: Findings) -> str:
         f"{'/'.join(x.source.split('/')[-3:])}"
         for x in largest
     ]
-    notes = [f"Loop of unknown length, its body taken once: {name}" for name in found.unknown_loops]
+    loops = len(found.unknown_loops)
+    notes = [f"Bodies of {loops} loop(s) of run-time length are taken once."] if loops else []
     title = "Collectives of one chip in a step (loops multiplied out; sent: on a ring)"
     return "\n".join([title, markdown(rows), "The largest:", *lines, *notes])
 
