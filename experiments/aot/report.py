@@ -160,14 +160,12 @@ def _roofline(found: Findings) -> str:
         "results of the optimized program",
         "links": f"{chip.links / 1e9:.0f} GB/s, all links of a chip at once",
     }
-    lines = [f"  {name:10}{seconds[name]:9.3f}  at {peaks[name]}" for name in seconds]
-    return "\n".join(
-        [
-            "Least time of a step, s, at the published peaks (utilisation 100 %: not a forecast)",
-            *lines,
-            f"  all at once {longest:7.3f}  {tokens / longest:,.0f} tokens/s, "
-            f"{found.formula_flops / longest / peak:.0%} of peak by the formula",
-            f"  in turn   {total:9.3f}  {tokens / total:,.0f} tokens/s, "
-            f"{found.formula_flops / total / peak:.0%} of peak by the formula",
-        ]
-    )
+    lines = [f"  {name:12}{seconds[name]:9.3f}  at {peaks[name]}" for name in seconds]
+    for name, time in (("all at once", longest), ("in turn", total)):
+        share = found.formula_flops / time / peak
+        lines.append(
+            f"  {name:12}{time:9.3f}  {tokens / time:,.0f} tokens/s, {share:.0%} of peak by the "
+            "formula"
+        )
+    title = "Least time of a step, s, at the published peaks (utilisation 100 %: not a forecast)"
+    return "\n".join([title, *lines])
