@@ -16,10 +16,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, wide_ids
-from multiscreen_jax.sharding import activation_parts, flat_tokens, shard_activations
+from multiscreen_jax.sharding import activation_axes, shard_activations
 
 # Logits that a device holds at a time: 64 MB in float32. Small enough to vanish beside the
 # parameters of a model whose vocabulary needs chunks at all, large enough for a matrix unit to be
@@ -30,18 +31,13 @@ Batch = dict[str, Array]
 
 
 def chunk_length(batch: int, length: int, vocabulary: int, budget: int = LOGIT_BUDGET) -> int:
-    """Tokens of each row, or of each share of it, projected at a time.
+    """Tokens of each row projected at a time, so that batch x chunk x vocabulary <= budget.
 
-    So that a device's rows x chunk x vocabulary <= budget. Chunks are even: 10 tokens in chunks of
-    at most 8 go as 5 and 5. At least one token.
+    Chunks are even: 10 tokens in chunks of at most 8 go as 5 and 5. At least one token.
     """
-    rows, tokens = (
-        size // parts
-        for size, parts in zip((batch, length), activation_parts(batch, length), strict=True)
-    )
-    longest = max(1, budget // (rows * vocabulary))
-    chunks = -(-tokens // longest)
-    return -(-tokens // chunks)
+    longest = max(1, budget // (batch * vocabulary))
+    chunks = -(-length // longest)
+    return -(-length // chunks)
 
 
 def cross_entropy(
@@ -56,14 +52,37 @@ def cross_entropy(
 
     Logits, losses and the sum are in promote_types(hidden.dtype, float32). Gradients exist for
     `hidden` and `table` (accumulated in the same type); targets and weights have none.
-    `chunk` is the number of tokens of each row projected at a time (default: `chunk_length`); of
-    each device's share of a row where a mesh divides them.
-    Cost: 2 B T O D multiply-adds times one for the value alone, times three with gradients.
+    `chunk` is the number of tokens of each row projected at a time (default: `chunk_length`).
+    Cost: 2 B T O D multiply-adds times one for the value alone, times three with gradients. Under a
+    mesh every device takes its own rows and tokens, with the table whole on each for the time of
+    the call.
     """
-    if chunk is None:
-        batch, length = targets.shape
-        chunk = chunk_length(batch, length, table.shape[0])
-    return _cross_entropy(chunk, precision, hidden, table, targets, weights)
+
+    def total(*arrays: Array) -> Float[Array, "1 1"]:
+        size = chunk or chunk_length(*arrays[2].shape, table.shape[0])
+        return _cross_entropy(size, precision, *arrays)[None, None]
+
+    return jnp.sum(_on_own_tokens(total, hidden, table, targets, weights))
+
+
+def _on_own_tokens(
+    function: Callable[..., Any], hidden: Array, table: Array, targets: Array, *weights: Array
+) -> Any:
+    """function(...) -> arrays [B, T], of every device's own rows and tokens.
+
+    By hand: XLA would gather the table, and add up its gradient over all devices, chunk by chunk.
+    """
+    rows, tokens = activation_axes(*targets.shape)
+    if not rows + tokens:
+        return function(hidden, table, targets, *weights)
+    own = PartitionSpec(rows, tokens)
+    return jax.shard_map(
+        function,
+        in_specs=(own, PartitionSpec(), own, *[own] * len(weights)),
+        out_specs=own,
+        axis_names={*rows, *tokens},
+        check_vma=False,
+    )(hidden, table, targets, *weights)
 
 
 def token_cross_entropy(
@@ -77,7 +96,8 @@ def token_cross_entropy(
 
     Meant for evaluation. Differentiating it stores each chunk's logits: use `cross_entropy`.
     """
-    return _scan_logits(_nats, hidden, table, targets, chunk, precision)
+    scan = functools.partial(_scan_logits, _nats, chunk, precision)
+    return _on_own_tokens(scan, hidden, table, targets)
 
 
 def token_hits(
@@ -91,7 +111,8 @@ def token_hits(
 
     A tie is no hit, so that equal logits everywhere are right nowhere. For evaluation.
     """
-    return _scan_logits(_nats_and_hits, hidden, table, targets, chunk, precision)
+    scan = functools.partial(_scan_logits, _nats_and_hits, chunk, precision)
+    return _on_own_tokens(scan, hidden, table, targets)
 
 
 def _nats(logits: Array, chosen: Array) -> Array:
@@ -105,11 +126,11 @@ def _nats_and_hits(logits: Array, chosen: Array) -> tuple[Array, Array]:
 
 def _scan_logits(
     measure: Callable[[Array, Array], Any],
+    chunk: int | None,
+    precision: Any,
     hidden: Array,
     table: Array,
     targets: Array,
-    chunk: int | None,
-    precision: Any,
 ) -> Any:
     """measure(logits [B,C,O], is target [B,C,O]) -> arrays [B,C], of every chunk: arrays [B,T]."""
     batch, length = targets.shape
@@ -129,7 +150,9 @@ def _scan_logits(
         return carry, measure(logits_bco, _is_target(targets_bc, table.shape[0]))
 
     _, measured = jax.lax.scan(step, None, parts)
-    return jax.tree.map(lambda x_ibc: _joined(x_ibc, length), measured)
+    return jax.tree.map(
+        lambda x_ibc: jnp.moveaxis(x_ibc, 0, 1).reshape(batch, -1)[:, :length], measured
+    )
 
 
 def targets_and_weights(
@@ -250,7 +273,7 @@ def _precision(model: nn.Module) -> Any:
 def _cross_entropy(
     chunk: int, precision: Any, hidden: Array, table: Array, targets: Array, weights: Array
 ) -> Array:
-    losses = token_cross_entropy(hidden, table, targets, chunk, precision)
+    losses = _scan_logits(_nats, chunk, precision, hidden, table, targets)
     return jnp.sum(losses * weights)
 
 
@@ -258,7 +281,7 @@ def _cross_entropy_forward(
     chunk: int, precision: Any, hidden: Array, table: Array, targets: Array, weights: Array
 ) -> tuple[Array, tuple[Array, Array, Array]]:
     accumulator = jnp.promote_types(hidden.dtype, jnp.float32)
-    length = hidden.shape[1]
+    batch, length, width = hidden.shape
     parts = (_split(hidden, chunk), _split(targets, chunk), _split(weights, chunk))
     product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=accumulator)
 
@@ -266,27 +289,26 @@ def _cross_entropy_forward(
         carry: tuple[Array, Array], part: tuple[Array, Array, Array]
     ) -> tuple[tuple[Array, Array], Array]:
         total, table_gradient = carry
-        # Rows of one matrix, n standing for both axes: products over two are slower on CPUs.
-        hidden_nd, targets_n, weights_n = (flat_tokens(x) for x in part)
-        logits_no = product("...d,od->...o", hidden_nd, table)
+        # Rows of one matrix: products over two batch axes are slower on CPUs.
+        hidden_nd, targets_n, weights_n = (x.reshape(-1, *x.shape[2:]) for x in part)
+        logits_no = product("nd,od->no", hidden_nd, table)
         chosen_no = _is_target(targets_n, table.shape[0])
         largest_n = jnp.max(logits_no, axis=-1)
-        exponential_no = jnp.exp(logits_no - largest_n[..., None])
+        exponential_no = jnp.exp(logits_no - largest_n[:, None])
         sum_n = jnp.sum(exponential_no, axis=-1)
         losses_n = jnp.log(sum_n) + largest_n - _pick(logits_no, chosen_no)
         total += jnp.sum(losses_n * weights_n)
-        slope_no = exponential_no * (weights_n / sum_n)[..., None]
-        slope_no = slope_no - jnp.where(chosen_no, weights_n[..., None], 0)
+        slope_no = exponential_no * (weights_n / sum_n)[:, None]
+        slope_no = slope_no - jnp.where(chosen_no, weights_n[:, None], 0)
         # The matrix units take the compute dtype; sums stay in the accumulator's.
         slope_no = slope_no.astype(hidden.dtype)
-        hidden_gradient = product("...o,od->...d", slope_no, table).astype(hidden.dtype)
-        n = "n" if slope_no.ndim == 2 else "bn"
-        table_gradient += product(f"{n}o,{n}d->od", slope_no, hidden_nd)
+        hidden_gradient = product("no,od->nd", slope_no, table).astype(hidden.dtype)
+        table_gradient += product("no,nd->od", slope_no, hidden_nd)
         return (total, table_gradient), hidden_gradient.reshape(part[0].shape)
 
     start = (jnp.zeros((), accumulator), jnp.zeros(table.shape, accumulator))
     (total, table_gradient), gradients_ibcd = jax.lax.scan(step, start, parts)
-    hidden_gradient = _joined(gradients_ibcd, length)
+    hidden_gradient = jnp.moveaxis(gradients_ibcd, 0, 1).reshape(batch, -1, width)[:, :length]
     # An empty array carries the table's dtype, which may differ from the accumulator's.
     return total, (hidden_gradient, table_gradient, jnp.zeros((0,), table.dtype))
 
@@ -307,28 +329,11 @@ _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _split(x: Array, chunk: int) -> Array:
-    """[B, T, ...] -> [chunks, B, n chunk, ...], padded with zeros: zero weights, so no loss.
-
-    Where n devices have shares of the sequence, a chunk has tokens of all of them, so that each
-    works on its own.
-    """
+    """[B, T, ...] -> [chunks, B, chunk, ...], padded with zeros: zero weights, so no loss."""
     batch, length = x.shape[:2]
-    parts = activation_parts(batch, length)[1]
-    share = length // parts
-    chunks = -(-share // chunk)
-    x = x.reshape(batch, parts, share, *x.shape[2:])
-    x = jnp.pad(x, [(0, 0), (0, 0), (0, chunks * chunk - share)] + [(0, 0)] * (x.ndim - 3))
-    x = jnp.moveaxis(x.reshape(batch, parts, chunks, chunk, *x.shape[3:]), 2, 0)
-    return x.reshape(chunks, batch, parts * chunk, *x.shape[4:])
-
-
-def _joined(x: Array, length: int) -> Array:
-    """The inverse of `_split`: [chunks, B, n chunk, ...] -> [B, T, ...]."""
-    chunks, batch = x.shape[:2]
-    parts = activation_parts(batch, length)[1]
-    x = jnp.moveaxis(x.reshape(chunks, batch, parts, -1, *x.shape[3:]), 0, 2)
-    x = x.reshape(batch, parts, -1, *x.shape[4:])[:, :, : length // parts]
-    return x.reshape(batch, length, *x.shape[3:])
+    chunks = -(-length // chunk)
+    padding = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.moveaxis(jnp.pad(x, padding).reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0)
 
 
 def _is_target(targets: Array, vocabulary: int) -> Array:

@@ -209,6 +209,21 @@ def batch_sharding(mesh: Mesh, rules: LogicalAxes | None = None) -> NamedShardin
     return NamedSharding(mesh, PartitionSpec((rules or LogicalAxes()).batch))
 
 
+def activation_axes(batch: int, length: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The mesh axes that rows and tokens of activations [B, T, ...] are divided over.
+
+    None, that is (), where no mesh is set, inside shard_map, and where they do not divide.
+    """
+    mesh, rules = _our_mesh(), LogicalAxes()
+    if mesh is None:
+        return (), ()
+    rows, tokens = (
+        names if names and _parts(mesh, names) > 1 and size % _parts(mesh, names) == 0 else ()
+        for names, size in ((rules.batch, batch), (rules.tokens, length))
+    )
+    return rows, tokens
+
+
 def shard_activations(x: jax.Array) -> jax.Array:
     """Keeps x [B, T, ...] divided over rows and tokens alone, as LogicalAxes says; inside jit.
 
@@ -216,14 +231,9 @@ def shard_activations(x: jax.Array) -> jax.Array:
     whole batch on every device. Does nothing where no mesh is set and inside shard_map. An axis
     that does not divide is left to the compiler.
     """
-    mesh = _our_mesh()
-    if mesh is None:
+    if _our_mesh() is None:
         return x
-    rules = LogicalAxes()
-    axes = [
-        names if size % _parts(mesh, names) == 0 else PartitionSpec.UNCONSTRAINED
-        for names, size in zip((rules.batch, rules.tokens), x.shape, strict=False)
-    ]
+    axes = [names or PartitionSpec.UNCONSTRAINED for names in activation_axes(*x.shape[:2])]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
@@ -237,22 +247,13 @@ def gather_features(rows: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(rows, PartitionSpec(PartitionSpec.UNCONSTRAINED, None))
 
 
-def activation_parts(batch: int, length: int) -> tuple[int, int]:
-    """Into how many shares rows and tokens of activations [B, T, ...] are divided."""
-    mesh, rules = _our_mesh(), LogicalAxes()
-    if mesh is None:
-        return 1, 1
-    rows, tokens = (_parts(mesh, names) for names in (rules.batch, rules.tokens))
-    return rows if batch % rows == 0 else 1, tokens if length % tokens == 0 else 1
-
-
 def flat_tokens(x: jax.Array) -> jax.Array:
     """[B, T, ...] -> [B T, ...], for products that are faster so on CPUs.
 
     As it is where a mesh divides T: no layout has B T tokens of which a device holds parts of all
     rows, so the compiler would gather them.
     """
-    divided = activation_parts(*x.shape[:2])[1] > 1
+    _, divided = activation_axes(*x.shape[:2])
     return x if divided else x.reshape(-1, *x.shape[2:])
 
 

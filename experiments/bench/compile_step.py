@@ -8,63 +8,44 @@ optimizer state divided over all chips (fsdp) and one sequence on each. The tabl
 one chip, which the compiler must fit into the chip's, and the kernels that the step calls.
 """
 
-import re
 import sys
-import time
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
-from jax.experimental import topologies as jax_topologies
-from jax.sharding import AxisType, Mesh
 
-import multiscreen_jax as mj
-from experiments.bench import tpu_compiler  # noqa: F401  first, see there
+from experiments.aot.chips import parse_topology
+from experiments.aot.findings import bytes_of_a_chip
+from experiments.aot.flops import count
+from experiments.aot.program import Program, compile_step, make_mesh, trace_step
 from experiments.bench.report import RESULTS, command, machine_facts, write_csv
-from multiscreen_jax import sharding
-from multiscreen_jax.train.config import OptimConfig
-from multiscreen_jax.train.optimizer import make_optimizer, make_schedule
-from multiscreen_jax.train.state import abstract_state
-from multiscreen_jax.train.step import make_train_step
-from pallas_kernels.common.dispatch import record_choices
+from experiments.configs import _paper
+from multiscreen_jax.train import OptimConfig, override
 
 SLICES = {"v5e:16x16": "v5e-256", "v5p:4x4x4": "v5p-128"}
 MODELS = ("log-linear-mamba2-800m", "log-linear-gdn-800m")
 
 
-def compile_step(name: str, topology: str, length: int) -> dict:
+def step_row(name: str, topology: str, length: int) -> dict:
     """One row of the table."""
-    devices = jax_topologies.get_topology_desc(topology, platform="tpu").devices
-    mesh = Mesh(
-        np.array(devices).reshape(1, -1, 1, 1), sharding.MESH_AXES,
-        axis_types=(AxisType.Auto,) * 4,
-    )  # fmt: skip
-    model, _ = mj.models.create(name, dtype="bfloat16", remat="full")
-    config = OptimConfig(learning_rate=1e-3)
-    schedule = make_schedule(config, 1000)
-    optimizer = make_optimizer(config, 1000)
-    tokens = jax.ShapeDtypeStruct(
-        (len(devices), length + 1), jnp.int32, sharding=sharding.batch_sharding(mesh)
+    where = parse_topology(topology)
+    config = override(
+        _paper.experiment(name, OptimConfig(learning_rate=1e-3)),
+        data={"sequence_length": length, "batch_size": where.chips},
     )
-    start = time.time()
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), record_choices() as choices:
-        state = abstract_state(model, optimizer, mesh)
-        step = jax.jit(make_train_step(model, optimizer, schedule), donate_argnums=0)
-        lowered = step.lower(state, {"tokens": tokens})
-        compiled = lowered.compile()
-    kernels = set(re.findall(r'kernel_name = "(\w+)"', lowered.as_text()))
-    memory = compiled.memory_analysis()
+    mesh = make_mesh(where.devices(), {"fsdp": where.chips})
+    trace = trace_step(config, mesh)
+    program = compile_step(trace, mesh)
+    if not isinstance(program, Program):
+        raise ValueError(f"{name} does not fit on {topology}: {program.message}")
     return {
         "model": name,
         "slice": SLICES.get(topology, topology),
-        "chips": len(devices),
+        "chips": where.chips,
         "T": length,
-        "implementation": " ".join(sorted(set.union(*choices.values()))),
-        "kernels": " ".join(sorted(kernels)),
-        "state GiB": round(memory.argument_size_in_bytes / 2**30, 2),
-        "temporaries GiB": round(memory.temp_size_in_bytes / 2**30, 2),
-        "compile s": round(time.time() - start),
+        "implementation": " ".join(sorted(set.union(*trace.implementations.values()))),
+        "kernels": " ".join(sorted(count(trace.traced.jaxpr).kernels)),
+        "state GiB": round(bytes_of_a_chip(trace.state) / 2**30, 2),
+        "temporaries GiB": round(program.memory.temporaries / 2**30, 2),
+        "compile s": round(program.seconds),
     }
 
 
@@ -85,7 +66,7 @@ def main(
     rows = []
     for topology in topologies:
         for model in models:
-            rows.append(compile_step(model, topology, length))
+            rows.append(step_row(model, topology, length))
             print(*rows[-1].values(), sep="  ", flush=True)
             header = [f"command: {command()}", *machine_facts()]
             write_csv(RESULTS / f"{name}.csv", rows, header)

@@ -159,8 +159,8 @@ def compile_program(
     )
 
 
-@lru_cache
-def _device(arch):
+def devices(arch: int, nodes: int = 1, gpus: int = 1) -> list[Any]:
+    """The compiler's descriptions of the GPUs of some nodes."""
     gpu = GPUS[arch]
     fields = {
         "threads_per_block_limit": 1024,
@@ -187,10 +187,16 @@ def _device(arch):
         'platform_name: "CUDA" runtime_version { major: 13 } '
         f'dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{gpu.name}"'
     )
+    # Sizes of a partition in hosts and in devices follow the number of partitions.
     topology = topologies.get_topology_desc(
-        platform="cuda", topology="1x1x1", target_config=description
+        platform="cuda", topology=f"1x{nodes}x{gpus}", target_config=description
     )
-    return topology.devices[0]
+    return topology.devices
+
+
+@lru_cache
+def _device(arch):
+    return devices(arch)[0]
 
 
 def _abstract_mesh(arch):

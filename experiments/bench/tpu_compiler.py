@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.aot import libtpu  # noqa: F401
+
 _DUMPS = Path(tempfile.mkdtemp(prefix="tpu-schedules-"))
 _DUMPS_OF_A_KERNEL = (
     "original",
@@ -29,12 +31,6 @@ _DUMPS_OF_A_KERNEL = (
     "final_hlo-static-per-bundle-utilization",
 )
 _PASSES = f".*({'|'.join(_DUMPS_OF_A_KERNEL)}).*"
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
-os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-if not any(Path("/dev").glob("accel*")) and not any(Path("/dev").glob("vfio/[0-9]*")):
-    # libtpu guards the hardware with a lock file; without hardware it only stops parallel runs.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ["LIBTPU_INIT_ARGS"] = " ".join(
     [
         os.environ.get("LIBTPU_INIT_ARGS", ""),

@@ -15,16 +15,17 @@ from multiscreen_jax.train import ExperimentConfig, OptimConfig, TrainConfig, tr
 
 def multiscreen(size: str) -> ExperimentConfig:
     """Multiscreen of a size: learning rate 2^-4, no decay, no clipping."""
-    return _experiment(f"multiscreen-{size}", OptimConfig(), health_every=1000)
+    return experiment(f"multiscreen-{size}", OptimConfig(), health_every=1000)
 
 
 def transformer(size: str, learning_rate: float) -> ExperimentConfig:
     """The LLaMA-style baseline: weight decay 0.1, clipping at 1.0, its own learning rate."""
     recipe = transformer_recipe(learning_rate, warmup_steps=2**12)
-    return _experiment(f"transformer-{size}", recipe)
+    return experiment(f"transformer-{size}", recipe)
 
 
-def _experiment(name: str, optim: OptimConfig, **train: Any) -> ExperimentConfig:
+def experiment(name: str, optim: OptimConfig, **train: Any) -> ExperimentConfig:
+    """The paper's data and budget with any registered model."""
     return ExperimentConfig(
         model=config_for(name, dtype="bfloat16", remat="full"),
         data=DataConfig(

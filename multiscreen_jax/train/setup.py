@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline, Tokenizer, open_pipeline
@@ -21,7 +21,7 @@ from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, override
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
 from multiscreen_jax.train.state import TrainState, abstract_state, create_state
-from multiscreen_jax.train.step import make_train_step
+from multiscreen_jax.train.step import experiment_step, jit_step
 from multiscreen_jax.train.validation import Validation
 from pallas_kernels.common.dispatch import record_choices
 
@@ -73,14 +73,7 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
         config, optimizer, mesh, checkpoints, pipeline.fingerprint, say
     )
     config = override(config, model={"trained_length": trained_length})
-    model = build(config.model)
-    step = make_train_step(
-        model,
-        optimizer,
-        make_schedule(config.optim, config.train.steps),
-        config.train.accumulate,
-        config.train.on_nonfinite == "skip",
-    )
+    model, step = build(config.model), experiment_step(config)
     validation = None
     if config.train.evaluate_every:
         held_out = _open(config, "valid", where)
@@ -217,11 +210,8 @@ def _abstract_batch(pipeline: Pipeline, config: ExperimentConfig, where: NamedSh
 
 
 def _compile(step: Callable, state: TrainState, batch: Any, mesh: Mesh, say: Say) -> Callable:
-    where = jax.tree.map(lambda leaf: leaf.sharding, state)
-    whole = NamedSharding(mesh, PartitionSpec())
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, whole))
     began = time.perf_counter()
-    compiled = jitted.lower(state, batch).compile()
+    compiled = jit_step(step, state, mesh).lower(state, batch).compile()
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params))
     say(f"{count:,} parameters; step compiled in {time.perf_counter() - began:.1f} s")
     return compiled

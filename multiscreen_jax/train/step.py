@@ -7,9 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from multiscreen_jax import losses
-from multiscreen_jax.train.optimizer import update_count
+from multiscreen_jax.models.registry import build
+from multiscreen_jax.train.config import ExperimentConfig
+from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
 from multiscreen_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -81,3 +84,23 @@ def make_train_step(
         return new, {**metrics, "finite": finite}
 
     return step
+
+
+def experiment_step(
+    config: ExperimentConfig,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step that a config trains with."""
+    return make_train_step(
+        build(config.model),
+        make_optimizer(config.optim, config.train.steps),
+        make_schedule(config.optim, config.train.steps),
+        config.train.accumulate,
+        config.train.on_nonfinite == "skip",
+    )
+
+
+def jit_step(step: Callable, state: TrainState, mesh: Mesh) -> Any:
+    """The step jitted: the state (arrays or ShapeDtypeStructs) is donated and stays where it is."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, state)
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, whole))

@@ -1,40 +1,37 @@
-"""`python -m tests.train.collectives NAME`: collectives of a step sharded over eight devices."""
+"""What eight devices say: `python -m tests.train.collectives NAME ROWS LENGTH [MESH PARTS]`.
 
-import re
+One line for each kind and shape that a step of the named config exchanges on eight CPU devices:
+how often one device takes part in a step, the kind, the result's shape, how many take part
+together. Only shapes are needed: nothing is allocated, whatever the model's size.
+"""
+
 import sys
+from collections import Counter
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
-from multiscreen_jax import sharding
-from multiscreen_jax.models.registry import build
-from multiscreen_jax.train.command_line import named_config
-from multiscreen_jax.train.optimizer import make_optimizer, make_schedule
-from multiscreen_jax.train.state import abstract_state
-from multiscreen_jax.train.step import make_train_step
-
-_COLLECTIVE = r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\("
+from experiments.aot import hlo
+from experiments.aot.collectives import collectives
+from experiments.aot.program import Program, compile_step, make_mesh, trace_step
+from experiments.aot_check import find_config, parse_mesh
+from multiscreen_jax.train import override
 
 
-def collectives(name: str) -> list[str]:
-    config = named_config("experiments.configs", name)
-    mesh = sharding.make_mesh(data=1, fsdp=8)
-    model = build(config.model)
-    optimizer = make_optimizer(config.optim, 10)
-    with jax.set_mesh(mesh):
-        state = abstract_state(model, optimizer, mesh)
-        where = sharding.batch_sharding(mesh)
-        batch = {"tokens": jax.ShapeDtypeStruct((8, 65), jnp.int32, sharding=where)}
-        places = (
-            jax.tree.map(lambda leaf: leaf.sharding, state),
-            NamedSharding(mesh, PartitionSpec()),
-        )
-        step = make_train_step(model, optimizer, make_schedule(config.optim, 10))
-        compiled = jax.jit(step, donate_argnums=0, out_shardings=places).lower(state, batch)
-        text = compiled.compile().as_text()
-    return [f"{kind} {shape}" for shape, kind in re.findall(_COLLECTIVE, text)]
+def main(name: str, rows: str, length: str, mesh: str = "fsdp=8", parts: str = "1") -> None:
+    config = override(
+        find_config(name),
+        data={"batch_size": int(rows), "sequence_length": int(length)},
+        train={"accumulate": int(parts)},
+    )
+    where = make_mesh(jax.devices(), parse_mesh(mesh))
+    program = compile_step(trace_step(config, where), where)
+    assert isinstance(program, Program)
+    counts = Counter()
+    for one in collectives(hlo.parse(program.text), len(jax.devices())):
+        counts[f"{one.kind} {one.shape} of {one.chips}"] += one.times
+    for line in sorted(counts):
+        print(f"{counts[line]:4} x {line}")
 
 
 if __name__ == "__main__":
-    print("\n".join(collectives(sys.argv[1])))
+    main(*sys.argv[1:])

@@ -1,6 +1,7 @@
 """Sharding tables, and training on eight devices against training on one."""
 
 import dataclasses
+import difflib
 import json
 import os
 import re
@@ -142,16 +143,15 @@ def test_eight_devices_give_the_losses_of_one_and_one_can_continue(text, whole_r
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(whole_run[0]), rtol=2e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny", "tiny_transformer"])
-def test_fsdp_moves_parameters_and_never_a_whole_batch_of_activations(name):
-    """Rows 8, length 64: a collective over [8, 64, ...] or [512, ...] would be of all rows."""
+def collectives_of(*arguments):
+    """What `tests.train.collectives` prints, with eight devices made of one CPU."""
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.train.collectives", name],
+        [sys.executable, "-m", "tests.train.collectives", *arguments],
         cwd=ROOT,
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         },
         capture_output=True,
@@ -160,9 +160,33 @@ def test_fsdp_moves_parameters_and_never_a_whole_batch_of_activations(name):
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny", "tiny_transformer"])
+def test_fsdp_moves_parameters_and_never_a_whole_batch_of_activations(name):
+    """Rows 8, length 64: a collective over [8, 64, ...] or [512, ...] would be of all rows."""
+    exchanged = collectives_of(name, "8", "64")
     queries = r"all-gather f32\[16,(2,8|16)\]"  # one layer's, as they are needed
-    assert re.search(queries, ended.stdout)
-    assert not re.search(r"f32\[(8,64|512)\b", ended.stdout)
+    assert re.search(queries, exchanged)
+    assert not re.search(r"f32\[(8,64|512)\b", exchanged)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["fsdp=8", "data=2,fsdp=2,model=2"])
+def test_a_step_of_multiscreen_4b_exchanges_what_it_did(mesh):
+    """All 64 layers at full width, shapes only: rows 16 in two parts, length 128."""
+    golden = ROOT / "tests" / "train" / f"collectives_4b_{re.sub('[=,]', '_', mesh)}.txt"
+    command = ("4b", "16", "128", mesh, "2")
+    before, now = golden.read_text().splitlines(), collectives_of(*command).splitlines()
+    difference = "\n".join(difflib.unified_diff(before, now, "before", "now", lineterm="", n=0))
+    assert not difference, (
+        "a training step of Multiscreen 4B now exchanges something else (runs per step and device "
+        f"x kind, shape and number of devices):\n{difference}\nIf it is meant to: JAX_PLATFORMS="
+        "cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.train.collectives "
+        f"{' '.join(command)} > {golden.relative_to(ROOT)}"
+    )
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""What a training step needs on accelerators that are not attached; see `experiments.aot_check`."""

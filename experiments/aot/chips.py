@@ -1,0 +1,82 @@
+"""Chips with their published peaks, and slices of them: "v5p:4x8x8", "h100:1x8"."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from jax.experimental import topologies
+
+from multiscreen_jax.models.fields import unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a roofline needs of a chip; per chip and second, bytes unless said otherwise.
+
+    TPU numbers are those of Google's pages on each generation, GPU numbers NVIDIA's data sheets.
+    """
+
+    platform: str
+    flops: float  # bfloat16 products with float32 sums, dense
+    memory: int
+    bandwidth: float  # of that memory
+    links: float  # what one chip sends to all its neighbours together
+    axes: int  # of the slice's shape
+
+
+GIB = 2**30
+CHIPS = {
+    "v5e": Chip("tpu", 197e12, 16 * GIB, 819e9, 200e9, 2),
+    "v5p": Chip("tpu", 459e12, 95 * GIB, 2765e9, 600e9, 3),
+    "v6e": Chip("tpu", 918e12, 32 * GIB, 1640e9, 400e9, 2),
+    "a100": Chip("gpu", 312e12, 80 * 10**9, 2039e9, 300e9, 2),
+    "h100": Chip("gpu", 989e12, 80 * 10**9, 3352e9, 450e9, 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice; of GPUs the shape is (nodes, GPUs of a node)."""
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    def devices(self) -> list[Any]:
+        """The compiler's descriptions of its chips.
+
+        Raises:
+          ValueError: the compiler does not know a slice of this shape, or is not installed.
+        """
+        try:
+            if self.chip.platform == "tpu":
+                from experiments.aot import libtpu  # noqa: F401  before the compiler is loaded
+
+                return topologies.get_topology_desc(self.name, platform="tpu").devices
+            from experiments.bench.gpu_compiler import devices
+
+            return devices({"a100": 80, "h100": 90}[self.name.split(":")[0]], *self.shape)
+        except Exception as error:  # whatever a plugin raises
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"no compiler for topology {self.name!r}: {reason}") from None
+
+
+def parse_topology(name: str) -> Topology:
+    """The topology of a name such as "v5e:16x16".
+
+    Raises:
+      ValueError: an unknown chip, or a shape that is none.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS:
+        raise unknown_name("chip", kind, CHIPS)
+    chip = CHIPS[kind]
+    if not re.fullmatch("x".join(["[1-9][0-9]*"] * chip.axes), shape):
+        example = "x".join(["4"] * chip.axes) if chip.platform == "tpu" else "1x8"
+        raise ValueError(f"topology is {name!r}; allowed: {chip.axes} sizes, as {kind}:{example}")
+    return Topology(name, chip, tuple(map(int, shape.split("x"))))

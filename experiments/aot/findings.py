@@ -1,0 +1,139 @@
+"""Everything that `aot_check` finds out about one step on one slice."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from experiments.aot import hlo
+from experiments.aot.chips import Topology
+from experiments.aot.collectives import Collective, collectives
+from experiments.aot.flops import Flops, count, screening_formula
+from experiments.aot.program import Program, TooLarge, compile_step, make_mesh, trace_step
+from experiments.aot.traffic import memory_bytes
+from multiscreen_jax.train.config import ExperimentConfig, override
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Bytes are those of one chip, FLOPs those of all chips and one step."""
+
+    config: ExperimentConfig
+    topology: Topology
+    mesh: dict[str, int]
+    parameters: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    batch_bytes: int
+    implementations: dict[str, set[str]]
+    formula_flops: float  # three times the model's own count of a forward pass
+    model_flops: Flops  # counted, without recomputation
+    executed_flops: Flops
+    loop_flops: float  # by the formula, of what `model_flops` lists as not counted; forward pass
+    program: Program | TooLarge
+    collectives: list[Collective]
+    traffic: float
+    unknown_loops: list[str]
+
+    @property
+    def needed(self) -> int:
+        """Memory of one chip."""
+        fits = isinstance(self.program, Program)
+        return self.program.memory.total if fits else self.program.needed  # pyright: ignore
+
+    @property
+    def fits(self) -> bool:
+        return isinstance(self.program, Program) and self.needed <= self.topology.chip.memory
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Least time of a step by compute, memory and links, each at its published peak."""
+        chip, chips = self.topology.chip, self.topology.chips
+        return {
+            "compute": self.executed / chips / chip.flops,
+            "memory": self.traffic / chip.bandwidth,
+            "links": sum(x.times * x.sent for x in self.collectives) / chip.links,
+        }
+
+    @property
+    def counted(self) -> float:
+        """FLOPs of the model, recomputation left out; uncounted loops by the formula."""
+        return self.model_flops.total + 3 * self.loop_flops
+
+    @property
+    def executed(self) -> float:
+        """FLOPs with what the backward pass computes again."""
+        again = self.config.model.remat in ("full", "dots")
+        return self.executed_flops.total + (3 + again) * self.loop_flops
+
+
+def check(
+    config: ExperimentConfig,
+    topology: Topology,
+    sizes: dict[str, int],
+    say: Callable[[str], None] = lambda line: None,
+) -> Findings:
+    """Trace and compile the step of a config; minutes and gigabytes for large models.
+
+    Raises:
+      ValueError: a mesh that is not the slice's size, or over which the batch does not divide.
+    """
+    mesh = make_mesh(topology.devices(), sizes)
+    trace = trace_step(config, mesh)
+    formula = screening_formula(config.model)
+    plain = trace_step(override(config, model={"remat": "none"}), mesh)
+    model_flops = count(plain.traced.jaxpr, formula)
+    say("traced; the compiler takes its time now")
+    program = compile_step(trace, mesh)
+    found, traffic, unknown = [], 0.0, []
+    if isinstance(program, Program):
+        module = hlo.parse(program.text)
+        found = collectives(module, topology.chips)
+        traffic = memory_bytes(module)
+        unknown = hlo.executions(module)[1]
+    rows, length = config.data.batch_size, config.data.sequence_length
+    return Findings(
+        config=config,
+        topology=topology,
+        mesh=dict(mesh.shape),
+        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trace.state.params)),
+        parameter_bytes=bytes_of_a_chip(trace.state.params),
+        optimizer_bytes=bytes_of_a_chip(trace.state.optimizer_state),
+        batch_bytes=bytes_of_a_chip(trace.batch),
+        implementations=trace.implementations,
+        formula_flops=3 * rows * config.model.forward_flops(length),
+        model_flops=model_flops,
+        executed_flops=count(trace.traced.jaxpr, formula),
+        loop_flops=rows * _between_tokens(config) if model_flops.uncounted else 0.0,
+        program=program,
+        collectives=found,
+        traffic=traffic,
+        unknown_loops=unknown,
+    )
+
+
+def check_mesh(sizes: dict[str, int], topology: Topology) -> None:
+    """ValueError unless the sizes multiply to the slice's chips."""
+    product = math.prod(sizes.values())
+    if product != topology.chips:
+        given = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise ValueError(
+            f"mesh is {given}, {product} chips; allowed: a product of {topology.chips}, "
+            f"the chips of {topology.name}"
+        )
+
+
+def bytes_of_a_chip(tree: Any) -> int:
+    """Of arrays with shardings, the part of one chip, without padding."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _between_tokens(config: ExperimentConfig) -> float:
+    """FLOPs of a forward pass that tokens cost because there are others: attention, screening."""
+    model, length = config.model, config.data.sequence_length
+    return model.forward_flops(length) - length * model.forward_flops(1)

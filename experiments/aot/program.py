@@ -1,0 +1,147 @@
+"""The training step of a config, traced and compiled for a slice that is not attached."""
+
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh
+
+from multiscreen_jax import sharding
+from multiscreen_jax.models.registry import build
+from multiscreen_jax.train.config import ExperimentConfig, resolved
+from multiscreen_jax.train.optimizer import make_optimizer
+from multiscreen_jax.train.state import TrainState, abstract_state
+from multiscreen_jax.train.step import experiment_step, jit_step
+from pallas_kernels.common.dispatch import record_choices
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A step before compilation: arrays are ShapeDtypeStructs with their shardings."""
+
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+    traced: Any  # of jax.jit: has .jaxpr and .lower()
+    implementations: dict[str, set[str]]  # of every op
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip."""
+
+    arguments: int
+    outputs: int
+    aliased: int  # outputs that take the place of arguments
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled step: its memory and its optimized HLO as text."""
+
+    memory: Memory
+    text: str
+    seconds: float  # that compilation took
+
+
+@dataclass(frozen=True)
+class TooLarge:
+    """What the compiler says where a step does not fit; bytes of one chip."""
+
+    needed: int
+    allowed: int
+    message: str
+
+
+def make_mesh(devices: Sequence[Any], sizes: dict[str, int]) -> Mesh:
+    """A mesh over all devices, placed as `multiscreen_jax.sharding.make_mesh` places one.
+
+    Raises:
+      ValueError: the sizes do not multiply to the devices, or cannot be laid over their network.
+    """
+    shape = tuple(sizes.get(axis, 1) for axis in sharding.MESH_AXES)
+    try:
+        return jax.make_mesh(
+            shape, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices
+        )
+    except NotImplementedError as error:
+        reason = str(error).split(". ")[0]
+        raise ValueError(f"mesh {sizes} cannot be laid over these chips: {reason}") from None
+
+
+def trace_step(config: ExperimentConfig, mesh: Mesh) -> Trace:
+    """The step of a run with this config on this mesh; nothing is computed.
+
+    Raises:
+      ValueError: the batch does not divide over the mesh.
+    """
+    config = resolved(config)
+    sharding.check_batch(config.data.batch_size // config.train.accumulate, mesh)
+    shape = (config.data.batch_size, config.data.sequence_length + 1)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
+    names = ("tokens", "segment_ids") if config.data.packing == "segments" else ("tokens",)
+    batch = dict.fromkeys(names, tokens)
+    # Ops ask this mesh which chips they are for.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), record_choices() as choices:
+        optimizer = make_optimizer(config.optim, config.train.steps)
+        state = abstract_state(build(config.model), optimizer, mesh)
+        traced = jit_step(experiment_step(config), state, mesh).trace(state, batch)
+    return Trace(state, batch, traced, choices)
+
+
+def compile_step(trace: Trace, mesh: Mesh) -> Program | TooLarge:
+    """Compiled with the compiler of the mesh's chips; takes minutes for large models."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            lowered = trace.traced.lower()
+        try:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return too_large(str(error))
+        text = _optimized_text(compiled, Path(folder))
+    found = compiled.memory_analysis()
+    memory = Memory(
+        found.argument_size_in_bytes,
+        found.output_size_in_bytes,
+        found.alias_size_in_bytes,
+        found.temp_size_in_bytes,
+        found.generated_code_size_in_bytes,
+    )
+    return Program(memory, text, time.perf_counter() - start)
+
+
+_REFUSALS = (
+    r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm",
+    r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)",
+)
+
+
+def too_large(message: str) -> TooLarge:
+    """Reads the refusal of the TPU compiler, in either of its forms."""
+    match = next(filter(None, (re.search(form, message) for form in _REFUSALS)), None)
+    if match is None:
+        return TooLarge(0, 0, message.splitlines()[0])
+    units = {unit: 2 ** (10 * power) for power, unit in enumerate("KMGT", 1)}
+    needed, allowed = (int(float(match[i]) * units[match[i + 1]]) for i in (1, 3))
+    return TooLarge(needed, allowed, match[0])
+
+
+def _optimized_text(compiled: Any, folder: Path) -> str:
+    """From the files that the TPU compiler writes: JAX cannot read all its programs back."""
+    for path in folder.glob("*jit_step*after_codegen.txt"):
+        return path.read_text()
+    return compiled.as_text()

@@ -1,0 +1,166 @@
+"""The check of a step: its report and advice, its table, one-line errors, a real TPU compile."""
+
+import csv
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from experiments.aot import report
+from experiments.aot.advice import advice
+from experiments.aot.chips import CHIPS, GIB, Topology, parse_topology
+from experiments.aot.findings import check, check_mesh
+from experiments.aot.program import Memory, too_large
+from experiments.aot_check import find_config, main, parse_mesh
+from experiments.bench import gpu_compiler
+from multiscreen_jax.train import override
+
+
+class Host(Topology):
+    """This machine's CPU in place of a slice."""
+
+    def devices(self):
+        return jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def found():
+    config = override(find_config("tiny"), data={"batch_size": 4}, train={"accumulate": 2})
+    return check(config, Host("v5e:1x1", CHIPS["v5e"], (1, 1)), {"data": 1})
+
+
+def test_the_report_names_what_it_found(found):
+    text = report.text(found)
+    parameters = found.config.model.parameter_count()
+    assert f"{parameters:,} parameters on v5e:1x1, 1 chips; mesh 1" in text
+    assert found.parameter_bytes == 4 * parameters
+    assert 8 * parameters <= found.optimizer_bytes <= 8 * parameters + 16
+    assert "of 16.0: fits" in text
+    assert "screening by chunked" in text
+    assert "not counted, taken from the formula: loop of run-time length" in text
+    assert f"{found.counted / found.formula_flops:.1%} of it, no recomputation" in text
+    assert abs(found.counted / found.formula_flops - 1) < 0.1
+    assert "No collectives." in text
+    assert "compute" in text
+    assert "at 197 TFLOP/s bfloat16" in text
+    assert "What helps" not in text
+
+
+def test_rows_are_added_to_a_table_with_their_commands(found, tmp_path):
+    path = tmp_path / "table.csv"
+    for name in ("first", "second"):
+        report.append(path, report.row(name, found), f"check {name}", ["date: today"])
+    lines = path.read_text().splitlines()
+    assert lines[:3] == ["# date: today", "# command: check first", "# command: check second"]
+    first, second = csv.DictReader(lines[3:])
+    assert (first.pop("config"), second.pop("config")) == ("first", "second")
+    assert first == second
+    assert (first["parts"], first["fits"]) == ("2", "yes")
+
+
+def with_memory(found, gib, **changes):
+    """The findings as if the step needed so much."""
+    program = dataclasses.replace(found.program, memory=Memory(0, 0, 0, int(gib * GIB), 0))
+    return dataclasses.replace(found, program=program, **changes)
+
+
+def test_advice_follows_from_the_numbers(found):
+    assert advice(found) == []
+    config = override(
+        found.config, data={"batch_size": 64}, model={"dtype": "float32", "remat": "dots"}
+    )
+    changes = advice(with_memory(found, 40, config=config))
+    # 32 rows at a time need 40 GiB; a quarter of that fits.
+    assert any(x.startswith("--accumulate 8: 8 of 32 sequences") for x in changes)
+    assert any(x.startswith("--remat full (now dots)") for x in changes)
+    assert any(x.startswith("--dtype bfloat16") for x in changes)
+    state = {"parameter_bytes": 8 * GIB, "optimizer_bytes": 16 * GIB}
+    mesh = {**found.mesh, "data": 4, "fsdp": 2}
+    fsdp, chips = advice(with_memory(found, 40, mesh=mesh, **state))
+    assert fsdp.startswith("--mesh fsdp=8: no copies of the state, 24.0 GiB less")
+    assert chips.startswith("3 times the chips")
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity",
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (20.50G) exceeds "
+        "available HBM (15.75G). HLO module: jit_step.",
+    ],
+)
+def test_a_refusal_of_the_compiler_is_read(found, says):
+    refused = too_large(f"RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: {says}")
+    assert (refused.needed, refused.allowed) == (int(20.5 * GIB), int(15.75 * GIB))
+    assert refused.message in says
+    config = override(found.config, data={"batch_size": 64})
+    text = report.text(
+        dataclasses.replace(found, config=config, program=refused, collectives=[], traffic=0.0)
+    )
+    assert f"(the compiler gave up: {refused.message})" in text
+    assert "of 16.0: DOES NOT FIT" in text
+    assert "--accumulate 4: 16 of 32 sequences at a time" in text
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: find_config("5b"), "unknown config '5b'; did you mean 4b"),
+        (lambda: parse_topology("v5f:4x4"), "unknown chip 'v5f'; did you mean v5p or v5e"),
+        (lambda: parse_topology("v5e:4x4x4"), "allowed: 2 sizes, as v5e:4x4"),
+        (lambda: parse_topology("h100"), "allowed: 2 sizes, as h100:1x8"),
+        (lambda: parse_mesh("fdsp=8"), "unknown mesh axis 'fdsp'; did you mean fsdp"),
+        (lambda: parse_mesh("fsdp=0"), "allowed: as fsdp=64,model=4"),
+        (lambda: parse_mesh("fsdp=2,fsdp=2"), "each axis once"),
+        (
+            lambda: check_mesh({"fsdp": 8}, parse_topology("v5e:4x4")),
+            "mesh is fsdp=8, 8 chips; allowed: a product of 16",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(call, message):
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as raised:
+        call()
+    assert message in str(raised.value)
+
+
+def test_short_and_registered_names():
+    assert find_config("4b") == find_config("multiscreen_4b")
+    assert find_config("1.3b").model.model_dim == 48**2
+    assert find_config("log-linear-mamba2-800m").data.batch_size == 2**10
+
+
+def test_a_batch_that_is_no_number_of_sequences_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main("28m", "v5e:4x4", batch_tokens=1000)
+    assert "batch-tokens is 1000; allowed: a multiple of length, 4096" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "mesh"), [("v5e:2x2", "fsdp=2,model=2"), ("h100:1x2", "fsdp=2")]
+)
+def test_a_step_compiles_for_a_slice(topology, mesh, tmp_path):
+    if topology.startswith("v5e") and importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU compiler: pip install libtpu")
+    if topology.startswith("h100") and (reason := gpu_compiler.missing()):
+        pytest.skip(reason)
+    table = tmp_path / "table.csv"
+    options = ["--config", "tiny", "--topology", topology, "--mesh", mesh, "--csv", str(table)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments.aot_check", *options, "--dtype", "bfloat16"],
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "false"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (row,) = csv.DictReader(x for x in table.read_text().splitlines() if not x.startswith("#"))
+    assert (row["mesh"], row["fits"]) == (mesh.replace(",", " "), "yes")
+    assert float(row["counted PFLOP"]) == pytest.approx(float(row["formula PFLOP"]), rel=0.25)
+    assert float(row["sent GB"]) > 0
