@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
@@ -11,7 +10,14 @@ from experiments.aot import hlo
 from experiments.aot.chips import Topology
 from experiments.aot.collectives import Collective, collectives
 from experiments.aot.flops import Flops, count, screening_formula
-from experiments.aot.program import Program, TooLarge, compile_step, make_mesh, trace_step
+from experiments.aot.program import (
+    Program,
+    TooLarge,
+    bytes_of_a_chip,
+    compile_step,
+    make_mesh,
+    trace_step,
+)
 from experiments.aot.traffic import memory_bytes
 from multiscreen_jax.train.config import ExperimentConfig, override
 
@@ -123,14 +129,6 @@ def check_mesh(sizes: dict[str, int], topology: Topology) -> None:
             f"mesh is {given}, {product} chips; allowed: a product of {topology.chips}, "
             f"the chips of {topology.name}"
         )
-
-
-def bytes_of_a_chip(tree: Any) -> int:
-    """Of arrays with shardings, the part of one chip, without padding."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
 
 
 def _between_tokens(config: ExperimentConfig) -> float:

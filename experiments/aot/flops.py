@@ -130,11 +130,12 @@ def screening_formula(config: Any) -> Formula:
     def formula(name: str, shapes: Sequence[Any]) -> float | None:
         if name not in multiply_adds or not isinstance(config, MultiscreenConfig):
             return None
-        # q is [B, H, K, T] on a TPU and [B, H, T, K] on a GPU.
-        batch, heads, *sizes = next(x.shape for x in shapes if len(x.shape) == 4)
-        length = max(sizes)
+        # The first of four axes is q or k: [B, H, K, T] on a TPU and [B, T, H, K] on a GPU.
+        shape = next(x.shape for x in shapes if len(x.shape) == 4)
+        length = max(shape[1:])
+        sequences = math.prod(shape) / (config.key_dim * config.num_heads * length)
         keys, values = multiply_adds[name]
-        pairs = batch * heads / config.num_heads * _pairs(config, length)
+        pairs = sequences * _pairs(config, length)
         return 2 * pairs * (keys * config.key_dim + values * config.value_dim)
 
     return formula

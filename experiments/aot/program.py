@@ -1,5 +1,6 @@
 """The training step of a config, traced and compiled for a slice that is not attached."""
 
+import math
 import re
 import tempfile
 import time
@@ -111,7 +112,7 @@ def compile_step(trace: Trace, mesh: Mesh) -> Program | TooLarge:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return too_large(str(error))
+            return too_large(str(error), bytes_of_a_chip((trace.state, trace.batch)))
         text = _optimized_text(compiled, Path(folder))
     found = compiled.memory_analysis()
     memory = Memory(
@@ -124,20 +125,31 @@ def compile_step(trace: Trace, mesh: Mesh) -> Program | TooLarge:
     return Program(memory, text, time.perf_counter() - start)
 
 
-_REFUSALS = (
-    r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm",
-    r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)",
-)
+_USED = r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"
+_TEMPORARIES = r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"
 
 
-def too_large(message: str) -> TooLarge:
-    """Reads the refusal of the TPU compiler, in either of its forms."""
-    match = next(filter(None, (re.search(form, message) for form in _REFUSALS)), None)
+def too_large(message: str, arguments: int) -> TooLarge:
+    """Reads the refusal of the TPU compiler: of all it needs, or of temporaries beside arguments.
+
+    Args:
+      arguments: bytes of them on one chip.
+    """
+    everything, temporaries = re.search(_USED, message), re.search(_TEMPORARIES, message)
+    match = everything or temporaries
     if match is None:
         return TooLarge(0, 0, message.splitlines()[0])
     units = {unit: 2 ** (10 * power) for power, unit in enumerate("KMGT", 1)}
     needed, allowed = (int(float(match[i]) * units[match[i + 1]]) for i in (1, 3))
-    return TooLarge(needed, allowed, match[0])
+    return TooLarge(needed if everything else needed + arguments, allowed, match[0])
+
+
+def bytes_of_a_chip(tree: Any) -> int:
+    """Of arrays with shardings, the part of one chip, without padding."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _optimized_text(compiled: Any, folder: Path) -> str:

@@ -13,9 +13,14 @@ import sys
 import tyro
 
 from experiments.aot.chips import parse_topology
-from experiments.aot.findings import bytes_of_a_chip
 from experiments.aot.flops import count
-from experiments.aot.program import Program, compile_step, make_mesh, trace_step
+from experiments.aot.program import (
+    Program,
+    bytes_of_a_chip,
+    compile_step,
+    make_mesh,
+    trace_step,
+)
 from experiments.bench.report import RESULTS, command, machine_facts, write_csv
 from experiments.configs import _paper
 from multiscreen_jax.train import OptimConfig, override

@@ -89,12 +89,12 @@ def test_advice_follows_from_the_numbers(found):
     "says",
     [
         "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity",
-        "Ran out of memory on HBM, the total memory required for HLO temporaries (20.50G) exceeds "
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (19.50G) exceeds "
         "available HBM (15.75G). HLO module: jit_step.",
     ],
 )
 def test_a_refusal_of_the_compiler_is_read(found, says):
-    refused = too_large(f"RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: {says}")
+    refused = too_large(f"RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: {says}", GIB)
     assert (refused.needed, refused.allowed) == (int(20.5 * GIB), int(15.75 * GIB))
     assert refused.message in says
     config = override(found.config, data={"batch_size": 64})

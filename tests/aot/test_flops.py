@@ -7,7 +7,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from experiments.aot.flops import count
+from experiments.aot.flops import count, screening_formula
 from experiments.aot_check import find_config
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.train import override
@@ -81,6 +81,18 @@ def test_a_kernel_counts_its_grid_times_its_body_or_a_formula():
     assert flops(call, A, B).kernels == {"rows": PRODUCT}
     jaxpr = jax.make_jaxpr(call)(A, B)
     assert count(jaxpr, lambda name, shapes: 7.0 if name == "rows" else None).total == 7
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16, 4096), (2, 4096, 16, 16)])
+def test_screening_kernels_cost_their_pairs_in_either_layout(shape):
+    config = find_config("28m").model
+    formula = screening_formula(config)
+    q, window = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, (16,)))
+    windows = np.exp(np.linspace(0, np.log(256), 16)) + 1
+    pairs = 2 * sum(np.minimum(np.arange(1, 4097), np.ceil(w)).sum() for w in windows)
+    assert formula("screening_forward", [window, q]) == pytest.approx(2 * (16 + 64) * pairs)
+    assert formula("screening_backward_keys", [window, q]) == pytest.approx(4 * (16 + 64) * pairs)
+    assert formula("linear_forward", [window, q]) is None
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_transformer"])
