@@ -122,18 +122,19 @@ def make_mesh(
     shape = ", ".join(f"mesh.{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     if math.prod(sizes) != len(devices):
         raise ValueError(f"{shape}: the product must be the number of devices, {len(devices)}")
-    kinds = (AxisType.Auto,) * 4
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=kinds, devices=devices)
     over_data = math.gcd(sizes[0], slices)
     if sizes[1] % (slices // over_data):
         raise ValueError(f"{shape}: data and fsdp must divide over {slices} slices")
     across = (over_data, slices // over_data, 1, 1)
     inside = [size // parts for size, parts in zip(sizes, across, strict=True)]
-    return Mesh(
-        mesh_utils.create_hybrid_device_mesh(inside, across, devices), MESH_AXES, axis_types=kinds
-    )
+    # An axis of the mesh may be a part of one of the torus, as 4 of the 16 of a v6e.
+    split = {"allow_split_physical_axes": True}
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(inside, devices, **split)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, **split)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -238,11 +239,14 @@ def shard_activations(x: jax.Array) -> jax.Array:
 
 
 def gather_features(rows: jax.Array) -> jax.Array:
-    """A table [O, D] with whole rows on every device, to look tokens up in.
+    """A table [O, D] to look tokens up in, with whole rows on every device where that is better.
 
-    Else what is looked up would be divided over D, and all of it have to change places.
+    What is looked up in parts of rows is divided over D, and changes places to be divided over
+    tokens: one all-to-all if only fsdp divides either, but beside seq or model the compiler would
+    copy all of it to every device.
     """
-    if _our_mesh() is None:
+    mesh = _our_mesh()
+    if mesh is None or mesh.shape["seq"] * mesh.shape["model"] == 1:
         return rows
     return jax.lax.with_sharding_constraint(rows, PartitionSpec(PartitionSpec.UNCONSTRAINED, None))
 

@@ -15,10 +15,10 @@ from experiments.aot.program import (
     TooLarge,
     bytes_of_a_chip,
     compile_step,
-    make_mesh,
     trace_step,
 )
 from experiments.aot.traffic import memory_bytes
+from multiscreen_jax.sharding import make_mesh
 from multiscreen_jax.train.config import ExperimentConfig, override
 
 
@@ -86,7 +86,7 @@ def check(
     Raises:
       ValueError: a mesh that is not the slice's size, or over which the batch does not divide.
     """
-    mesh = make_mesh(topology.devices(), sizes)
+    mesh = make_mesh(**{"data": 1, **sizes}, devices=topology.devices())
     trace = trace_step(config, mesh)
     formula = screening_formula(config.model)
     plain = trace_step(override(config, model={"remat": "none"}), mesh)

@@ -4,14 +4,13 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from multiscreen_jax import sharding
 from multiscreen_jax.models.registry import build
@@ -65,22 +64,6 @@ class TooLarge:
     message: str
 
 
-def make_mesh(devices: Sequence[Any], sizes: dict[str, int]) -> Mesh:
-    """A mesh over all devices, placed as `multiscreen_jax.sharding.make_mesh` places one.
-
-    Raises:
-      ValueError: the sizes do not multiply to the devices, or cannot be laid over their network.
-    """
-    shape = tuple(sizes.get(axis, 1) for axis in sharding.MESH_AXES)
-    try:
-        return jax.make_mesh(
-            shape, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices
-        )
-    except NotImplementedError as error:
-        reason = str(error).split(". ")[0]
-        raise ValueError(f"mesh {sizes} cannot be laid over these chips: {reason}") from None
-
-
 def trace_step(config: ExperimentConfig, mesh: Mesh) -> Trace:
     """The step of a run with this config on this mesh; nothing is computed.
 
@@ -88,7 +71,8 @@ def trace_step(config: ExperimentConfig, mesh: Mesh) -> Trace:
       ValueError: the batch does not divide over the mesh.
     """
     config = resolved(config)
-    sharding.check_batch(config.data.batch_size // config.train.accumulate, mesh)
+    rows = config.data.batch_size // config.train.accumulate
+    sharding.check_batch(rows, config.data.sequence_length, mesh)
     shape = (config.data.batch_size, config.data.sequence_length + 1)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
     names = ("tokens", "segment_ids") if config.data.packing == "segments" else ("tokens",)

@@ -18,11 +18,11 @@ from experiments.aot.program import (
     Program,
     bytes_of_a_chip,
     compile_step,
-    make_mesh,
     trace_step,
 )
 from experiments.bench.report import RESULTS, command, machine_facts, write_csv
 from experiments.configs import _paper
+from multiscreen_jax.sharding import make_mesh
 from multiscreen_jax.train import OptimConfig, override
 
 SLICES = {"v5e:16x16": "v5e-256", "v5p:4x4x4": "v5p-128"}
@@ -36,7 +36,7 @@ def step_row(name: str, topology: str, length: int) -> dict:
         _paper.experiment(name, OptimConfig(learning_rate=1e-3)),
         data={"sequence_length": length, "batch_size": where.chips},
     )
-    mesh = make_mesh(where.devices(), {"fsdp": where.chips})
+    mesh = make_mesh(data=1, fsdp=where.chips, devices=where.devices())
     trace = trace_step(config, mesh)
     program = compile_step(trace, mesh)
     if not isinstance(program, Program):

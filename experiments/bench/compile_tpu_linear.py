@@ -8,7 +8,8 @@ Per kernel: scheduled cycles per chunk of 128 tokens and head, stalls included, 
 not; registers spilled; vector memory; and the bytes that pass between it and device memory, where
 every block of an array is moved once. A schedule counts the body of a loop once: `loops` has the
 bodies inside a chunk, and `cycles` multiplies those over the features of a state by their passes,
-and those over levels by half the states: so many hold something on average.
+and those over levels by half the states: so many hold something on average. Loops over features
+inside those over levels, which the backward has, are counted for one level: a lower bound.
 """
 
 import sys

@@ -9,7 +9,7 @@ causal_attention = over_sequence(
     parallel.causal_attention,
     in_axes={"q": "bth.", "k": "btg.", "v": "btg.", "segment_ids": "bt"},
     out_axes="bth.",
-    applies=lambda given: given["q"].shape[1] == given["k"].shape[1],
+    applies=lambda given, share: given["q"].shape[1] == given["k"].shape[1],
 )
 
 __all__ = ["causal_attention", "decode_attention"]

@@ -26,7 +26,7 @@ def over_sequence(
     divided: Callable[..., Any],
     in_axes: Mapping[str, str],
     out_axes: str | tuple[str, ...],
-    applies: Callable[[Mapping[str, Any]], bool] = lambda given: True,
+    applies: Callable[[Mapping[str, Any], int], bool] = lambda given, share: True,
 ) -> Callable[..., Any]:
     """`op`, and where a mesh divides sequences among several devices, `divided` in its place.
 
@@ -37,7 +37,8 @@ def over_sequence(
         divided: takes the same arguments, arrays of a device's own tokens, and `axis_name`.
         in_axes: of the array arguments by name, letters as in `shard_op`, and t for tokens.
         out_axes: of the results. One that is None may have any.
-        applies: whether `divided` takes these arguments; sequences stay whole if not.
+        applies: whether `divided` takes these arguments, with so many tokens on each device;
+            sequences stay whole if not.
     """
     signature = inspect.signature(op)
 
@@ -45,13 +46,15 @@ def over_sequence(
     def run(*args: Any, **kwargs: Any) -> Any:
         settings = dict(signature.bind(*args, **kwargs).arguments)
         shape = jnp.shape(settings["q"])
-        if len(shape) != 4 or not _divides(shape[1]) or not applies(settings):
-            return op(*args, **kwargs)
+        share = _share(shape[1]) if len(shape) == 4 else None
         arrays = {
-            name: jnp.asarray(settings.pop(name))
-            for name in in_axes
-            if settings.get(name) is not None
+            name: jnp.asarray(settings[name]) for name in in_axes if settings.get(name) is not None
         }
+        # Arrays of other ranks are for the op to refuse.
+        fits = all(array.ndim == len(in_axes[name]) for name, array in arrays.items())
+        if share is None or not fits or not applies(settings, share):
+            return op(*args, **kwargs)
+        settings = {name: value for name, value in settings.items() if name not in arrays}
 
         def local(*shards: jax.Array) -> Any:
             return divided(
@@ -64,10 +67,10 @@ def over_sequence(
     return run
 
 
-def _divides(length: int) -> bool:
-    """Whether sequences of this length are divided among devices, outside `shard_map`."""
+def _share(length: int) -> int | None:
+    """Tokens of a device where sequences of this length are divided, outside `shard_map`."""
     parts = _free_axes().get(SEQUENCE_AXIS, 1)
-    return parts > 1 and length % parts == 0
+    return length // parts if parts > 1 and length % parts == 0 else None
 
 
 def _free_axes() -> dict[str, int]:

@@ -9,8 +9,9 @@ from pallas_kernels.linear_attention.api import NormalizedState, retention_decay
 _TOKENS = {"q": "btg.", "k": "btg.", "v": "bth.", "beta": "bth", "segment_ids": "bt"}
 
 
-def without_states(given) -> bool:
+def without_states(given, share: int) -> bool:
     """Whether no state is given to an op or asked of it, as in training."""
+    del share
     return given.get("initial_state") is None and not given.get("return_state")
 
 
@@ -26,7 +27,7 @@ retention = _over_sequence(
     api.retention,
     parallel.retention,
     in_axes={**_TOKENS, "g": "h"},
-    applies=lambda given: without_states(given) and given.get("g") is not None,
+    applies=lambda given, share: without_states(given, share) and given.get("g") is not None,
 )
 ssd = _over_sequence(api.ssd, parallel.ssd)
 delta_rule = _over_sequence(api.delta_rule, parallel.delta_rule)

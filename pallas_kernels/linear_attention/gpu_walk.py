@@ -286,7 +286,7 @@ def _time(n):
     return pl.ds(n * CHUNK, CHUNK)
 
 
-def _through(ref, n, parts, state):
+def _read(ref, n, parts, state):
     """Rows of chunk n times the state, [C,V]."""
     products = [_dot("nn", ref[_time(n), part], x) for part, x in zip(parts, state, strict=True)]
     return sum(products[1:], products[0])
@@ -347,10 +347,10 @@ def _forward(maps, schedule, inputs, y_ref, last_ref, kept_ref=None, *, parts):
     def chunk(n, state):
         if kept_ref is not None:
             _store(kept_ref, (n, 0), parts, state)
-        y_ref[_time(n)] = _weigh(maps, 0, n, _through(maps.reads, n, parts, state))
+        y_ref[_time(n)] = _weigh(maps, 0, n, _read(maps.reads, n, parts, state))
         updates = maps.updates[_time(n)]
         if maps.erases is not None:
-            updates = updates - _through(maps.erases, n, parts, state)
+            updates = updates - _read(maps.erases, n, parts, state)
         return _add(_left(maps, n, state), _onto(maps.writes, n, parts, updates))
 
     state = _load(first_ref, (0,), parts)
@@ -440,7 +440,7 @@ def _backward(
         n = chunks - 1 - back
         _store(dwritten_ref, (n,), parts, dstate)
         dthrough_ref[n] = _product_sum(_load(kept_ref, (n, 0), parts), dstate)
-        dupdates = _through(maps.writes, n, parts, dstate)
+        dupdates = _read(maps.writes, n, parts, dstate)
         dupdates_ref[_time(n)] = dupdates
         dy = _weigh(maps, 0, n, dy_ref[_time(n)])
         dstate = _add(_left(maps, n, dstate), _onto(maps.reads, n, parts, dy))

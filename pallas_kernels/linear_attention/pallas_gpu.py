@@ -38,10 +38,10 @@ def walk(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H J K V"]]:
     """The results, and the states after the last chunk, for NVIDIA GPUs from sm_80 on.
 
-    Inputs of bfloat16 are multiplied as they are, with float32 sums, decays and states; float32
-    inputs, and precision "highest", take float32 products (in kernels three TF32 products each).
-    Chunks have 64 tokens. Without `beta` nothing is erased (SSD); padding is zero. Zeros are added
-    to features up to the next sizes that kernels take.
+    Where q and k are bfloat16, so are the operands of all products, with float32 sums, decays and
+    states; float32 q or k, and precision "highest", take float32 products (in kernels three TF32
+    products each). Chunks have 64 tokens. Without `beta` nothing is erased (SSD); padding is zero.
+    Zeros are added to features up to the next sizes that kernels take.
 
     With levels J states, and documents that start where chunks do; without, one state. States that
     `levels.reads` does not name are taken as empty, and those that a chunk empties are zero.

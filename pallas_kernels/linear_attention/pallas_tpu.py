@@ -39,9 +39,9 @@ def walk(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H J K V"]]:
     """The results, and the states after the last chunk.
 
-    Inputs of bfloat16 are multiplied as they are, with float32 sums, decays and states; float32
-    inputs, and precision "highest", take float32 products, each as six of bf16 parts. Chunks have
-    128 tokens. Without `beta` nothing is erased (SSD); padding is zero.
+    Where q and k are bfloat16, so are the operands of all products, with float32 sums, decays and
+    states; float32 q or k, and precision "highest", take float32 products, each as six of bf16
+    parts. Chunks have 128 tokens. Without `beta` nothing is erased (SSD); padding is zero.
 
     With levels J states, and documents that start where chunks do; without, one state.
 

@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float
 from pallas_kernels.common.documents import Documents, document_starts
 from pallas_kernels.linear_attention.triangular import unit_lower_inverse
 
-# exp of it is zero, and sums over a chunk stay finite. A gate of -inf would be NaN in differences.
-_LEAST_GATE = -1e5
+# exp of it is zero in float32, so gates below it change nothing, and sums of them over a chunk are
+# small enough to be precise. A gate of -inf would be NaN in differences.
+_LEAST_GATE = -105.0
 
 
 class TokenDecays(NamedTuple):
@@ -151,11 +152,14 @@ def solve_chunks(
 
 
 def products_are_exact(q, k, v, precision) -> bool:
-    """Whether products are to be float32; raises for what the kernels do not support."""
+    """Whether products are to be float32; raises for what the kernels do not support.
+
+    q and k decide: v may be wider, as where steps multiply it, for results that are.
+    """
     dtypes = {jnp.dtype(x.dtype) for x in (q, k, v)}
     if not dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
         names = sorted(dtype.name for dtype in dtypes)
         raise NotImplementedError(f"q, k, v must be float32 or bfloat16, got {', '.join(names)}")
     given = precision if isinstance(precision, tuple | list) else (precision,)
     wants_highest = any(p in (lax.Precision.HIGHEST, "highest", "float32") for p in given)
-    return wants_highest or jnp.dtype(jnp.float32) in dtypes
+    return wants_highest or jnp.dtype(jnp.float32) in {jnp.dtype(x.dtype) for x in (q, k)}

@@ -88,8 +88,9 @@ def log_linear_ssd(
     sequences; for others it reads every level above log2(C), at 2 T H K V each. Beside inputs and
     result, training keeps H K V log2(T / C) numbers for every 8 chunks (whole sequences) or 4.
     Kernels read and move on the levels that hold something, about half, with states on chip (TPU)
-    or in cache (GPU). On TPUs training keeps H K V log2(T / C) numbers for every 4 chunks of 128,
-    in the inputs' dtype; levels of the initial state that cannot hold anything get no gradient.
+    or in cache (GPU), and levels of an initial state that cannot hold anything get no gradient. On
+    TPUs training keeps H K V log2(T / C) numbers for every 4 chunks of 128, for every 8 where there
+    are more than five levels above C and memory has room, in the inputs' dtype.
     """
     return _run(
         "log_linear_ssd", q, k, v, g, None, level_scales, beyond_levels,

@@ -83,6 +83,7 @@ def _step(q, k, v, g, beta, scales, levels, length, real):
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM_LIMIT
         ),
+        input_output_aliases={7: 1},  # else a state that is given away would be copied first
         interpret=dispatch.interpretation(),
         name="log_linear_step",
     )(

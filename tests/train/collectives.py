@@ -12,8 +12,9 @@ import jax
 
 from experiments.aot import hlo
 from experiments.aot.collectives import collectives
-from experiments.aot.program import Program, compile_step, make_mesh, trace_step
+from experiments.aot.program import Program, compile_step, trace_step
 from experiments.aot_check import find_config, parse_mesh
+from multiscreen_jax.sharding import make_mesh
 from multiscreen_jax.train import override
 
 
@@ -23,7 +24,7 @@ def main(name: str, rows: str, length: str, mesh: str = "fsdp=8", parts: str = "
         data={"batch_size": int(rows), "sequence_length": int(length)},
         train={"accumulate": int(parts)},
     )
-    where = make_mesh(jax.devices(), parse_mesh(mesh))
+    where = make_mesh(**{"data": 1, **parse_mesh(mesh)})
     program = compile_step(trace_step(config, where), where)
     assert isinstance(program, Program)
     counts = Counter()
