@@ -45,7 +45,8 @@ def screening(
     def with_past(past: Any) -> Any:
         def run(q, k, v, segment_ids, window, width):
             # Without keys (zero, never accepted) or documents there is nothing before the first.
-            k, v, ids = (None if x is None else past(x, axis_name) for x in (k, v, segment_ids))
+            k, v = past(k, axis_name), past(v, axis_name)
+            ids = None if segment_ids is None else past(segment_ids, axis_name)
             return api.screening(q, k, v, window, width, ids, **settings)
 
         return run

@@ -29,8 +29,6 @@ FAMILIES = {
     "gdn-tiny": HEADS,
     "log-linear-mamba2-tiny": HEADS,
     "log-linear-gdn-tiny": HEADS,
-    "gdn-attention-tiny": HEADS,
-    "gdn-screening-tiny": HEADS,
 }
 MESHES = [  # data, fsdp, seq, model
     (8, 1, 1, 1),
