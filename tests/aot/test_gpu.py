@@ -8,7 +8,9 @@ from tests.aot.run_compiler import run_compiler
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 90])
-def test_screening_compiles(arch):
+@pytest.mark.parametrize("program", ["compile_gpu", "compile_gpu_linear"])
+def test_kernels_compile(program, arch):
+    """Those of screening, and of the linear family."""
     if reason := missing():
         pytest.skip(reason)
-    run_compiler("compile_gpu", str(arch))
+    run_compiler(program, str(arch))

@@ -29,3 +29,14 @@ def test_kernels_keep_to_registers_and_schedule(chip, model, length):
     parent, _, levels, _ = rows
     assert 0 < parent["cycles"] < levels["cycles"]
     assert levels["cycles"] <= (1 + 0.35 * levels["levels"]) * parent["cycles"]
+
+
+@pytest.mark.slow
+def test_a_decoded_token_moves_its_states_once():
+    """In and out, and no copy of them is made."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU compiler: pip install libtpu")
+    printed = run_compiler("compile_tpu_step", "v5e")
+    for row in json.loads(printed.split("rows", 1)[1]):
+        assert row["bytes / state"] < 2.3, row
+        assert row["temporaries / state"] < 0.3, row

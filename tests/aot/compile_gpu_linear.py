@@ -1,0 +1,24 @@
+"""Compiles the linear family's kernels at the sizes of the 800M models for a GPU that is not there.
+
+python -m tests.aot.compile_gpu_linear 80
+"""
+
+import os
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from experiments.bench.compile_gpu_linear import compile_kernels, faults, kernels_of, model_calls
+from pallas_kernels.linear_attention import gpu_walk
+
+
+def main(arch: int) -> None:
+    gpu_walk.compute_capability = lambda: arch
+    for model, call in model_calls():
+        if "800M" in model and call.length == 4096:
+            if found := faults(kernels_of(compile_kernels(arch, call))):
+                raise SystemExit(f"{model}, levels {call.levels}: {'; '.join(found)}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
