@@ -23,4 +23,4 @@ def test_ops_and_their_gradients_are_divided_over_rows_and_heads():
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert len(ended.stdout.splitlines()) == 6
+    assert len(ended.stdout.splitlines()) == 7
