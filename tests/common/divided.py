@@ -28,10 +28,11 @@ def run_checks(module, name):
         env={**os.environ, "XLA_FLAGS": FLAGS},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
+    return ended
 
 
 def divide(op, devices, in_specs, out_specs):
