@@ -13,6 +13,8 @@ from tests.jax_internals import races_found
 from tests.log_linear.cases import OPS, assert_close, inputs, part, run
 from tests.log_linear.test_forms import values_and_gradients
 
+# Each takes seconds to compile.
+FEW = [pytest.param("ssd", marks=pytest.mark.slow), "gated_delta_rule"]
 TOLERANCES = {"y": 3e-6, "state": 3e-6, "g": 2e-5}
 
 
@@ -44,20 +46,20 @@ def test_longer_segments_of_many_levels(op, monkeypatch):
     check(op, inputs(1100, level_count(1100), groups=1, batch=1))
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FEW)
 def test_strong_decay(op):
     x = inputs(400, 10, decay=3.0)
     x["g"][:, [5, 127, 128, 300]] = -1e3
     check(op, x)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FEW)
 @pytest.mark.parametrize("levels", [9, 3])
 def test_beyond_the_last_level(op, levels):
     check(op, inputs(600, levels), beyond_levels="clamp")
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FEW)
 def test_documents(op):
     segments = np.zeros((2, 420), np.int32)
     segments[0, :50], segments[0, 50:330], segments[0, 340:410] = 1, 2, 3
@@ -114,7 +116,7 @@ def test_a_single_token(op, begun):
               max_documents=1, **settings)  # fmt: skip
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FEW)
 def test_bfloat16(op):
     x = inputs(260, 10)
     x |= {name: x[name].astype(jnp.bfloat16) for name in "qkv"}

@@ -121,7 +121,8 @@ def test_mask_is_accurate_at_any_distance():
     distance = np.array([0, 1, 2, 100, 131071, 2**30])
     for window in windows:
         head = jax.tree.map(
-            lambda x: x[0], pallas_gpu._heads(jnp.array([window]), jnp.ones(1), 2**17)
+            lambda x: x[0],
+            pallas_gpu._heads(jnp.array([window]), jnp.ones(1), pallas_gpu._Extent(2**17, 2**17)),
         )
         turns = distance * (0.5 / np.float64(np.float32(window)))
         inside = distance < max(2 * window, 300)
