@@ -26,6 +26,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common.numerics import accumulation_dtype
+from pallas_kernels.screening.extent import Extent
 
 
 class TileShape(NamedTuple):
@@ -199,17 +200,10 @@ def _add(x, update, start, axis=1):
     return lax.dynamic_update_slice(x, total, starts, allow_negative_indices=False)
 
 
-class Extent(NamedTuple):
-    """Tokens of either side; the queries are the last of them."""
-
-    queries: int
-    keys: int
-
-
 def _for_each_block(shape, extent, band, body, carry):
     """body(row of the query block, row of its band, carry) for the blocks the band concerns."""
     length = extent.keys
-    first_query_block = (length - extent.queries) // shape.queries
+    first_query_block = extent.before // shape.queries
 
     def step(block, carry):
         row = _front_padding(length) + block * shape.queries

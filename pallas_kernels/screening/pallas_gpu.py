@@ -26,6 +26,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
+from pallas_kernels.screening.extent import Extent
 from pallas_kernels.screening.gpu_block_sizes import Block, BlockSizes, block_sizes
 
 _MIN_DOT = 16  # the least extent of an operand of a product
@@ -110,7 +111,7 @@ def count_visited_pairs(
 @partial(jax.jit, static_argnums=(0, 2, 3))
 def _visited(length, windows, block, over):
     """Of each head and program: its first tile, and where its tiles end, [H, programs]."""
-    extent = _Extent(length, length)
+    extent = Extent(length, length)
     reach = _heads(windows, jnp.ones_like(windows), extent).reach[:, None]
     rows, span = (block.queries, _key_span) if over == "queries" else (block.keys, _query_span)
     first = jnp.arange(pl.cdiv(length, rows), dtype=jnp.int32) * rows
@@ -142,18 +143,6 @@ def _compute_capability():
 
 
 # -- what a program needs to know of its head ------------------------------------------------------
-
-
-class _Extent(NamedTuple):
-    """Tokens of either side; the queries are the last of them."""
-
-    queries: int
-    keys: int
-
-    @property
-    def before(self) -> int:
-        """Keys that come before the first query."""
-        return self.keys - self.queries
 
 
 class _Head(NamedTuple):
@@ -484,7 +473,7 @@ def _run(kernel, block, rows, arrays, window, width, segment_ids, results):
     """`kernel` for every head, block of `rows` tokens of the first result, and sequence; the heads
     of a block together, since their keys share cache lines."""
     batch, _, num_heads, key_dim = arrays[0].shape
-    extent = _Extent(*(x.shape[1] for x in arrays[:2]))
+    extent = Extent(*(x.shape[1] for x in arrays[:2]))
 
     def padded(length):
         return max(pl.cdiv(length, n) * n for n in (block.queries, block.keys))

@@ -15,6 +15,7 @@ from pallas_kernels.common.dispatch import interpret_kernels
 from pallas_kernels.common.numerics import tanh_norm, unit_norm
 from pallas_kernels.screening import pallas_gpu
 from pallas_kernels.screening.chunked import screening_chunked
+from pallas_kernels.screening.extent import Extent
 from pallas_kernels.screening.gpu_block_sizes import Block, block_sizes
 from pallas_kernels.screening.pallas_gpu import (
     count_visited_pairs,
@@ -122,7 +123,7 @@ def test_mask_is_accurate_at_any_distance():
     for window in windows:
         head = jax.tree.map(
             lambda x: x[0],
-            pallas_gpu._heads(jnp.array([window]), jnp.ones(1), pallas_gpu._Extent(2**17, 2**17)),
+            pallas_gpu._heads(jnp.array([window]), jnp.ones(1), Extent(2**17, 2**17)),
         )
         turns = distance * (0.5 / np.float64(np.float32(window)))
         inside = distance < max(2 * window, 300)
