@@ -6,6 +6,7 @@ counts = mj.inspect.acceptance(model, params, tokens)       # any length
 print(mj.inspect.tile_table(counts))
 """
 
+from multiscreen_jax.inspect.accepted import AcceptedKeys, accepted_keys
 from multiscreen_jax.inspect.figures import plot_relevance
 from multiscreen_jax.inspect.health import health
 from multiscreen_jax.inspect.pictures import save_pictures
@@ -20,8 +21,10 @@ from multiscreen_jax.inspect.window_figures import plot_windows_widths
 
 __all__ = [
     "Acceptance",
+    "AcceptedKeys",
     "RelevanceMaps",
     "acceptance",
+    "accepted_keys",
     "health",
     "plot_relevance",
     "plot_windows_widths",
