@@ -25,8 +25,7 @@ class AcceptedKeys:
         relevance: float32 [N, H, T, M], in (0, 1], 0 where fewer than M are accepted.
         accepted: int32 [N, H, T], how many keys are accepted in all, which may be more than M.
         total_relevance: float32 [N, H, T], sum of the relevance of all of them.
-        in_window: int32 [N, H, T], keys of the query's document inside the tile's window, the
-            query itself included; 0 for padding.
+        reach: int32 [T], keys of the query's document up to the query itself; 0 for padding.
         window: [N, H], in tokens; may be infinite.
         width: [N, H], the acceptance width in (0, 1).
     """
@@ -35,7 +34,7 @@ class AcceptedKeys:
     relevance: Float[np.ndarray, "N H T M"]
     accepted: Int[np.ndarray, "N H T"]
     total_relevance: Float[np.ndarray, "N H T"]
-    in_window: Int[np.ndarray, "N H T"]
+    reach: Int[np.ndarray, "T"]
     window: Float[np.ndarray, "N H"]
     width: Float[np.ndarray, "N H"]
 
@@ -44,14 +43,18 @@ class AcceptedKeys:
         kept = self.relevance[layer, head, query] > 0
         return self.position[layer, head, query, kept], self.relevance[layer, head, query, kept]
 
+    def in_window(self) -> Int[np.ndarray, "N H T"]:
+        """Keys of each query's document inside the tile's window."""
+        return np.minimum(self.reach, np.ceil(self.window)[..., None]).astype(np.int32)
+
     def share_accepted(self) -> Float[np.ndarray, "N H"]:
         """Accepted pairs over pairs inside the window; 0 where there are none."""
-        pairs = self.in_window.sum(-1, dtype=np.int64)
+        pairs = self.in_window().sum(-1, dtype=np.int64)
         return self.accepted.sum(-1, dtype=np.int64) / np.maximum(pairs, 1)
 
     def share_rejected(self) -> float:
         """Share of the pairs inside the windows of all tiles that are rejected."""
-        pairs = self.in_window.sum(dtype=np.int64)
+        pairs = self.in_window().sum(dtype=np.int64)
         return float(1 - self.accepted.sum(dtype=np.int64) / max(pairs, 1))
 
     def silent(self) -> np.ndarray:
@@ -104,10 +107,10 @@ class _Finder:
         def read(sown: dict[str, Array]) -> dict[str, Array]:
             window, width = sown["window"], sown["width"]
             found = find_layer(sown["query"], sown["key"], window, width, documents, self.most)
-            found |= {"in_window": keys_in_window(documents, window)}
             return {name: x[0] for name, x in found.items()} | {"window": window, "width": width}
 
-        return scan_tiles(model, params, tokens, segment_ids, read)
+        found = scan_tiles(model, params, tokens, segment_ids, read)
+        return found | {"reach": keys_in_window(documents, jnp.full(1, jnp.inf))[0, 0]}
 
 
 def find_layer(

@@ -48,7 +48,7 @@ def test_keys_are_those_of_whole_maps(packed):
     assert found.silent().any()
     assert np.isinf(found.window).sum() == 2
     counts = inspect.acceptance(model, params, tokens, segments)
-    np.testing.assert_array_equal(found.in_window.sum(-1), counts.in_window)
+    np.testing.assert_array_equal(found.in_window().sum(-1), counts.in_window)
     np.testing.assert_array_equal(found.share_accepted(), counts.share_accepted())
     rejected = 1 - counts.accepted.sum() / counts.in_window.sum()
     np.testing.assert_allclose(found.share_rejected(), rejected)
