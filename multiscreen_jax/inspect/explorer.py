@@ -61,7 +61,7 @@ def explore(
     tokens_text: Sequence[str] | None = None,
     *,
     segment_ids: Any = None,
-    most: int = 16,
+    most: int = 32,
     title: str = "Accepted keys",
 ) -> Explorer:
     """The explorer of one prompt, for thousands of tokens and a hundred tiles.

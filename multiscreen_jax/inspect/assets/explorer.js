@@ -1,4 +1,4 @@
-// The page: one token is current, some tiles are chosen, and `paint` shows what they accepted of it.
+// The page: one token is current, some tiles are chosen, `paint` shows which keys they accepted.
 // Only what changed since the last paint is touched, so that long texts stay fluid.
 const $ = (id) => document.getElementById(id);
 const text = $("text"), grid = $("grid"), list = $("list"), strip = $("strip");
@@ -29,7 +29,7 @@ function readColours() {
   });
   const style = getComputedStyle(document.documentElement);
   theme = {};
-  for (const name of ["paper", "outside", "faint", "query"]) {
+  for (const name of ["paper", "outside", "weaker", "faint", "query"]) {
     theme[name] = style.getPropertyValue(`--${name}`).trim();
   }
 }
@@ -79,7 +79,8 @@ text.setAttribute("aria-label", `Text of ${count(data.length)} tokens`);
 const wanted = new Uint8Array(data.length); // level of each key at this paint
 const tilesOf = new Uint16Array(data.length); // how many tiles accept it
 const drawn = new Uint8Array(data.length); // what the text shows
-let lit = [], band = [0, 0], query = -1;
+let lit = [], query = -1;
+const bands = { in: [0, 0], weaker: [0, 0] }; // runs of tokens that have this class
 
 // Fills `wanted` and returns the keys accepted by some of the tiles.
 function accept(tiles, token) {
@@ -105,14 +106,8 @@ function paintText(tiles) {
   for (const key of keys) if (wanted[key] !== drawn[key]) paintKey(key, wanted[key]);
   lit = keys;
 
-  let widest = 0;
-  for (const tile of token < 0 ? [] : tiles) widest = Math.max(widest, data.inWindow(tile, token));
-  const [from, to] = token < 0 ? [0, 0] : [token + 1 - widest, token + 1];
-  // Both bands are runs of tokens; those in one of them only change.
-  for (let i = band[0]; i < band[1]; i++) if (i < from || i >= to) spans[i].classList.remove("in");
-  for (let i = from; i < to; i++) if (i < band[0] || i >= band[1]) spans[i].classList.add("in");
-  band = [from, to];
-
+  paintBand("in", tiles);
+  paintBand("weaker", token < 0 ? [] : tiles.filter((tile) => data.isCut(tile, token)));
   if (query !== token) {
     if (query >= 0) spans[query].classList.remove("query");
     if (token >= 0) spans[token].classList.add("query");
@@ -123,6 +118,19 @@ function paintText(tiles) {
   if (token >= 0) text.setAttribute("aria-activedescendant", `t${token}`);
   drawStrip(keys);
   for (const key of keys) wanted[key] = 0;
+}
+
+// The keys in the widest window of these tiles.
+function paintBand(name, tiles) {
+  let [from, to] = [0, 0];
+  if (state.token >= 0) {
+    to = state.token + 1;
+    from = to - Math.max(0, ...tiles.map((tile) => data.inWindow(tile, state.token)));
+  }
+  const [first, end] = bands[name];
+  for (let i = first; i < end; i++) if (i < from || i >= to) spans[i].classList.remove(name);
+  for (let i = from; i < to; i++) if (i < first || i >= end) spans[i].classList.add(name);
+  bands[name] = [from, to];
 }
 
 function paintKey(key, level) {
@@ -142,8 +150,11 @@ function drawStrip(keys) {
   const step = width / data.length, bar = Math.max(step, 2);
   context.fillStyle = state.token < 0 ? theme.paper : theme.outside;
   context.fillRect(0, 0, width, height);
-  context.fillStyle = theme.paper;
-  context.fillRect(band[0] * step, 0, (band[1] - band[0]) * step, height);
+  for (const [name, colour] of [["in", theme.paper], ["weaker", theme.weaker]]) {
+    const [from, to] = bands[name];
+    context.fillStyle = colour;
+    context.fillRect(from * step, 0, (to - from) * step, height);
+  }
   for (const key of keys) {
     const tall = Math.max(3, ((height - 6) * wanted[key]) / 255);
     context.fillStyle = palette[wanted[key]];
@@ -186,23 +197,24 @@ const farthest = Math.log2(1 + data.length);
 
 function drawCell({ tile, surface }) {
   const { context, width, height } = surface;
-  const bar = 2, x = (distance) => (width - bar) * (1 - Math.log2(1 + distance) / farthest);
-  const keys = state.token < 0 ? Math.min(tile.window, data.length) : data.inWindow(tile, state.token);
+  const token = state.token, bar = 2;
+  const x = (distance) => (width - bar) * (1 - Math.log2(1 + distance) / farthest);
+  const keys = token < 0 ? Math.min(tile.window, data.length) : data.inWindow(tile, token);
   context.fillStyle = theme.outside;
   context.fillRect(0, 0, width, height);
-  context.fillStyle = theme.paper;
+  context.fillStyle = token >= 0 && data.isCut(tile, token) ? theme.weaker : theme.paper;
   const left = keys ? x(keys - 1) : width;
   context.fillRect(left, 0, width - left, height);
-  if (state.token >= 0) {
-    data.visit(tile, state.token, (key, level, distance) => {
+  if (token >= 0) {
+    data.visit(tile, token, (key, level, distance) => {
       const tall = Math.max(3, (height * level) / 255);
       context.fillStyle = palette[level];
       context.fillRect(x(distance), height - tall, bar, tall);
     });
     return;
   }
-  const counts = (tile.histogram ??= data.histogram(tile, 16));
-  const most = Math.max(...counts, 1), step = width / counts.length;
+  const counts = (tile.histogram ??= data.histogram(tile));
+  const most = Math.max(...counts, 1), step = width / farthest;
   context.fillStyle = theme.faint;
   counts.forEach((n, i) => {
     const tall = ((height - 2) * n) / most;
@@ -221,7 +233,8 @@ function paintGrid() {
     button.classList.toggle("silent", kept === 0);
     button.dataset.accepted = kept;
     const said = kept ? `${count(kept)} of ${count(pairs)} accepted` : "nothing accepted";
-    button.title = `${tileName(tile)}: ${said}; window ${windowText(tile.window)}, width ${tile.width.toFixed(3)}`;
+    const shape = `window ${windowText(tile.window)}, width ${tile.width.toFixed(3)}`;
+    button.title = `${tileName(tile)}: ${said}; ${shape}`;
     button.setAttribute("aria-label", button.title);
   }
 }
@@ -240,7 +253,8 @@ function paintWords(tiles) {
   if (token < 0) {
     heading.textContent = "The whole text";
     $("sentence").textContent =
-      "Share of the keys in each tile's window that it accepts, and at which distances (far left, near right).";
+      "Of the keys in its window, the share each tile accepts; and how far back the strongest " +
+      "are, the nearest on the right.";
     list.replaceChildren();
     return;
   }
@@ -252,11 +266,15 @@ function paintWords(tiles) {
     pairs += data.inWindow(tile, token);
   }
   const speaking = tiles.filter((tile) => data.accepted(tile, token) > 0);
+  const one = tiles.length === 1;
+  const windows = `${count(pairs)} keys in ${one ? "its window" : "their windows"}`;
+  const who = one ? tileName(tiles[0]) : `any of ${tiles.length} tiles`;
   $("sentence").textContent =
     tiles.length === 0 ? "No tile passes the filters."
     : pairs === 0 ? "Padding: it reads nothing."
-    : kept === 0 ? `Nothing accepted by any of ${tiles.length} tiles: all ${count(pairs)} keys in their windows got exactly 0.`
-    : `${speaking.length} of ${tiles.length} tiles accepted ${count(kept)} of the ${count(pairs)} keys in their windows. The rest, ${percentRejected(kept, pairs)}, got exactly 0.`;
+    : kept === 0 ? `Nothing accepted by ${who}: all ${windows} got exactly 0.`
+    : `${speaking.length} of ${tiles.length} tiles accepted ${count(kept)} of the ${windows}. ` +
+      `The rest, ${percentRejected(kept, pairs)}, got exactly 0.`;
   speaking.sort((a, b) => data.total(b, token) - data.total(a, token));
   const rows = speaking.map((tile) => tileRow(tile, token));
   const silent = tiles.filter((tile) => data.accepted(tile, token) === 0);
@@ -285,7 +303,9 @@ function tileRow(tile, token) {
     chip.append(word, relevanceText(relevanceOf(level)));
     keys.append(chip);
   });
-  if (kept > data.most) keys.append(element("i", "", `and ${count(kept - data.most)} weaker`));
+  if (kept > data.most) {
+    keys.append(element("i", "weaker", `and ${count(kept - data.most)} weaker`));
+  }
   row.append(facts, keys);
   return row;
 }

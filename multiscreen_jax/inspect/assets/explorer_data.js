@@ -65,15 +65,15 @@ const data = (() => {
         visit(token - distance[i], level[i], distance[i]);
       }
     },
-    // How often each distance was kept over the whole text, in `bins` steps of equal ratio.
-    histogram(tile, bins) {
-      const counts = new Float32Array(bins);
+    // Whether a tile accepted more keys than were kept: then a key of its window that is not among
+    // them is either rejected or weaker than all of them.
+    isCut: (tile, token) => accepted[tile.index * length + token] > raw.most,
+    // How many keys were kept at distances 0, 1 to 2, 3 to 6, 7 to 14, ... over the whole text.
+    histogram(tile) {
+      const counts = new Uint32Array(Math.ceil(Math.log2(1 + length)));
       const first = start[tile.index * length];
       const end = start[(tile.index + 1) * length];
-      const scale = bins / Math.log2(1 + length);
-      for (let i = first; i < end; i++) {
-        counts[Math.min(bins - 1, Math.floor(scale * Math.log2(1 + distance[i])))]++;
-      }
+      for (let i = first; i < end; i++) counts[31 - Math.clz32(1 + distance[i])]++;
       return counts;
     },
   };
@@ -89,7 +89,7 @@ const percent = (share) =>
   share === 0 ? "0 %" : share < 0.001 ? "<0.1 %" : `${(100 * share).toFixed(1)} %`;
 // Never 100 % where something was accepted.
 const percentRejected = (kept, pairs) =>
-  kept && kept < pairs * 0.0005 ? ">99.9 %" : `${(100 * (1 - kept / Math.max(pairs, 1))).toFixed(1)} %`;
+  kept && kept < pairs * 0.0005 ? ">99.9 %" : percent(1 - kept / Math.max(pairs, 1));
 const relevanceText = (value) =>
   value < 0.001 ? "<0.001" : value < 0.1 ? value.toFixed(3) : value.toFixed(2);
 const windowText = (window) =>
@@ -98,9 +98,15 @@ const windowText = (window) =>
 const tileName = (tile) => `layer ${tile.layer}, head ${tile.head}`;
 
 // What cannot be seen, or would turn the text around it, by its code; the rest as it is.
+const unseen = new RegExp(
+  "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200b\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ufeff]" +
+    "|[\\ud800-\\udbff](?![\\udc00-\\udfff])|(?<![\\ud800-\\udbff])[\\udc00-\\udfff]",
+  "g",
+);
+
 function shown(text) {
   return text.replace(
-    /[\x00-\x08\x0b-\x1f\x7f]|[\u0080-\u009f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g,
+    unseen,
     (c) => {
       const code = c.charCodeAt(0);
       if (code < 0x20) return String.fromCharCode(0x2400 + code);

@@ -53,13 +53,14 @@ text.addEventListener("click", (event) => {
 // The nearest token of the line above or below.
 function lineFrom(token, step) {
   const { offsetTop: top, offsetLeft: left } = spans[token];
-  let best = token, line = null;
+  let best = token, nearest = Infinity, line = null;
   for (let i = token + step; i >= 0 && i < data.length; i += step) {
     const { offsetTop, offsetLeft } = spans[i];
     if (offsetTop === top) continue;
     line ??= offsetTop;
     if (offsetTop !== line) break;
-    if (best === token || Math.abs(offsetLeft - left) <= Math.abs(spans[best].offsetLeft - left)) best = i;
+    const apart = Math.abs(offsetLeft - left);
+    if (apart <= nearest) [best, nearest] = [i, apart];
   }
   return best;
 }
@@ -184,6 +185,7 @@ $("filters").addEventListener("reset", () => {
 // ---- start ----
 
 function describeFilters() {
+  $("beyond").textContent = `not among a tile's ${data.most} strongest`;
   for (let layer = 0; layer < data.layers; layer++) $("layer").add(new Option(layer, layer));
   const range = (values) => [Math.min(...values), Math.max(...values)];
   const windows = range(data.tiles.map((tile) => tile.window));
