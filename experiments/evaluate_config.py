@@ -86,8 +86,8 @@ class EvaluateConfig:
     task: str = "perplexity"
     """perplexity: loss and bits per byte. positions: loss by position in the row. abcdigits and
     needle: exact match by length and depth. mqar: accuracy by length and number of pairs.
-    relevance: pictures of what every tile accepts, and explorer.html, one file to open in a browser:
-    point at a token and see which keys each tile accepted."""
+    relevance: pictures of what every tile accepts, and explorer.html, a page to read the text in:
+    point at a token and see which keys each tile accepted of it."""
     step: _optional("INT", "newest", int) = None
     """Which checkpoint."""
     infinite_windows: bool = False

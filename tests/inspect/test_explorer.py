@@ -1,4 +1,4 @@
-"""The explorer's page by itself: what it holds, what no text can break, how it is saved and shown."""
+"""The explorer's page by itself: what it holds, what no text can break, how it is saved."""
 
 import base64
 import html

@@ -175,7 +175,8 @@ function choose() {
   repaint();
 }
 
-$("filters").addEventListener("input", filter);
+$("filters").addEventListener("input", filter); // numbers as they are typed
+$("filters").addEventListener("change", filter); // a choice made by keyboard or a program
 $("filters").addEventListener("submit", (event) => event.preventDefault());
 $("filters").addEventListener("reset", () => {
   state.picked.clear();
