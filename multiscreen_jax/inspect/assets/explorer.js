@@ -255,7 +255,6 @@ function paintWords(tiles) {
     $("sentence").textContent =
       "Of the keys in its window, the share each tile accepts; and how far back the strongest " +
       "are, the nearest on the right.";
-    list.replaceChildren();
     return;
   }
   heading.replaceChildren(element("code", "", label(token)), ` token ${count(token)}`);
@@ -265,7 +264,7 @@ function paintWords(tiles) {
     kept += data.accepted(tile, token);
     pairs += data.inWindow(tile, token);
   }
-  const speaking = tiles.filter((tile) => data.accepted(tile, token) > 0);
+  const speaking = tiles.filter((tile) => data.accepted(tile, token) > 0).length;
   const one = tiles.length === 1;
   const windows = `${count(pairs)} keys in ${one ? "its window" : "their windows"}`;
   const who = one ? tileName(tiles[0]) : `any of ${tiles.length} tiles`;
@@ -273,10 +272,17 @@ function paintWords(tiles) {
     tiles.length === 0 ? "No tile passes the filters."
     : pairs === 0 ? "Padding: it reads nothing."
     : kept === 0 ? `Nothing accepted by ${who}: all ${windows} got exactly 0.`
-    : `${speaking.length} of ${tiles.length} tiles accepted ${count(kept)} of the ${windows}. ` +
+    : `${speaking} of ${tiles.length} tiles accepted ${count(kept)} of the ${windows}. ` +
       `The rest, ${percentRejected(kept, pairs)}, got exactly 0.`;
-  speaking.sort((a, b) => data.total(b, token) - data.total(a, token));
-  const rows = speaking.map((tile) => tileRow(tile, token));
+}
+
+function paintList(tiles) {
+  const token = state.token;
+  if (token < 0) return list.replaceChildren();
+  const rows = tiles
+    .filter((tile) => data.accepted(tile, token) > 0)
+    .sort((a, b) => data.total(b, token) - data.total(a, token))
+    .map((tile) => tileRow(tile, token));
   const silent = tiles.filter((tile) => data.accepted(tile, token) === 0);
   if (silent.length) rows.push(silentRow(silent));
   list.replaceChildren(...rows);
@@ -317,9 +323,17 @@ function silentRow(silent) {
   return row;
 }
 
+let listDue;
+
 function paint() {
   const tiles = chosenTiles();
   paintText(state.preview ? [state.preview] : tiles);
   paintGrid();
   paintWords(tiles);
+  // The list is long to build: the colours are on the screen first.
+  clearTimeout(listDue);
+  listDue = setTimeout(() => {
+    listDue = 0;
+    paintList(tiles);
+  });
 }
