@@ -68,8 +68,10 @@ def explore(
 
     Point at a token (or move with the arrow keys, or tap): the keys that the tiles accepted are
     coloured by relevance on the scale of `plot_relevance`; what their windows hold besides is
-    blank, and got exactly nothing; what lies outside is grey. Beside the text every tile has its
-    own row, and the tiles can be filtered by layer, window and width.
+    blank, and got exactly nothing; what lies outside is grey. Where a tile accepted more than
+    `most` keys its window is tinted instead of blank: a key there is rejected, or weaker than all
+    that are coloured. Beside the text every tile has a picture of its own keys by distance, and a
+    list of them; tiles are chosen by a click, or by layer, window and width.
 
     Args:
         model, params: a Multiscreen and its parameters.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from multiscreen_jax import inspect
-from multiscreen_jax.inspect.explorer import quantise
+from multiscreen_jax.inspect.explorer import _payload, quantise
 from tests.inspect.models import packed_rows, tiny
 
 HOSTILE = ["</script>", "<!--<script>", "{{data}}", "&lt;", "\ud800", "\u2028", '"', "\\"]
@@ -55,6 +55,23 @@ def test_page_holds_the_accepted_keys(prompt):
     assert data["tokens"][0] == f"{tokens[0]} "
     bytes_written = sum(len(data[name]) for name in ("accepted", "total", "distance", "level"))
     assert bytes_written < 16 / 3 * found.accepted.size + 4 * kept.sum() + 16  # as documented
+
+
+def test_positions_above_65535():
+    length = 70_000
+    position = np.arange(length, dtype=np.int32).reshape(1, 1, length, 1) // 2
+    accepted, tile = np.ones((1, 1, length), np.int32), np.full((1, 1), np.inf)
+    relevance = np.full(position.shape, 0.25, np.float32)
+    reach = np.arange(1, length + 1)
+    found = inspect.AcceptedKeys(
+        position, relevance, accepted, relevance[..., 0], reach, tile, np.full((1, 1), 0.5)
+    )
+    data = _payload(found, [""] * length, np.zeros(length, int))
+    assert data["wide"]
+    assert data["window"] == [[None]]
+    np.testing.assert_array_equal(decoded(data["accepted"], "<u4"), 1)
+    distance = decoded(data["distance"], "<u4")
+    np.testing.assert_array_equal(np.arange(length) - distance, position.ravel())
 
 
 def test_levels_never_reach_zero_and_keep_the_order():

@@ -272,6 +272,9 @@ def test_a_tile_alone_and_one_that_accepts_nothing(case):
     )
     case.show(token)
     case.css(f"#t{token}").click()  # pinned, so that the pointer may leave
+    ActionChains(case.browser, 0).move_to_element(case.css('#grid [data-tile="3"]')).perform()
+    seen = found.position[0, 3, token]
+    case.wait(lambda: sorted(case.coloured()) == sorted(seen[seen >= 0].tolist()))
     button = case.css(f'#grid [data-tile="{tile}"]')
     button.click()
     case.check(token, [tile])
@@ -323,6 +326,8 @@ def test_pins_and_keys(case):
     case.wait(lambda: case.script("return spans[query].offsetTop") == top)
     focused.send_keys(Keys.END)
     case.wait(lambda: case.current() == len(case.texts) - 1)
+    padding = case.found.reach[-1] == 0  # at the end of the packed row
+    assert (case.css("#sentence").text == "Padding: it reads nothing.") == padding
     focused.send_keys(Keys.HOME)
     case.wait(lambda: case.current() == 0)
 
