@@ -30,7 +30,7 @@ from multiscreen_jax.data.needle import Haystack
 from multiscreen_jax.data.sources import NAMED
 from multiscreen_jax.evaluation import figures
 from multiscreen_jax.inspect.tables import text_table, tile_rows
-from multiscreen_jax.models import Multiscreen, build
+from multiscreen_jax.models import Multiscreen, Transformer, build
 from multiscreen_jax.train import one_line_errors
 from multiscreen_jax.train.checkpoint import FOLDER, find_checkpoint, read_model
 
@@ -86,12 +86,11 @@ def load(config: EvaluateConfig) -> Loaded:
     print(f"checkpoint of step {facts['step']}")
     params, model, experiment = read_model(folder, facts)
     if config.infinite_windows:
-        if not isinstance(model, Multiscreen):
-            raise ValueError(
-                f"--infinite-windows needs a Multiscreen run, {config.run} is a "
-                f"{type(model).__name__}"
-            )
+        _require_kind("--infinite-windows", Multiscreen, model, config.run)
         model = build(dataclasses.replace(model.config, infinite_windows=True))
+    if config.rope_factor is not None:
+        _require_kind("--rope-factor", Transformer, model, config.run)
+        model = build(dataclasses.replace(model.config, rope_factor=config.rope_factor))
     tokenizer = run_tokenizer(experiment.data)
     data = _data_config(config, experiment.data, tokenizer)
     facts = {
@@ -99,6 +98,7 @@ def load(config: EvaluateConfig) -> Loaded:
         "step": facts["step"],
         "model": type(model).__name__,
         "infinite_windows": config.infinite_windows,
+        "rope_factor": getattr(model.config, "rope_factor", None),
     }
     return Loaded(model, params, data, tokenizer, facts)
 
@@ -188,10 +188,7 @@ def mqar(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]
 def relevance(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
     """What every tile accepts: relevance.png, windows.png, tiles.csv."""
     model, params, chosen = loaded.model, loaded.params, config.relevance
-    if not isinstance(model, Multiscreen):
-        raise ValueError(
-            f"--task relevance needs a Multiscreen run, {config.run} is a {type(model).__name__}"
-        )
+    _require_kind("--task relevance", Multiscreen, model, config.run)
     if chosen.text is None:
         tokens = _first_tokens(loaded, chosen.tokens)
     elif chosen.text == "":
@@ -217,6 +214,11 @@ TASKS: dict[str, Callable[[EvaluateConfig, Loaded, Path], dict[str, Any]]] = {
     "mqar": mqar,
     "relevance": relevance,
 }
+
+
+def _require_kind(option: str, kind: type, model: Any, run: str) -> None:
+    if not isinstance(model, kind):
+        raise ValueError(f"{option} needs a {kind.__name__} run, {run} is a {type(model).__name__}")
 
 
 def _data_config(config: EvaluateConfig, data: DataConfig, tokenizer: Tokenizer) -> DataConfig:

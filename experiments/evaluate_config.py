@@ -91,6 +91,8 @@ class EvaluateConfig:
     """Which checkpoint."""
     infinite_windows: bool = False
     """Multiscreen's inference rule: windows longer than the training length become infinite."""
+    rope_factor: _optional("FLOAT", "as in training", float) = None
+    """Transformer: positions are divided by it (position interpolation)."""
     sequence_length: _optional("INT", "as in training", int) = None
     """Tokens per row."""
     batch_size: _optional("INT", "as in training", int) = None
