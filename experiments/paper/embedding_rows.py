@@ -87,9 +87,8 @@ def _verdict(rows: list[Row]) -> str:
     small = max(row["digit_accuracy"] for row in last if row["row_norm"] == 0.1)
     holds = "Confirmed" if large > small else "Not confirmed"
     return (
-        f"{holds}: the worst seed with rows of norm 1 ends at {large:.1%}, the best of all runs with "
-        f"norm 0.1 at {small:.1%}. Presets for small batches start at norm 1 "
-        "(`embedding_init_scale`)."
+        f"{holds}: the worst seed with rows of norm 1 ends at {large:.1%}, the best run with norm "
+        f"0.1 at {small:.1%}. Presets for small batches start at norm 1 (`embedding_init_scale`)."
     )
 
 

@@ -59,3 +59,8 @@ def mean(values: Iterable[float]) -> float:
 def metrics(folder: Path) -> list[Row]:
     """The lines of a training run's log."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluation(path: Path) -> Row:
+    """What `experiments.evaluate` wrote of a task."""
+    return json.loads(path.read_text())

@@ -24,7 +24,7 @@ from experiments import paper
 
 Row = dict[str, Any]
 SCALES = ("small", "paper")
-_MACHINERY = ("__main__", "document", "execute", "plots", "results", "study")
+_MACHINERY = ("__main__", "document", "execute", "plots", "results", "study", "text_runs")
 
 
 @dataclass(frozen=True)
