@@ -1,8 +1,9 @@
 """Validation loss by learning rate, 2^-14 to 2^0 ("Screening Is Enough", Fig. 4).
 
-The paper trains a Transformer of 45M and a Multiscreen of 28M: the Transformer diverges from 2^-4 on
-and is best near 1e-3, Multiscreen never diverges. Here: 115 thousand parameters (the Transformer has
-127 thousand), bytes of speeches, 400 steps of 16 x 128, a constant rate after 50 steps of warm-up.
+The paper trains a Transformer of 45M and a Multiscreen of 28M: the Transformer diverges from 2^-4
+on and is best near 1e-3, Multiscreen never diverges. Here: 115 thousand parameters (the Transformer
+has 127 thousand), bytes of speeches, 400 steps of 16 x 128, a constant rate after 50 steps of
+warm-up.
 
     python -m experiments.paper run learning_rates
 """
