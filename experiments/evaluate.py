@@ -117,8 +117,9 @@ def perplexity(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str
 
 def positions(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
     """Loss by position in the row: positions.csv, positions.png."""
+    buckets = config.positions.edges or config.positions.buckets
     rows = evaluation.loss_by_position(
-        loaded.model, loaded.params, _open(loaded), config.positions.buckets, config.max_batches
+        loaded.model, loaded.params, _open(loaded), buckets, config.max_batches
     )
     _print_rows(rows)
     evaluation.write_csv(rows, folder / "positions.csv")

@@ -29,6 +29,8 @@ class PositionsConfig:
 
     buckets: int = 16
     """Stretches of equal length that a row is divided into."""
+    edges: _optional("INT [INT ...]", "of those stretches", tuple[int, ...]) = None
+    """Where stretches begin and end, ascending, in place of buckets."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Loss and gradient norm along training ("Screening Is Enough", App. C and D).
 
 In the paper the Transformer spikes and diverges at high rates while Multiscreen stays smooth at
-2^0; Multiscreen's gradient norm falls to almost nothing, the Transformer's keeps a floor with spikes.
-The runs are those of the sweep of learning rates, at each model's good rate and at rate 1.
+2^0; Multiscreen's gradient norm falls to almost nothing, the Transformer's keeps a floor with
+spikes. The runs are those of the sweep of learning rates, at each model's good rate and at rate 1.
 
     python -m experiments.paper run loss_curves
 """
