@@ -133,7 +133,7 @@ def report(rows: list[Row]) -> str:
         end = min(8 * trained, LENGTH)
         shown["last / trained"] = f"{at[end] / inside:.3f} at {end // trained}x"
         lines.append({"": f"{model}, {stage}, {_NAMES.get(rule, 'factor ' + rule[6:])}", **shown})
-    return f"""Perplexity per byte in the stretch that ends at a position; the last column compares the
-stretch that ends at 8 (continued: 4) times the training length with the one that ends at it:
+    return f"""Perplexity per byte in the stretch that ends at a position; the last column compares
+the stretch that ends at 8 (continued: 4) times the training length with the one that ends at it:
 
 {plots.table(lines)}"""
