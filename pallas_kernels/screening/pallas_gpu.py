@@ -304,12 +304,15 @@ def _query_span(first_key, block, reach, extent):
     """Blocks of queries that hold a query which reads some key of the block."""
     first = first_key - extent.before
     last = first + block.keys - 1
-    end = jnp.minimum(last + reach + 1, extent.queries)
+    # Only keys before the first query can have none at all; elsewhere clipping costs registers.
+    at_least_0 = partial(jnp.maximum, 0) if extent.before else lambda token: token
     return _Span(
-        lax.div(jnp.maximum(first, 0), block.queries),
-        lax.div(jnp.maximum(end, 0) + block.queries - 1, block.queries),
-        lax.div(jnp.maximum(last, 0) + block.queries - 1, block.queries),
-        lax.div(jnp.clip(first + reach + 1, 0, extent.queries), block.queries),
+        lax.div(at_least_0(first), block.queries),
+        lax.div(
+            at_least_0(jnp.minimum(last + reach, extent.queries - 1) + block.queries), block.queries
+        ),
+        lax.div(at_least_0(last) + block.queries - 1, block.queries),
+        lax.div(at_least_0(jnp.minimum(first + reach + 1, extent.queries)), block.queries),
     )
 
 
