@@ -49,7 +49,7 @@ class _Clock:
 
     def save(self, seconds: float, ended: bool) -> None:
         self.seconds, self.ended = seconds, ended
-        kept = {"command": self.command, "seconds": round(seconds, 1), "ended": ended}
+        kept = {"command": self.command, "seconds": seconds, "ended": ended}
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(kept))
         part.replace(self.path)

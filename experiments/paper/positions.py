@@ -48,6 +48,11 @@ def _run(model: str) -> Run:
         for stage in ("base", "continued")
         for name, option in _rules(model)
     ]
+    if model == "multiscreen":  # read by `windows`
+        commands.append(
+            "experiments.evaluate {run}/base --task relevance --relevance.tokens 203 "
+            "--output {run}/base-tiles"
+        )
     return Run(f"positions-{model}", tuple(commands), 0, {"model": model})
 
 
@@ -71,6 +76,7 @@ def _paper_run(config: str) -> Run:
         for stage in ("base", "continued")
         for name, option in rules
     )
+    look = "experiments.evaluate {run}/base --task relevance --output {run}/base-tiles"
     longer = "--data.sequence-length 32768 --data.batch-size 128 --train.steps 4096"
     return Run(
         f"positions-{config}",
@@ -78,6 +84,7 @@ def _paper_run(config: str) -> Run:
             f"{train} {{run}}/base",
             f"{train} {{run}}/continued --train.init-from {{run}}/base {longer}",
             *asked,
+            *((look,) if model == "multiscreen" else ()),
         ),
         0,
         {"model": model},
