@@ -34,22 +34,23 @@ def runs(scale: str) -> list[Run]:
         named = [(model, f"{model}_{size}", "") for model in _PAPER for size in _PAPER[model]]
         return [_run(*one) for one in named]
     return [
-        _run(
-            model,
-            _CONFIGS[model],
-            f"--train.steps 600 --train.evaluate-every 600 --model.num-layers {layers} "
-            f"--model.num-heads {heads} --model.model-dim {dim}"
-            + (
-                f" --model.num-kv-heads {heads} --model.head-dim {dim // heads}"
-                if model == "transformer"
-                else ""
-            )
-            + (f" --model.feed-forward-dim {8 * dim // 3}" if model == "transformer" else ""),
-            f"{layers}x{dim}",
-        )
+        _run(model, _CONFIGS[model], _options(model, *size), f"{size[0]}x{size[2]}")
         for model in _SIZES
-        for layers, heads, dim in _SIZES[model]
+        for size in _SIZES[model]
     ]
+
+
+def _options(model: str, layers: int, heads: int, dim: int) -> str:
+    options = {"num-layers": layers, "num-heads": heads, "model-dim": dim}
+    if model == "transformer":
+        # Sizes that a config derives from others are fields of it, which an option leaves alone.
+        options |= {
+            "num-kv-heads": heads,
+            "head-dim": dim // heads,
+            "feed-forward-dim": 8 * dim // 3,
+        }
+    model_options = " ".join(f"--model.{name} {value}" for name, value in options.items())
+    return f"--train.steps 600 --train.evaluate-every 600 {model_options}"
 
 
 def _run(model: str, config: str, options: str, size: str | None = None) -> Run:
