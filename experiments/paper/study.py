@@ -74,4 +74,6 @@ _ORDER = (
     "abcdigits",
     "long_context",
     "windows",
+    "mqar",
+    "log_linear_positions",
 )
