@@ -1,6 +1,6 @@
 """The runs of "Log-Linear Attention" (arXiv:2506.04761): 50B tokens, length 2^14, batches of 2^19.
 
-    python -m experiments.train log_linear_gdn_800m --data.source tokens.bin \\\\
+    python -m experiments.train log_linear_gdn_800m --data.source tokens.bin \\
         --data.tokenizer tokenizer.json
 
 The paper names data (Long-Data-Collections), tokenizer (32,000 tokens), length, batch and budget.

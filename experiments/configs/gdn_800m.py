@@ -1,6 +1,6 @@
 """Gated DeltaNet of 793M, parent of Log-Linear Gated DeltaNet; "Log-Linear Attention".
 
-    python -m experiments.train gdn_800m --data.source tokens.bin \\\\
+    python -m experiments.train gdn_800m --data.source tokens.bin \\
         --data.tokenizer tokenizer.json
 
 Token files are made by `python -m experiments.prepare_data`; give --mesh.* for your devices.

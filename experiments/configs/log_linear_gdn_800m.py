@@ -1,6 +1,6 @@
 """Log-Linear Gated DeltaNet of 796M; "Log-Linear Attention".
 
-    python -m experiments.train log_linear_gdn_800m --data.source tokens.bin \\\\
+    python -m experiments.train log_linear_gdn_800m --data.source tokens.bin \\
         --data.tokenizer tokenizer.json
 
 Token files are made by `python -m experiments.prepare_data`; give --mesh.* for your devices.

@@ -1,6 +1,6 @@
 """Mamba-2 of 802M with feed-forward layers, parent of Log-Linear Mamba-2; "Log-Linear Attention".
 
-    python -m experiments.train mamba2_mlp_800m --data.source tokens.bin \\\\
+    python -m experiments.train mamba2_mlp_800m --data.source tokens.bin \\
         --data.tokenizer tokenizer.json
 
 Token files are made by `python -m experiments.prepare_data`; give --mesh.* for your devices.
