@@ -23,7 +23,7 @@ def write(path: Path) -> None:
     parts = [_OPENING]
     for name in names():
         study, rows = load(name), results.read(name)
-        parts.append(f"## {study.TITLE}\n\n{_opening_line(study)}\n")
+        parts.append(f"## {study.TITLE}\n\n{_about(study)}\n")
         if not rows:
             parts.append(f"Not run yet: `python -m experiments.paper run {name}`.\n")
             continue
@@ -36,5 +36,7 @@ def write(path: Path) -> None:
     path.write_text("\n".join(parts))
 
 
-def _opening_line(study) -> str:
-    return " ".join(inspect.getdoc(study).split("\n\n")[0].split())
+def _about(study) -> str:
+    """The docstring, without the command at its end."""
+    paragraphs = inspect.getdoc(study).split("\n\n")
+    return "\n\n".join(text for text in paragraphs if not text.startswith("    "))
