@@ -187,7 +187,7 @@ def mqar(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]
 
 
 def relevance(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
-    """What every tile accepts: relevance.png, windows.png, tiles.csv."""
+    """What every tile accepts: relevance.png, windows.png, tiles.csv, explorer.html."""
     model, params, chosen = loaded.model, loaded.params, config.relevance
     _require_kind("--task relevance", Multiscreen, model, config.run)
     if chosen.text is None:
@@ -199,6 +199,7 @@ def relevance(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str,
     texts = [loaded.tokenizer.decode([token]) for token in tokens]
     name = Path(config.run).absolute().name
     title = f"{name}, step {loaded.facts['step']}"
+    inspect.explore(model, params, tokens, texts, title=title).save(folder / "explorer.html")
     inspect.save_pictures(model, params, tokens, folder, texts, chosen.layers, title)
     counts = inspect.acceptance(model, params, tokens)
     print(inspect.tile_table(counts))

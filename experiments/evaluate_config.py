@@ -74,9 +74,9 @@ class RelevanceConfig:
     text: _optional("TEXT", "beginning of the validation split", str) = None
     """The prompt."""
     tokens: int = 200
-    """Tokens of that beginning."""
+    """Tokens of that beginning. The explorer takes thousands; maps of so many need fewer layers."""
     layers: _optional("INT [INT ...]", "all", tuple[int, ...]) = None
-    """Which layers, counted from 0."""
+    """Which layers' maps, counted from 0; explorer.html has all."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class EvaluateConfig:
     task: str = "perplexity"
     """perplexity: loss and bits per byte. positions: loss by position in the row. abcdigits and
     needle: exact match by length and depth. mqar: accuracy by length and number of pairs.
-    relevance: pictures of what every tile accepts."""
+    relevance: pictures of what every tile accepts, and explorer.html, a page to read the text in:
+    point at a token and see which keys each tile accepted of it."""
     step: _optional("INT", "newest", int) = None
     """Which checkpoint."""
     infinite_windows: bool = False

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from multiscreen_jax.inspect.blocks import fold_windows
 from multiscreen_jax.inspect.tiles import as_batch, check_model, scan_tiles
 from multiscreen_jax.jitted import jitted
 from multiscreen_jax.layers.positions import document_positions
-from pallas_kernels.screening.reference import relevance, softmask, trim
+from pallas_kernels.screening.reference import relevance
 
 MAP_BYTES_LIMIT = 2**30
-_BLOCK = 128  # queries, and keys, that are compared at a time by the counts
+_SUMMED = 128  # queries whose counts are summed on the device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,66 +193,36 @@ def count_layer(
     batch, length, heads, _ = q.shape
     if segment_ids is None:
         segment_ids = jnp.ones((batch, length), jnp.int32)
-    block = min(_BLOCK, length)
-    blocks = -(-length // block)
-    padding = blocks * block - length
-    # Padding is in document 0, which reads nothing and is read by nothing.
-    segments = jnp.pad(segment_ids, ((0, 0), (0, padding))).reshape(batch, blocks, block)
-    dtype = jnp.result_type(q.dtype, jnp.float32)
 
-    def head_blocks(x: Array) -> Array:
-        x = jnp.pad(x.astype(dtype), ((0, 0), (0, padding), (0, 0), (0, 0)))
-        return jnp.moveaxis(x.reshape(batch, blocks, block, heads, -1), 3, 0)
+    def start(batch: int, block: int) -> Array:
+        return jnp.zeros((batch, block), jnp.int32)
 
-    # The largest distance with a mask above zero, as the dense map rounds it, plus one.
-    distances = jnp.arange(length)
-    reach = jnp.sum(softmask(distances[:, None], window)[..., 0] > 0, axis=1)
-    offset = jnp.arange(block)
-    offset = offset[:, None] - offset
+    def add(keys_bc: Array, alpha: Array, distance: Array, window: Array) -> Array:
+        return keys_bc + jnp.sum(alpha > 0, axis=2, dtype=jnp.int32)
 
-    def count_head(head: tuple[Array, ...]) -> tuple[Array, Array]:
-        q_bnck, k_bnck, reach, width = head
-
-        def count_block(n: Array) -> tuple[Array, Array]:
-            q_bck, own = q_bnck[:, n], segments[:, n]
-
-            def add(band: Array, keys_bc: Array) -> Array:
-                m = n - band  # from the block's own keys back to the window's end
-                similarity = jnp.einsum(
-                    "bck,bsk->bcs", q_bck, k_bnck[:, m], precision=jax.lax.Precision.HIGHEST
-                )
-                alpha = trim(similarity[:, None], width[None])[:, 0]
-                distance = offset + band * block
-                live = (distance >= 0) & (distance < reach) & (own[:, :, None] > 0)
-                live &= own[:, :, None] == segments[:, m][:, None]
-                return keys_bc + jnp.sum(live & (alpha > 0), axis=2, dtype=jnp.int32)
-
-            bands = jnp.minimum((reach + block - 2) // block, n) + 1
-            keys_bc = jax.lax.fori_loop(0, bands, add, jnp.zeros((batch, block), jnp.int32))
-            silent = jnp.sum((keys_bc == 0) & (own > 0), axis=1, dtype=jnp.int32)
-            return jnp.sum(keys_bc, axis=1), silent
-
-        return jax.lax.map(count_block, jnp.arange(blocks))
-
-    accepted, silent = jax.lax.map(
-        count_head, (head_blocks(q), head_blocks(k), reach, width.astype(dtype))
-    )
-    return {
-        "in_window": _pairs_in_window(segments, window, length),
-        "accepted": jnp.moveaxis(accepted, 2, 0),
-        "silent_queries": jnp.moveaxis(silent, 2, 0),
-        "queries": jnp.broadcast_to(
-            jnp.sum(segments > 0, axis=2, dtype=jnp.int32)[:, None], (batch, heads, blocks)
-        ),
+    accepted = fold_windows(q, k, window, width, segment_ids, start, add)
+    real = jnp.broadcast_to(segment_ids[:, None] > 0, (batch, heads, length))
+    counts = {
+        "in_window": keys_in_window(segment_ids, window),
+        "accepted": accepted,
+        "silent_queries": (accepted == 0) & real,
+        "queries": real,
     }
+    return {name: _sum_blocks(x) for name, x in counts.items()}
 
 
-def _pairs_in_window(
-    segments: Int[Array, "B N C"], window: Float[Array, "H"], length: int
-) -> Int[Array, "B H N"]:
+def keys_in_window(
+    segment_ids: Int[Array, "B T"], window: Float[Array, "H"]
+) -> Int[Array, "B H T"]:
     """A query at position p of its document has min(p + 1, ceil(window)) keys in its window."""
-    batch, blocks, block = segments.shape
-    position = document_positions(segments.reshape(batch, -1), batch, blocks * block)
+    batch, length = segment_ids.shape
+    position = document_positions(segment_ids, batch, length)
     keys = jnp.minimum(jnp.ceil(window), length).astype(jnp.int32)
-    pairs = jnp.minimum(position.reshape(batch, 1, blocks, block) + 1, keys[:, None, None])
-    return jnp.sum(jnp.where(segments[:, None] > 0, pairs, 0), axis=3, dtype=jnp.int32)
+    pairs = jnp.minimum(position[:, None] + 1, keys[:, None])
+    return jnp.where(segment_ids[:, None] > 0, pairs, 0)
+
+
+def _sum_blocks(x: Int[Array, "B H T"]) -> Int[Array, "B H N"]:
+    """Sums of stretches of queries, each of which fits int32 at any length that fits a device."""
+    padded = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % _SUMMED)))
+    return jnp.sum(padded.reshape(*x.shape[:2], -1, _SUMMED), axis=3, dtype=jnp.int32)

@@ -114,6 +114,9 @@ def test_relevance(finished, tmp_path, capsys):
         ("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")
     ]  # fmt: skip
     assert {path.name for path in tmp_path.glob("*.png")} == {"relevance.png", "windows.png"}
+    page = (tmp_path / "explorer.html").read_text()
+    assert "<title>two-steps, step 2</title>" in page
+    assert '"tokens":["m","y"," ","f"' in page
     assert "accepted" in capsys.readouterr().out
 
 
