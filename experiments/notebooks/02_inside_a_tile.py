@@ -86,7 +86,10 @@ def by_hand(q, k, v, window, width):
     distance = position[:, None] - position
     similarity = np.einsum("ihk,jhk->hij", q, k)
     relevance = np.stack(
-        [trim(s, r) * softmask(distance, w) for s, r, w in zip(similarity, width, window)]
+        [
+            trim(s, r) * softmask(distance, w)
+            for s, r, w in zip(similarity, width, window, strict=True)
+        ]
     )
     return np.einsum("hij,jhv->ihv", relevance, v), relevance
 
@@ -154,7 +157,7 @@ panels = {
     "relevance α m": relevance[head],
 }
 figure, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained", sharey=True)
-for axis, (title, values) in zip(axes, panels.items()):
+for axis, (title, values) in zip(axes, panels.items(), strict=True):
     signed = title.startswith("sim")
     colours = plt.get_cmap("RdBu_r" if signed else "viridis_r").with_extremes(under="white")
     low = -1 if signed else 1e-9

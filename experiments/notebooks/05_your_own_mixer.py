@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Write your own mixer
 #
-# A mixer maps [B, T, D] to itself, and token t may read tokens up to t. The rest of a language model
-# (embeddings, norms, feed-forward, the scan over layers, caches, the loss, generation) is the
+# A mixer maps [B, T, D] to itself, and token t may read tokens up to t. The rest of a language
+# model (embeddings, norms, feed-forward, the scan over layers, caches, the loss, generation) is the
 # library's. We write the simplest mixer with a memory, a fading mean of each channel,
 #
 # $$s_t = a\, s_{t-1} + (1 - a)\, x_t W_V, \qquad y_t = (s_t \cdot \mathrm{silu}(x_t W_G))\, W_O,$$
@@ -215,7 +215,8 @@ for name, (model, params) in trained.items():
     print(repr("The people of" + pipeline.tokenizer.decode(new)), "\n")
 
 # %% [markdown]
-# What the fading turned into: the time, in tokens, after which a channel has forgotten all but 1/e.
+# What the fading turned into, beside where it began: the time, in tokens, after which a channel has
+# forgotten all but 1/e of what it read.
 
 # %%
 fading = jax.nn.sigmoid(trained["fading mean"][1]["layers"]["mixer"]["logit_fading"])
@@ -225,6 +226,7 @@ for number, row in enumerate(np.sort(memory, axis=1)):
     plt.plot(row, label=f"layer {number}")
 plt.plot(np.sort(-1 / np.log(jax.nn.sigmoid(spread(None, (2, 48))))).ravel(), ":k", label="start")
 plt.yscale("log")
+plt.gca().yaxis.set_minor_formatter("")
 plt.xlabel("channel, sorted")
 plt.ylabel("memory in tokens")
 plt.legend(frameon=False)

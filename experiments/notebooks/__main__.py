@@ -19,9 +19,10 @@ def main() -> None:
         names = ", ".join(source.stem for source in pairs.sources())
         sys.exit(f"error: no notebook begins with {' or '.join(sys.argv[1:])}; there are {names}")
     for source in chosen:
-        seconds = pairs.write(source)
+        took = pairs.write(source)
         size = source.with_suffix(".ipynb").stat().st_size
-        print(f"{source.stem}: {seconds:.0f} s, {size / 1e3:.0f} kB", flush=True)
+        times = f"{took.seconds:.0f} s, {took.processor:.0f} s of processor time"
+        print(f"{source.stem}: {times}, {size / 1e3:.0f} kB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Every notebook is in step with its source and runs, here, on a CPU, within two minutes."""
+"""Every notebook is in step with its source and runs, here, on a CPU, in two minutes of processor
+time (what the clock says depends on what else runs)."""
 
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 pytest.importorskip("nbclient")
 pytest.importorskip("jupytext")
 
-from experiments.notebooks import pairs  # noqa: E402
+from experiments.notebooks import pairs
 
 pytestmark = pytest.mark.slow
 NEEDS = {"04_pytorch_weights": ("torch", "multiscreen")}
@@ -48,8 +49,8 @@ def test_a_notebook_runs(source, monkeypatch):
         pytest.importorskip(package)
     # The suite's own setting would make the training in them several times slower.
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
-    notebook, seconds = pairs.execute(source)
-    print(f"{source.stem}: {seconds:.0f} s")
-    assert seconds < pairs.SECONDS
+    notebook, took = pairs.execute(source)
+    print(f"{source.stem}: {took.seconds:.0f} s, processor {took.processor:.0f} s")
+    assert took.processor < pairs.SECONDS
     assert all(out.output_type != "error" for out in outputs(notebook))
     assert not [out.text for out in outputs(notebook) if out.get("name") == "stderr"]
