@@ -8,6 +8,7 @@ Examples:
     python -m experiments.evaluate runs/abcdigits --task abcdigits --abcdigits.lengths 512 4096
     python -m experiments.evaluate runs/mqar --task mqar
     python -m experiments.evaluate runs/books --task needle --data.source books.jsonl.xz
+    python -m experiments.evaluate runs/books --task lm-eval --lm-eval.tasks lambada_openai
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import numpy as np
 import tyro
 
 from experiments.evaluate_config import EvaluateConfig
+from experiments.harness import run_harness
 from experiments.run_tokenizer import run_tokenizer
 from multiscreen_jax import evaluation, inspect
 from multiscreen_jax.data import DataConfig, Pipeline, Tokenizer, open_pipeline
@@ -208,6 +210,19 @@ def relevance(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str,
     return {"tokens": len(tokens), "rows": rows}
 
 
+def lm_eval(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
+    """Tasks of lm-evaluation-harness: its table, and its numbers."""
+    adaptor = evaluation.lm_eval.Adaptor(
+        loaded.model,
+        loaded.params,
+        loaded.tokenizer,
+        max_length=config.sequence_length,
+        batch_size=loaded.data.batch_size,
+    )
+    found = run_harness(adaptor, config.lm_eval)
+    return {"max_length": adaptor.max_length, **found}
+
+
 TASKS: dict[str, Callable[[EvaluateConfig, Loaded, Path], dict[str, Any]]] = {
     "perplexity": perplexity,
     "positions": positions,
@@ -215,6 +230,7 @@ TASKS: dict[str, Callable[[EvaluateConfig, Loaded, Path], dict[str, Any]]] = {
     "needle": needle,
     "mqar": mqar,
     "relevance": relevance,
+    "lm-eval": lm_eval,
 }
 
 

@@ -75,7 +75,7 @@ def run(bench: LongContextBench) -> dict[str, Any]:
 def _forward(model, params, tokens):
     def last_logits(params, tokens):
         hidden, _ = model.apply({"params": params}, tokens, method="trunk")
-        return model.apply({"params": params}, method="unembedding") @ hidden[0, -1]
+        return model.apply({"params": params}, method="output_rows") @ hidden[0, -1]
 
     compiled = jax.jit(last_logits).lower(params, tokens).compile()
     start = time.perf_counter()
