@@ -8,6 +8,7 @@ Examples:
     python -m experiments.evaluate runs/abcdigits --task abcdigits --abcdigits.lengths 512 4096
     python -m experiments.evaluate runs/mqar --task mqar
     python -m experiments.evaluate runs/books --task needle --data.source books.jsonl.xz
+    python -m experiments.evaluate runs/books --task lm-eval --lm-eval.tasks lambada_openai
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import numpy as np
 import tyro
 
 from experiments.evaluate_config import EvaluateConfig
+from experiments.harness import run_harness
 from experiments.run_tokenizer import run_tokenizer
 from multiscreen_jax import evaluation, inspect
 from multiscreen_jax.data import DataConfig, Pipeline, Tokenizer, open_pipeline
@@ -30,7 +32,7 @@ from multiscreen_jax.data.needle import Haystack
 from multiscreen_jax.data.sources import NAMED
 from multiscreen_jax.evaluation import figures
 from multiscreen_jax.inspect.tables import text_table, tile_rows
-from multiscreen_jax.models import Multiscreen, build
+from multiscreen_jax.models import Multiscreen, Transformer, build
 from multiscreen_jax.train import one_line_errors
 from multiscreen_jax.train.checkpoint import FOLDER, find_checkpoint, read_model
 
@@ -86,12 +88,11 @@ def load(config: EvaluateConfig) -> Loaded:
     print(f"checkpoint of step {facts['step']}")
     params, model, experiment = read_model(folder, facts)
     if config.infinite_windows:
-        if not isinstance(model, Multiscreen):
-            raise ValueError(
-                f"--infinite-windows needs a Multiscreen run, {config.run} is a "
-                f"{type(model).__name__}"
-            )
+        _require_kind("--infinite-windows", Multiscreen, model, config.run)
         model = build(dataclasses.replace(model.config, infinite_windows=True))
+    if config.rope_factor is not None:
+        _require_kind("--rope-factor", Transformer, model, config.run)
+        model = build(dataclasses.replace(model.config, rope_factor=config.rope_factor))
     tokenizer = run_tokenizer(experiment.data)
     data = _data_config(config, experiment.data, tokenizer)
     facts = {
@@ -99,6 +100,7 @@ def load(config: EvaluateConfig) -> Loaded:
         "step": facts["step"],
         "model": type(model).__name__,
         "infinite_windows": config.infinite_windows,
+        "rope_factor": getattr(model.config, "rope_factor", None),
     }
     return Loaded(model, params, data, tokenizer, facts)
 
@@ -117,8 +119,9 @@ def perplexity(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str
 
 def positions(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
     """Loss by position in the row: positions.csv, positions.png."""
+    buckets = config.positions.edges or config.positions.buckets
     rows = evaluation.loss_by_position(
-        loaded.model, loaded.params, _open(loaded), config.positions.buckets, config.max_batches
+        loaded.model, loaded.params, _open(loaded), buckets, config.max_batches
     )
     _print_rows(rows)
     evaluation.write_csv(rows, folder / "positions.csv")
@@ -188,10 +191,7 @@ def mqar(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]
 def relevance(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
     """What every tile accepts: relevance.png, windows.png, tiles.csv, explorer.html."""
     model, params, chosen = loaded.model, loaded.params, config.relevance
-    if not isinstance(model, Multiscreen):
-        raise ValueError(
-            f"--task relevance needs a Multiscreen run, {config.run} is a {type(model).__name__}"
-        )
+    _require_kind("--task relevance", Multiscreen, model, config.run)
     if chosen.text is None:
         tokens = _first_tokens(loaded, chosen.tokens)
     elif chosen.text == "":
@@ -210,6 +210,19 @@ def relevance(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str,
     return {"tokens": len(tokens), "rows": rows}
 
 
+def lm_eval(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
+    """Tasks of lm-evaluation-harness: its table, and its numbers."""
+    adaptor = evaluation.lm_eval.Adaptor(
+        loaded.model,
+        loaded.params,
+        loaded.tokenizer,
+        max_length=config.sequence_length,
+        batch_size=loaded.data.batch_size,
+    )
+    found = run_harness(adaptor, config.lm_eval)
+    return {"max_length": adaptor.max_length, **found}
+
+
 TASKS: dict[str, Callable[[EvaluateConfig, Loaded, Path], dict[str, Any]]] = {
     "perplexity": perplexity,
     "positions": positions,
@@ -217,7 +230,13 @@ TASKS: dict[str, Callable[[EvaluateConfig, Loaded, Path], dict[str, Any]]] = {
     "needle": needle,
     "mqar": mqar,
     "relevance": relevance,
+    "lm-eval": lm_eval,
 }
+
+
+def _require_kind(option: str, kind: type, model: Any, run: str) -> None:
+    if not isinstance(model, kind):
+        raise ValueError(f"{option} needs a {kind.__name__} run, {run} is a {type(model).__name__}")
 
 
 def _data_config(config: EvaluateConfig, data: DataConfig, tokenizer: Tokenizer) -> DataConfig:

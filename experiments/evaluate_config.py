@@ -29,6 +29,8 @@ class PositionsConfig:
 
     buckets: int = 16
     """Stretches of equal length that a row is divided into."""
+    edges: _optional("INT [INT ...]", "of those stretches", tuple[int, ...]) = None
+    """Where stretches begin and end, ascending, in place of buckets."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,21 @@ class RelevanceConfig:
 
 
 @dataclass(frozen=True)
+class LmEvalConfig:
+    """Task lm-eval, tasks of lm-evaluation-harness. --sequence-length says how much the model
+    reads at once, --batch-size how many texts."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of its tasks, groups or tags, or patterns of them."""
+    include_path: _optional("DIR", "none", str) = None
+    """Folder with tasks of your own (YAML)."""
+    num_fewshot: _optional("INT", "as the task says", int) = None
+    """Examples before each question."""
+    limit: _optional("INT", "all", int) = None
+    """Questions of each task, for a first look."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Settings of one evaluation."""
 
@@ -87,11 +104,14 @@ class EvaluateConfig:
     """perplexity: loss and bits per byte. positions: loss by position in the row. abcdigits and
     needle: exact match by length and depth. mqar: accuracy by length and number of pairs.
     relevance: pictures of what every tile accepts, and explorer.html, a page to read the text in:
-    point at a token and see which keys each tile accepted of it."""
+    point at a token and see which keys each tile accepted of it. lm-eval: tasks of
+    lm-evaluation-harness."""
     step: _optional("INT", "newest", int) = None
     """Which checkpoint."""
     infinite_windows: bool = False
     """Multiscreen's inference rule: windows longer than the training length become infinite."""
+    rope_factor: _optional("FLOAT", "as in training", float) = None
+    """Transformer: positions are divided by it (position interpolation)."""
     sequence_length: _optional("INT", "as in training", int) = None
     """Tokens per row."""
     batch_size: _optional("INT", "as in training", int) = None
@@ -105,3 +125,4 @@ class EvaluateConfig:
     abcdigits: AbcDigitsGrid = field(default_factory=AbcDigitsGrid)
     needle: NeedleGrid = field(default_factory=NeedleGrid)
     relevance: RelevanceConfig = field(default_factory=RelevanceConfig)
+    lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)

@@ -18,6 +18,7 @@ _SUBMODULES = (
     "inspect",
     "losses",
     "models",
+    "pretrained",
     "sharding",
     "train",
 )

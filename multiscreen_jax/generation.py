@@ -182,7 +182,7 @@ def _choose_jit(
     top_p,
     vocab_limit,
 ):
-    table = model.apply({"params": params}, method="unembedding")
+    table = model.apply({"params": params}, method="output_rows")
     logits = jnp.einsum(
         "bd,od->bo",
         hidden,

@@ -210,7 +210,7 @@ def next_token(model: nn.Module, params: Any, batch: Batch) -> Float[Array, ""]:
     """Mean next-token cross-entropy in nats over the targets that count.
 
     Args:
-      model: any of this library's models; only `trunk` and `unembedding` are used.
+      model: any of this library's models; only `trunk` and `output_rows` are used.
       params: its parameters.
       batch: `tokens` int32 [B, T+1], optional `segment_ids` int32 [B, T+1] (documents from 1,
         0 is padding), optional `loss_mask` [B, T] (weights of the targets), optional `targets`
@@ -257,7 +257,7 @@ def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array,
         method="trunk",
     )
     hidden = shard_activations(hidden)
-    table = model.apply(variables, method="unembedding")
+    table = model.apply(variables, method="output_rows")
     targets, weights = targets_and_weights(batch, jnp.promote_types(hidden.dtype, jnp.float32))
     # Inside jit a bad id cannot raise: its loss is NaN instead of that of no token at all.
     known = (targets >= 0) & (targets < table.shape[0])

@@ -136,7 +136,7 @@ def long_forward(preset: str, vocab_size: int, length: int, infinite_tiles: floa
 
     def forward(params, tokens):
         hidden, _ = model.apply({"params": params}, tokens, method="trunk")
-        return model.apply({"params": params}, method="unembedding") @ hidden[0, -1]
+        return model.apply({"params": params}, method="output_rows") @ hidden[0, -1]
 
     compiled = jax.jit(forward).lower(params, tokens).compile()
     facts = {"parameters": config.parameter_count()}

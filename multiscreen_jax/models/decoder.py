@@ -253,7 +253,7 @@ class Decoder(LanguageModel):
     def setup(self) -> None:
         c = self.config
         self.vocabulary = Vocabulary(c)
-        # Tables at the top of the tree; "unembedding" is also a method here, hence the module.
+        # Its tables lie at the top of the tree.
         nn.share_scope(self, self.vocabulary)
         repeats = c.num_layers // len(c.layer_plans())
         self.layers = LayerStack(LayerGroup, {"config": c}, repeats, c.remat, c.unroll_layers)
@@ -308,7 +308,7 @@ class Decoder(LanguageModel):
         )
         return x, caches[0] if len(mixers) == 1 else caches
 
-    def unembedding(self) -> Float[Array, "O D"]:
+    def output_rows(self) -> Float[Array, "O D"]:
         """The rows whose products with the trunk's output are the logits."""
         return self.vocabulary.output_rows()
 

@@ -10,9 +10,9 @@ from multiscreen_jax.models.output import ModelOutput
 
 
 class LanguageModel(nn.Module):
-    """A decoder whose logits are `trunk` times `unembedding`, transposed.
+    """A decoder whose logits are `trunk` times `output_rows`, transposed.
 
-    An architecture adds `config`, `trunk`, `unembedding` and `init_cache`. The loss and generation
+    An architecture adds `config`, `trunk`, `output_rows` and `init_cache`. The loss and generation
     use those two halves apart, so that logits are made only where they are needed.
     """
 
@@ -36,7 +36,7 @@ class LanguageModel(nn.Module):
         logits = jnp.einsum(
             "btd,od->bto",
             x,
-            self.unembedding(),
+            self.output_rows(),
             precision=self.config.precision,
             preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
         )
@@ -48,9 +48,9 @@ class LanguageModel(nn.Module):
         """Everything before the output projection, and the new cache."""
         raise NotImplementedError(f"{type(self).__name__} does not define trunk")
 
-    def unembedding(self) -> Float[Array, "O D"]:
+    def output_rows(self) -> Float[Array, "O D"]:
         """The rows whose products with the trunk's output are the logits."""
-        raise NotImplementedError(f"{type(self).__name__} does not define unembedding")
+        raise NotImplementedError(f"{type(self).__name__} does not define output_rows")
 
     @property
     def longest_document(self) -> int | None:

@@ -216,7 +216,7 @@ class Multiscreen(LanguageModel):
         x = jnp.where(chunk.overflow[:, None, None], jnp.nan, x)
         return x, ScreeningTiles.write_cache(cache, chunk, cursor, written)
 
-    def unembedding(self) -> Float[Array, "O D"]:
+    def output_rows(self) -> Float[Array, "O D"]:
         """exp(s_F) unit(W_E): logits are the residual stream times this, transposed."""
         return self.embedding.output_rows()
 

@@ -90,6 +90,17 @@ def test_positions(finished, tmp_path):
     assert len((tmp_path / "positions.csv").read_text().splitlines()) == 5
 
 
+def test_positions_between_given_edges(finished, tmp_path):
+    config = EvaluateConfig(
+        run=str(finished),
+        task="positions",
+        max_batches=1,
+        positions=PositionsConfig(edges=(0, 2, 32)),
+        output=str(tmp_path),
+    )
+    assert [(row["start"], row["end"]) for row in run(config)["rows"]] == [(0, 2), (2, 32)]
+
+
 def test_relevance(finished, tmp_path, capsys):
     config = EvaluateConfig(
         run=str(finished),
@@ -173,9 +184,21 @@ def test_mqar(recalled, tmp_path, capsys):
     assert "bits_per_byte" not in whole
 
 
+def test_a_transformer_with_another_rope_factor(recalled, tmp_path):
+    config = EvaluateConfig(run=str(recalled), task="mqar", output=str(tmp_path))
+    losses = {}
+    for factor in (None, 1.0, 4.0):
+        record = run(dataclasses.replace(config, rope_factor=factor))
+        assert record["rope_factor"] == (factor or 1.0)
+        losses[factor] = record["loss"]
+    assert losses[None] == losses[1.0] != losses[4.0]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"infinite_windows": True}, "--infinite-windows needs a Multiscreen run, .* Transformer"),
+        ({"rope_factor": 0.0}, "rope_factor"),
         ({"task": "needle"}, "needs text to hide numbers in, the run's data is mqar"),
         ({"task": "mqar", "sequence_length": 64}, "sequence_length is 64 .* allowed: 16"),
         ({"data": TextConfig("sotu")}, "tokenizer is 'numbers'; allowed: bytes"),
@@ -194,6 +217,7 @@ def test_what_a_run_on_mqar_cannot_be_asked(recalled, settings, message):
         ({"data": TextConfig("mqar")}, "tokenizer is 'bytes' with source 'mqar'"),
         ({"task": "needle", "needle": NeedleGrid(lengths=(64,))}, "length is 64; allowed"),
         ({"task": "perplexities"}, "allowed: perplexity, positions, abcdigits, needle, mqar"),
+        ({"rope_factor": 2.0}, "--rope-factor needs a Transformer run, .* is a Multiscreen"),
         ({"run": "/no/such/run"}, "no run at /no/such/run"),
         ({"step": 7}, "no checkpoint of step 7"),
         ({"sequence_length": 0}, "sequence_length is 0"),

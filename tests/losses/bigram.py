@@ -37,8 +37,8 @@ class Bigram(nn.Module):
         x = self.embedding()[tokens]
         return (x if segment_ids is None else x * segment_ids[..., None]), cache
 
-    def unembedding(self):
+    def output_rows(self):
         return self.embedding()
 
     def __call__(self, tokens, segment_ids=None):
-        return self.trunk(tokens, segment_ids)[0] @ self.unembedding().T
+        return self.trunk(tokens, segment_ids)[0] @ self.output_rows().T

@@ -185,7 +185,7 @@ def test_gradient_to_later_tokens_is_exactly_zero(dtype):
     def logit_sum(x):
         def through_layers(m, x):
             positions = jnp.arange(100)[None]
-            return m.layers(x, None, (None, positions, None, None))[0] @ m.unembedding().T
+            return m.layers(x, None, (None, positions, None, None))[0] @ m.output_rows().T
 
         return model.apply({"params": params}, x, method=through_layers)[0, t].sum()
 

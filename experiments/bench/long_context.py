@@ -1,0 +1,115 @@
+"""A trained model at a long context: one full forward pass, or decoding after all of it.
+
+Real text (the corpus of the shipped models), batch of one. The forward pass gives the logits of the
+last token, without a cache; decoding takes the text in by chunks and then times single tokens. Each
+runs in a process of its own, whose peak memory is the program's. Examples:
+
+    python -m experiments.bench.long_context multiscreen-speeches --part forward --output a.json
+    python -m experiments.bench.long_context transformer-speeches --part decode --length 20000
+"""
+
+import dataclasses
+import json
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from multiscreen_jax import data, pretrained
+from multiscreen_jax.data import DataConfig
+
+PARTS = ("forward", "decode")
+_CHUNK = 1024  # tokens taken in at a time before decoding
+_DECODED = 64
+
+
+@dataclass(frozen=True)
+class LongContextBench:
+    """What to time."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A shipped model, see `mj.pretrained.names()`."""
+    part: str = "forward"
+    """forward or decode."""
+    length: int = 100_000
+    """Tokens of the context."""
+    infinite_windows: bool = False
+    """Multiscreen's inference rule: windows longer than the training length become infinite."""
+    output: Path | None = None
+    """JSON file for the numbers."""
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise ValueError(f"part is {self.part!r}; allowed: {', '.join(PARTS)}")
+        if self.length < 1:
+            raise ValueError(f"length is {self.length}; allowed: an integer >= 1")
+
+
+def run(bench: LongContextBench) -> dict[str, Any]:
+    changes = {"infinite_windows": True} if bench.infinite_windows else {}
+    model, params, _ = pretrained.load(bench.model, **changes)
+    params = jax.tree.map(jnp.asarray, params)
+    text = data.open_pipeline(DataConfig(sequence_length=bench.length, batch_size=1), "valid")
+    tokens = jnp.asarray(text.batch(0)["tokens"][:, : bench.length])
+    measured = (_forward if bench.part == "forward" else _decode)(model, params, tokens)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found = {
+        **dataclasses.asdict(bench),
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        **measured,
+        "peak_mb": round(peak),
+    }
+    del found["output"]
+    print(json.dumps(found, indent=2))
+    if bench.output is not None:
+        bench.output.write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def _forward(model, params, tokens):
+    def last_logits(params, tokens):
+        hidden, _ = model.apply({"params": params}, tokens, method="trunk")
+        return model.apply({"params": params}, method="output_rows") @ hidden[0, -1]
+
+    compiled = jax.jit(last_logits).lower(params, tokens).compile()
+    start = time.perf_counter()
+    jax.block_until_ready(compiled(params, tokens))
+    return {"forward_seconds": time.perf_counter() - start}
+
+
+def _decode(model, params, tokens):
+    length = tokens.shape[1]
+    cache = model.init_cache(params, 1, length + _DECODED)
+    start_bytes = sum(x.nbytes for x in jax.tree.leaves(cache))
+
+    @jax.jit
+    def step(params, tokens, cache):
+        out = model.apply({"params": params}, tokens, cache=cache)
+        return jnp.argmax(out.logits[:, -1:], axis=-1).astype(jnp.int32), out.cache
+
+    start = time.perf_counter()
+    for first in range(0, length, _CHUNK):
+        token, cache = step(params, tokens[:, first : first + _CHUNK], cache)
+    jax.block_until_ready(cache)
+    prefill = time.perf_counter() - start
+    seconds = []
+    for _ in range(_DECODED):
+        start = time.perf_counter()
+        token, cache = step(params, token, cache)
+        token.block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "prefill_seconds": prefill,
+        "decode_ms": 1e3 * statistics.median(seconds[1:]),
+        "cache_mb": start_bytes / 1e6,
+    }
+
+
+if __name__ == "__main__":
+    run(tyro.cli(LongContextBench, prog="python -m experiments.bench.long_context"))

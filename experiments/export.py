@@ -1,0 +1,52 @@
+"""Write a run's weights as one safetensors file, config included.
+
+Examples:
+
+    python -m experiments.export runs/quickstart quickstart.safetensors
+    python -m experiments.export runs/quickstart weights.safetensors --source multiscreen/lucidrains
+
+`mj.convert.load_safetensors` reads it back. Names and layout are those of the source.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from multiscreen_jax import convert
+from multiscreen_jax.train import one_line_errors
+from multiscreen_jax.train.checkpoint import find_checkpoint, read_model
+
+PROGRAM = "python -m experiments.export"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to write, and where."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """Output folder of a training run (or one checkpoint's folder in it)."""
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """The safetensors file; one that is there is replaced."""
+    step: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: newest)")
+    ] = None
+    """Which checkpoint."""
+    source: Annotated[
+        str | None, tyro.conf.arg(metavar="SOURCE", help_behavior_hint="(default: the model's own)")
+    ] = None
+    """PyTorch implementation whose names and layout are used: see `mj.convert.sources()`."""
+
+
+def main() -> None:
+    """Reads a checkpoint and writes the file."""
+    with one_line_errors():
+        config = tyro.cli(ExportConfig, prog=PROGRAM, description=__doc__)
+        folder, facts = find_checkpoint(config.run, config.step)
+        params, model, _ = read_model(folder, facts)
+        convert.save_safetensors(config.output, params, model.config, config.source)
+        print(f"step {facts['step']} written to {config.output}")
+
+
+if __name__ == "__main__":
+    main()

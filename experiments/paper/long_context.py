@@ -1,0 +1,112 @@
+"""A context of 100,000 tokens: full forward pass and decoding ("Screening Is Enough", Table 4).
+
+The paper times a full forward pass over 100,000 tokens on an RTX 4090: 4.04 s for a Transformer of
+353M with PyTorch's fused attention, 1.72 s and 1.26 s for a Multiscreen of 286M, of like loss.
+Here: the two shipped models, also of like size and loss, on one CPU, with the windows that the
+Multiscreen learned and, by its inference rule, with those beyond the training length infinite.
+
+    python -m experiments.paper run long_context
+"""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from experiments.paper import plots
+from experiments.paper.study import Row, Run
+
+TITLE = "100,000 tokens"
+_MODELS = {
+    "multiscreen": ("multiscreen-speeches", ""),
+    "multiscreen, infinite windows": ("multiscreen-speeches", "--infinite-windows"),
+    "transformer": ("transformer-speeches", ""),
+}
+
+
+def runs(scale: str) -> list[Run]:
+    if scale == "paper":
+        command = (
+            "experiments.bench.long_forward --multiscreen multiscreen-286m "
+            "--transformer transformer-353m --name long_forward_paper"
+        )
+        return [Run("long_context-paper", (command,), 0, {"model": "both"})]
+    return [
+        Run(
+            f"long_context-{name.replace(', ', '-').replace(' ', '-')}",
+            tuple(
+                f"experiments.bench.long_context {model} --part {part} "
+                f"--output {{run}}/{part}.json {option}".strip()
+                for part in ("forward", "decode")
+            ),
+            0,
+            {"model": name},
+        )
+        for name, (model, option) in _MODELS.items()
+    ]
+
+
+def measure(run: Run, folder: Path) -> list[Row]:
+    """None at the paper's scale, where the benchmark writes its own table."""
+    if not (folder / "forward.json").exists():
+        return []
+    forward, decode = (plots.evaluation(folder / f"{p}.json") for p in ("forward", "decode"))
+    return [
+        {
+            "parameters": forward["parameters"],
+            "length": forward["length"],
+            "forward_seconds": round(forward["forward_seconds"], 3),
+            "forward_peak_mb": forward["peak_mb"],
+            "prefill_seconds": round(decode["prefill_seconds"], 3),
+            "decode_ms": round(decode["decode_ms"], 4),
+            "cache_mb": round(decode["cache_mb"], 3),
+            "decode_peak_mb": decode["peak_mb"],
+        }
+    ]
+
+
+def figure(rows: list[Row]) -> Figure:
+    drawn, axes = plots.panels(3, width=3.2, height=2.6)
+    columns = ("forward_seconds", "decode_ms", "cache_mb")
+    titles = ("full forward (s)", "one more token (ms)", "cache (MB)")
+    for ax, column, title in zip(axes, columns, titles, strict=True):
+        names = [row["model"].replace(", ", ",\n") for row in rows]
+        values = [row[column] for row in rows]
+        colours = [plots.COLOURS[row["model"].partition(",")[0]] for row in rows]
+        bars = ax.barh(names, values, color=colours, height=0.55)
+        ax.bar_label(bars, [f"{value:.3g}" for value in values], fontsize=8, padding=2)
+        ax.set_xlim(0, 1.2 * max(values))
+        ax.set_title(title, fontsize=9.5, color=plots.INK)
+        ax.invert_yaxis()
+    for ax in axes[1:]:
+        ax.set_yticklabels([])
+    return drawn
+
+
+def report(rows: list[Row]) -> str:
+    lines = [
+        {
+            "": row["model"],
+            "parameters": f"{row['parameters']:,}",
+            "full forward": f"{row['forward_seconds']:.2f} s",
+            "peak memory": f"{row['forward_peak_mb']:,} MB",
+            "prefill in chunks": f"{row['prefill_seconds']:.2f} s",
+            "one more token": f"{row['decode_ms']:.2f} ms",
+            "cache": f"{row['cache_mb']:.2f} MB",
+        }
+        for row in rows
+    ]
+    found = {row["model"]: row for row in rows}
+    text = f"Single runs, one after the other:\n\n{plots.table(lines)}"
+    if set(_MODELS) <= set(found):
+        ours, rule, other = (found[name] for name in _MODELS)
+        ratios = [
+            f"{other[column] / row[column]:.1f}"
+            for column in ("forward_seconds", "decode_ms")
+            for row in (ours, rule)
+        ]
+        text += (
+            f"\n\nThe Transformer's forward pass takes {ratios[0]} times as long as with learned "
+            f"windows, {ratios[1]} times as with infinite ones (in the paper, on a GPU, 2.3 and "
+            f"3.2 times); one more token {ratios[2]} and {ratios[3]} times."
+        )
+    return text

@@ -1,0 +1,71 @@
+"""Loss and gradient norm along training ("Screening Is Enough", App. C and D).
+
+In the paper the Transformer spikes and diverges at high rates while Multiscreen stays smooth at
+2^0; Multiscreen's gradient norm falls to almost nothing, the Transformer's keeps a floor with
+spikes. The runs are those of the sweep of learning rates, at each model's good rate and at rate 1.
+
+    python -m experiments.paper run loss_curves
+"""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from experiments.paper import plots, text_runs
+from experiments.paper.study import Row, Run
+
+TITLE = "Loss and gradient norm"
+SEEDS = (0, 1, 2)
+EXPONENTS = {"multiscreen": (-4, 0), "transformer": (-8, 0)}
+
+
+def runs(scale: str) -> list[Run]:
+    return [
+        text_runs.at_rate(scale, model, exponent, seed)
+        for model, exponents in EXPONENTS.items()
+        for exponent in exponents
+        for seed in SEEDS
+    ]
+
+
+def measure(run: Run, folder: Path) -> list[Row]:
+    columns = ("step", "loss", "gradient_norm")
+    return [{name: line[name] for name in columns} for line in plots.metrics(folder / "train")]
+
+
+def figure(rows: list[Row]) -> Figure:
+    drawn, axes = plots.panels(2)
+    for ax, column, label in zip(
+        axes, ("loss", "gradient_norm"), ("training loss", "gradient norm"), strict=True
+    ):
+        for (model, exponent), cell in plots.groups(rows, "model", "rate_log2").items():
+            for number, one in enumerate(plots.groups(cell, "run").values()):
+                ax.plot(
+                    [row["step"] for row in one],
+                    [row[column] for row in one],
+                    ":" if exponent == 0 else "-",
+                    color=plots.COLOURS[model],
+                    lw=1.1,
+                    label=f"{model}, rate 2^{exponent}" if number == 0 else None,
+                )
+        ax.set(xlabel="step", ylabel=label, yscale="log")
+    axes[0].legend(frameon=False, fontsize=8.5)
+    return drawn
+
+
+def report(rows: list[Row]) -> str:
+    lines = []
+    for (model, exponent), cell in plots.groups(rows, "model", "rate_log2").items():
+        second_half = [row for row in cell if row["step"] > max(r["step"] for r in cell) / 2]
+        norms = [row["gradient_norm"] for row in second_half]
+        lines.append(
+            {
+                "model": model,
+                "rate": f"2^{exponent}",
+                "mean loss": f"{plots.mean(row['loss'] for row in second_half):.3f}",
+                "highest loss": f"{max(row['loss'] for row in second_half):.3f}",
+                "mean gradient norm": f"{plots.mean(norms):.3g}",
+                "largest": f"{max(norms):.3g}",
+            }
+        )
+    return f"In the second half of training, over three seeds:\n\n{plots.table(lines)}"

@@ -1,0 +1,66 @@
+"""What the studies' figures and tables share."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.paper.study import Row
+
+COLOURS = {"multiscreen": "#7b2382", "transformer": "#1f77a4"}
+INK, FAINT = "#23262d", "#7a808c"
+
+
+def panels(count: int, width: float = 4.6, height: float = 3.5, **options) -> tuple[Figure, list]:
+    """A figure with axes side by side."""
+    figure = Figure(figsize=(width * count, height), facecolor="white", layout="constrained")
+    axes = list(figure.subplots(1, count, squeeze=False, **options)[0])
+    for ax in axes:
+        style(ax)
+    return figure, axes
+
+
+def style(ax: Axes) -> None:
+    """Thin axes, light grid."""
+    ax.grid(True, color="#e6e8ec", linewidth=0.7)
+    ax.set_axisbelow(True)
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set(color="#b4b8c0")
+    ax.tick_params(length=2.5, color="#b4b8c0", labelsize=8.5, labelcolor=INK)
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    names = list(rows[0])
+    lines = [
+        names,
+        ["---", *["--:"] * (len(names) - 1)],
+        *([row[n] for n in names] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def groups(rows: Iterable[Row], *columns: str) -> dict[tuple, list[Row]]:
+    """Rows by the values of some columns, in order of appearance."""
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return found
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def metrics(folder: Path) -> list[Row]:
+    """The lines of a training run's log."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluation(path: Path) -> Row:
+    """What `experiments.evaluate` wrote of a task."""
+    return json.loads(path.read_text())

@@ -1,0 +1,79 @@
+"""What a study is: runs, each a few commands, and what to read from the files they leave.
+
+A study is a module of this package with
+
+    TITLE      a heading
+    runs(scale) -> list[Run]                        scale "small" or "paper"
+    measure(run, folder) -> list[dict]              rows of the CSV, without the run's own columns
+    figure(rows) -> Figure                          from all rows of the CSV
+    report(rows) -> str                             Markdown, numbers computed from the rows
+
+and a docstring that says which figure of which paper it is.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from matplotlib.figure import Figure
+
+from experiments import paper
+
+Row = dict[str, Any]
+SCALES = ("small", "paper")
+_MACHINERY = ("__main__", "document", "execute", "plots", "results", "study", "text_runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Commands after `python -m`, in which {run} is a folder of the run's own.
+
+    Studies that name the same run share its folder, and train it once.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+    seed: int = 0
+    columns: Row = field(default_factory=dict)
+    """What of the study varies, as columns of its rows."""
+
+
+class Study(Protocol):
+    """The module of a study."""
+
+    __doc__: str
+    TITLE: str
+    runs: Callable[[str], list[Run]]
+    measure: Callable[[Run, Path], list[Row]]
+    figure: Callable[[list[Row]], Figure]
+    report: Callable[[list[Row]], str]
+
+
+def names() -> list[str]:
+    """All studies, in the order of RESULTS.md."""
+    found = (module.name for module in pkgutil.iter_modules(paper.__path__))
+    return sorted(set(found).difference(_MACHINERY), key=lambda name: _ORDER.index(name))
+
+
+def load(name: str) -> Study:
+    """The study of a name."""
+    if name not in names():
+        raise ValueError(f"there is no study {name!r}; known: {', '.join(names())}")
+    return importlib.import_module(f"{paper.__name__}.{name}")
+
+
+_ORDER = (
+    "learning_rates",
+    "loss_curves",
+    "embedding_rows",
+    "scaling",
+    "positions",
+    "abcdigits",
+    "long_context",
+    "windows",
+    "mqar",
+    "log_linear_positions",
+)

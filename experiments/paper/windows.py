@@ -1,0 +1,63 @@
+"""Windows, widths and shares accepted of a trained model ("Screening Is Enough", Fig. 10).
+
+The paper shows all 64 tiles of a trained model on a text of 203 tokens: ranges differ from tile to
+tile, and many keys are rejected. Here: the Multiscreen of the perplexities by position, trained at
+256 bytes, on the first 203 bytes of the validation split. `relevance.png` in the run's folder, and
+`python -m experiments.evaluate RUN --task relevance` of any run, show the maps themselves.
+
+    python -m experiments.paper run windows
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.paper import plots, positions
+from experiments.paper.study import Row, Run
+from multiscreen_jax.inspect import plot_windows_widths
+
+TITLE = "Windows and widths"
+
+
+def runs(scale: str) -> list[Run]:
+    """The same run, whose tiles are looked at."""
+    return [run for run in positions.runs(scale) if run.columns["model"] == "multiscreen"]
+
+
+def measure(run: Run, folder: Path) -> list[Row]:
+    return plots.evaluation(folder / "base-tiles" / "relevance.json")["rows"]
+
+
+def figure(rows: list[Row]) -> Figure:
+    window, width = (_by_tile(rows, column) for column in ("window", "width"))
+    return plot_windows_widths(window, width)
+
+
+def report(rows: list[Row]) -> str:
+    lines = []
+    for (layer,), tiles in plots.groups(rows, "layer").items():
+        window = sorted(row["window"] for row in tiles)
+        width = sorted(row["width"] for row in tiles)
+        pairs = sum(row["pairs_in_window"] for row in tiles)
+        lines.append(
+            {
+                "layer": str(layer),
+                "windows": f"{window[0]:.3g} to {window[-1]:.3g}",
+                "widths": f"{width[0]:.2f} to {width[-1]:.2f}",
+                "accepted": f"{sum(row['pairs_accepted'] for row in tiles) / pairs:.1%}",
+                "queries with no key": f"{plots.mean(r['share_silent'] for r in tiles):.1%}",
+            }
+        )
+    pairs = sum(row["pairs_in_window"] for row in rows)
+    share = sum(row["pairs_accepted"] for row in rows) / pairs
+    beyond = sum(row["window"] > positions.TRAINED for row in rows)
+    return f"""{plots.table(lines)}
+
+Of all pairs inside the windows {1 - share:.1%} are rejected. {beyond} of {len(rows)} windows are
+longer than the training length; the inference rule makes them infinite."""
+
+
+def _by_tile(rows: list[Row], column: str) -> np.ndarray:
+    heads = 1 + max(row["head"] for row in rows)
+    return np.array([row[column] for row in rows]).reshape(-1, heads)

@@ -1,0 +1,56 @@
+"""Every notebook is in step with its source and runs, here, on a CPU, in two minutes of processor
+time (what the clock says depends on what else runs)."""
+
+import sys
+
+import pytest
+
+pytest.importorskip("nbclient")
+pytest.importorskip("jupytext")
+
+from experiments.notebooks import pairs
+
+pytestmark = pytest.mark.slow
+NEEDS = {"04_pytorch_weights": ("torch", "multiscreen")}
+
+
+@pytest.fixture(params=pairs.sources(), ids=lambda source: source.stem)
+def source(request):
+    return request.param
+
+
+def outputs(notebook):
+    return [out for cell in notebook.cells for out in cell.get("outputs", ())]
+
+
+def test_there_are_five():
+    assert len(pairs.sources()) == 5
+
+
+def test_a_pair_is_in_step(source):
+    """Otherwise: python -m experiments.notebooks"""
+    notebook = pairs.read(source.with_suffix(".ipynb"))
+    assert pairs.cells(pairs.read(source)) == pairs.cells(notebook)
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert outputs(notebook)
+
+
+def test_outputs_are_small_and_name_no_machine():
+    texts = [source.with_suffix(".ipynb").read_text() for source in pairs.sources()]
+    assert sum(map(len, texts)) < 1.5e6
+    for text in texts:
+        for path in ("/home/", "/tmp/", "/work/", "site-packages", sys.prefix):
+            assert path not in text
+
+
+def test_a_notebook_runs(source, monkeypatch):
+    for package in NEEDS.get(source.stem, ()):
+        pytest.importorskip(package)
+    # The suite's own setting would make the training in them several times slower.
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
+    notebook, took = pairs.execute(source)
+    print(f"{source.stem}: {took.seconds:.0f} s, processor {took.processor:.0f} s")
+    assert took.processor < pairs.SECONDS
+    assert all(out.output_type != "error" for out in outputs(notebook))
+    assert not [out.text for out in outputs(notebook) if out.get("name") == "stderr"]
