@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, wide_ids
-from multiscreen_jax.sharding import activation_axes, shard_activations
+from multiscreen_jax.sharding import activation_axes, even_rows, shard_activations
 
 # Logits that a device holds at a time: 64 MB in float32. Small enough to vanish beside the
 # parameters of a model whose vocabulary needs chunks at all, large enough for a matrix unit to be
@@ -60,7 +60,7 @@ def cross_entropy(
 
     def total(*arrays: Array) -> Float[Array, "1 1"]:
         size = chunk or chunk_length(*arrays[2].shape, table.shape[0])
-        return _cross_entropy(size, precision, *arrays)[None, None]
+        return _cross_entropy(size, precision, table.shape[0], *arrays)[None, None]
 
     return jnp.sum(_on_own_tokens(total, hidden, table, targets, weights))
 
@@ -71,7 +71,9 @@ def _on_own_tokens(
     """function(...) -> arrays [B, T], of every device's own rows and tokens.
 
     By hand: XLA would gather the table, and add up its gradient over all devices, chunk by chunk.
+    The table may get rows of zeros at its end, whose logits do not count.
     """
+    table = even_rows(table)
     rows, tokens = activation_axes(*targets.shape)
     if not rows + tokens:
         return function(hidden, table, targets, *weights)
@@ -96,7 +98,7 @@ def token_cross_entropy(
 
     Meant for evaluation. Differentiating it stores each chunk's logits: use `cross_entropy`.
     """
-    scan = functools.partial(_scan_logits, _nats, chunk, precision)
+    scan = functools.partial(_scan_logits, _nats, chunk, precision, table.shape[0])
     return _on_own_tokens(scan, hidden, table, targets)
 
 
@@ -111,7 +113,7 @@ def token_hits(
 
     A tie is no hit, so that equal logits everywhere are right nowhere. For evaluation.
     """
-    scan = functools.partial(_scan_logits, _nats_and_hits, chunk, precision)
+    scan = functools.partial(_scan_logits, _nats_and_hits, chunk, precision, table.shape[0])
     return _on_own_tokens(scan, hidden, table, targets)
 
 
@@ -128,6 +130,7 @@ def _scan_logits(
     measure: Callable[[Array, Array], Any],
     chunk: int | None,
     precision: Any,
+    vocabulary: int,
     hidden: Array,
     table: Array,
     targets: Array,
@@ -135,7 +138,7 @@ def _scan_logits(
     """measure(logits [B,C,O], is target [B,C,O]) -> arrays [B,C], of every chunk: arrays [B,T]."""
     batch, length = targets.shape
     if chunk is None:
-        chunk = chunk_length(batch, length, table.shape[0])
+        chunk = chunk_length(batch, length, vocabulary)
     parts = (_split(hidden, chunk), _split(targets, chunk))
 
     def step(carry: None, part: tuple[Array, Array]) -> tuple[None, Any]:
@@ -147,6 +150,7 @@ def _scan_logits(
             precision=precision,
             preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
         )
+        logits_bco = _of_tokens(logits_bco, vocabulary)
         return carry, measure(logits_bco, _is_target(targets_bc, table.shape[0]))
 
     _, measured = jax.lax.scan(step, None, parts)
@@ -269,16 +273,28 @@ def _precision(model: nn.Module) -> Any:
     return getattr(model.config, "precision", None)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _cross_entropy(
-    chunk: int, precision: Any, hidden: Array, table: Array, targets: Array, weights: Array
+    chunk: int,
+    precision: Any,
+    vocabulary: int,
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    weights: Array,
 ) -> Array:
-    losses = _scan_logits(_nats, chunk, precision, hidden, table, targets)
+    losses = _scan_logits(_nats, chunk, precision, vocabulary, hidden, table, targets)
     return jnp.sum(losses * weights)
 
 
 def _cross_entropy_forward(
-    chunk: int, precision: Any, hidden: Array, table: Array, targets: Array, weights: Array
+    chunk: int,
+    precision: Any,
+    vocabulary: int,
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    weights: Array,
 ) -> tuple[Array, tuple[Array, Array, Array]]:
     accumulator = jnp.promote_types(hidden.dtype, jnp.float32)
     batch, length, width = hidden.shape
@@ -291,7 +307,7 @@ def _cross_entropy_forward(
         total, table_gradient = carry
         # Rows of one matrix: products over two batch axes are slower on CPUs.
         hidden_nd, targets_n, weights_n = (x.reshape(-1, *x.shape[2:]) for x in part)
-        logits_no = product("nd,od->no", hidden_nd, table)
+        logits_no = _of_tokens(product("nd,od->no", hidden_nd, table), vocabulary)
         chosen_no = _is_target(targets_n, table.shape[0])
         largest_n = jnp.max(logits_no, axis=-1)
         exponential_no = jnp.exp(logits_no - largest_n[:, None])
@@ -314,7 +330,11 @@ def _cross_entropy_forward(
 
 
 def _cross_entropy_backward(
-    chunk: int, precision: Any, residuals: tuple[Array, Array, Array], gradient: Array
+    chunk: int,
+    precision: Any,
+    vocabulary: int,
+    residuals: tuple[Array, Array, Array],
+    gradient: Array,
 ) -> tuple[Array, Array, None, None]:
     hidden_gradient, table_gradient, table_like = residuals
     return (
@@ -334,6 +354,13 @@ def _split(x: Array, chunk: int) -> Array:
     chunks = -(-length // chunk)
     padding = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (x.ndim - 2)
     return jnp.moveaxis(jnp.pad(x, padding).reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0)
+
+
+def _of_tokens(logits: Array, vocabulary: int) -> Array:
+    """Without the logits of rows that only fill the table up: exp(-inf) is 0, and so its slope."""
+    if logits.shape[-1] == vocabulary:
+        return logits
+    return jnp.where(jnp.arange(logits.shape[-1]) < vocabulary, logits, -jnp.inf)
 
 
 def _is_target(targets: Array, vocabulary: int) -> Array:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -251,6 +252,23 @@ def gather_features(rows: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(rows, PartitionSpec(PartitionSpec.UNCONSTRAINED, None))
 
 
+def even_rows(table: jax.Array) -> jax.Array:
+    """A table [O, D] of the vocabulary with rows of zeros, so that `model` divides it.
+
+    Vocabularies are seldom multiples of anything, as 50257 of GPT-2's tokens. The table as it is
+    where a mesh divides its rows, or has none to divide them.
+    """
+    mesh = _our_mesh()
+    names = LogicalAxes().vocabulary
+    missing = 0 if mesh is None else -table.shape[0] % _parts(mesh, names)
+    if not missing:
+        return table
+    padded = jnp.pad(table, [(0, missing), (0, 0)])
+    return jax.lax.with_sharding_constraint(
+        padded, PartitionSpec(names, PartitionSpec.UNCONSTRAINED)
+    )
+
+
 def flat_tokens(x: jax.Array) -> jax.Array:
     """[B, T, ...] -> [B T, ...], for products that are faster so on CPUs.
 
@@ -285,6 +303,42 @@ def check_batch(rows: int, length: int, mesh: Mesh) -> None:
             f"data.sequence-length is {length}; allowed: a multiple of mesh.seq, "
             f"{mesh.shape['seq']}"
         )
+
+
+def check_parameters(params: Any, mesh: Mesh) -> str | None:
+    """What a user should know of parameters that a mesh does not divide evenly; None if it does.
+
+    Args:
+      params: arrays or ShapeDtypeStructs.
+
+    Raises:
+      ValueError: an axis of the mesh divides no parameter at all.
+    """
+    rules, whole, used, total, held = LogicalAxes(), {}, set(), 0, 0
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        axes = logical_axes(path_name(path), len(leaf.shape))
+        spec = partition(axes, leaf.shape, mesh, rules)
+        for axis, size, names in zip(axes, leaf.shape, spec, strict=True):
+            used.update(names or ())
+            for name in getattr(rules, axis) or () if names is None else ():
+                if mesh.shape[name] > 1:
+                    whole.setdefault(name, set()).add(f"{axis} {size}")
+        total += leaf.size
+        held += leaf.size // math.prod(_parts(mesh, names) for names in spec)
+    for name in ("fsdp", "model"):
+        if mesh.shape[name] > 1 and name not in used:
+            raise ValueError(
+                f"mesh.{name} is {mesh.shape[name]}, which divides no parameter; allowed: a divisor "
+                f"of one of {', '.join(sorted(whole.get(name, ())))}"
+            )
+    share = held * mesh.shape["fsdp"] * mesh.shape["model"] / total
+    if share < 1.1:
+        return None
+    said = "; ".join(
+        f"mesh.{name} {mesh.shape[name]} does not divide {', '.join(sorted(axes))}"
+        for name, axes in whole.items()
+    )
+    return f"each device holds {share:.1f} times its share of the parameters: {said}"
 
 
 def process_rows(rows: int, sharding: NamedSharding) -> np.ndarray:

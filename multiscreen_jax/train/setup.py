@@ -20,7 +20,12 @@ from multiscreen_jax.train import checkpoint, checks, config_json, distributed
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, override
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
-from multiscreen_jax.train.state import TrainState, abstract_state, create_state
+from multiscreen_jax.train.state import (
+    TrainState,
+    abstract_params,
+    abstract_state,
+    create_state,
+)
 from multiscreen_jax.train.step import experiment_step, jit_step
 from multiscreen_jax.train.validation import Validation
 from pallas_kernels.common.dispatch import record_choices
@@ -55,6 +60,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     """
     rows = config.data.batch_size // config.train.accumulate
     sharding.check_batch(rows, config.data.sequence_length, mesh)
+    if note := sharding.check_parameters(abstract_params(build(config.model)), mesh):
+        say(note)
     where = sharding.batch_sharding(mesh)
     pipeline = _open(config, "train", where)
     if pipeline.vocab_size > config.model.vocab_size:

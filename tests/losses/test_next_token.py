@@ -1,5 +1,9 @@
 """The chunked loss against the dense formula, its gradients, its memory, and what it scores."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,3 +201,15 @@ def test_next_token_of_a_model_is_the_mean_over_scored_targets(model_and_params)
 def test_wrong_shapes_are_named(batch, message):
     with pytest.raises(ValueError, match=message):
         losses.targets_and_weights({name: jnp.asarray(x) for name, x in batch.items()})
+
+
+def test_eight_devices_divide_any_vocabulary():
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.losses.divided"],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]

@@ -106,6 +106,35 @@ def test_an_unknown_parameter_and_a_wrong_rank_are_errors_that_name_it():
         sharding.parameter_shardings(params, abstract_mesh())
 
 
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"fsdp": 8}, None),
+        # Beside 50257, 4096 of each layer's 6 arrays are a small part.
+        ({"model": 8}, r"each device holds 4.3 times .*: mesh.model 8 does not divide vocabulary"),
+        ({"fsdp": 6, "model": 2}, r"holds \d.* mesh.fsdp 6 does not divide embed 256"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_parameters_is_said(mesh, message):
+    model, _ = create("multiscreen-28m")
+    found = sharding.check_parameters(abstract_params(model), abstract_mesh(**mesh))
+    assert re.search(message, found) if message else found is None
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"fsdp": 6}, "mesh.fsdp is 6, .* allowed: a divisor of one of embed 256"),
+        ({"model": 7}, "mesh.model is 7, .* heads 16, vocabulary 50257"),
+    ],
+)
+def test_a_mesh_axis_that_divides_no_parameter_is_refused(mesh, message):
+    model, _ = create("multiscreen-28m")
+    with pytest.raises(ValueError, match=message) as error:
+        sharding.check_parameters(abstract_params(model), abstract_mesh(**mesh))
+    assert "\n" not in str(error.value)
+
+
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"a multiple of mesh\.data x mesh\.fsdp, 8"):
         sharding.check_batch(12, 64, abstract_mesh(data=4, fsdp=2))
