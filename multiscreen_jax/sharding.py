@@ -316,20 +316,24 @@ def check_parameters(params: Any, mesh: Mesh) -> str | None:
     """
     rules, whole, used, total, held = LogicalAxes(), {}, set(), 0, 0
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        axes = logical_axes(path_name(path), len(leaf.shape))
+        axes, parts = logical_axes(path_name(path), len(leaf.shape)), 1
         spec = partition(axes, leaf.shape, mesh, rules)
-        for axis, size, names in zip(axes, leaf.shape, spec, strict=True):
-            used.update(names or ())
-            for name in getattr(rules, axis) or () if names is None else ():
-                if mesh.shape[name] > 1:
+        for axis, size, divided in zip(axes, leaf.shape, spec, strict=True):
+            names = [name for name in getattr(rules, axis) or () if mesh.shape[name] > 1]
+            if divided:
+                used.update(names)
+                parts *= _parts(mesh, tuple(names))
+            else:
+                for name in names:
                     whole.setdefault(name, set()).add(f"{axis} {size}")
         total += leaf.size
-        held += leaf.size // math.prod(_parts(mesh, names) for names in spec)
+        held += leaf.size // parts
     for name in ("fsdp", "model"):
-        if mesh.shape[name] > 1 and name not in used:
+        size = mesh.shape[name]
+        if size > 1 and name not in used:
             raise ValueError(
-                f"mesh.{name} is {mesh.shape[name]}, which divides no parameter; allowed: a divisor "
-                f"of one of {', '.join(sorted(whole.get(name, ())))}"
+                f"mesh.{name} is {size}, which divides no parameter; allowed: a divisor of one of "
+                f"{', '.join(sorted(whole.get(name, ())))}"
             )
     share = held * mesh.shape["fsdp"] * mesh.shape["model"] / total
     if share < 1.1:

@@ -110,7 +110,7 @@ def test_an_unknown_parameter_and_a_wrong_rank_are_errors_that_name_it():
     ("mesh", "message"),
     [
         ({"fsdp": 8}, None),
-        # Beside 50257, 4096 of each layer's 6 arrays are a small part.
+        # The table of 50257 rows is most of this model.
         ({"model": 8}, r"each device holds 4.3 times .*: mesh.model 8 does not divide vocabulary"),
         ({"fsdp": 6, "model": 2}, r"holds \d.* mesh.fsdp 6 does not divide embed 256"),
     ],
