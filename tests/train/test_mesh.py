@@ -112,7 +112,10 @@ def test_an_unknown_parameter_and_a_wrong_rank_are_errors_that_name_it():
         ({"fsdp": 8}, None),
         # The table of 50257 rows is most of this model.
         ({"model": 8}, r"each device holds 4.3 times .*: mesh.model 8 does not divide vocabulary"),
-        ({"fsdp": 6, "model": 2}, r"holds \d.* mesh.fsdp 6 does not divide embed 256"),
+        (
+            {"fsdp": 2, "model": 2},
+            r"holds 1\.\d times .*: mesh.model 2 does not divide vocabulary 50257",
+        ),
     ],
 )
 def test_a_mesh_that_does_not_divide_the_parameters_is_said(mesh, message):
