@@ -118,7 +118,7 @@ def figure(rows: list[Row]) -> Figure:
                 color=plots.COLOURS[model],
                 lw=1.6 if dash == "-" else 1.0,
                 ls=dash,
-                label=f"{model}, {_NAMES.get(rule, 'factor ' + rule[6:])}",
+                label=f"{model}, {_NAMES[rule]}" if rule in _NAMES else None,
             )
         ax.axvline(trained, color=plots.FAINT, lw=1, ls=(0, (4, 3)))
         ax.set_xscale("log", base=2)
@@ -127,10 +127,15 @@ def figure(rows: list[Row]) -> Figure:
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=7.5)
         ax.set_yticks([3, 5, 10, 20, 50], ["3", "5", "10", "20", "50"])
         ax.minorticks_off()
-        ax.set(xlabel="position (bytes; dashed: training length)", xlim=(_FIRST, LENGTH))
+        ax.set(
+            xlabel="position (bytes; dashed: training length)",
+            xlim=(_FIRST, LENGTH),
+            ylim=(2.6, 80),
+        )
+        ax.text(_FIRST * 1.1, 60, "dotted: factors 2 to 16 of RoPE", fontsize=7.5, color=plots.INK)
         ax.set_title(f"{stage}, trained at {trained}", fontsize=10, color=plots.INK)
     axes[0].set_ylabel("perplexity per byte")
-    axes[1].legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(0, 0.86))
+    axes[1].legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(0, 0.5))
     return drawn
 
 
