@@ -11,7 +11,6 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
-SECONDS = 120  # of processor time that a notebook may take
 PATIENCE = 600  # seconds for a cell: other work may go on meanwhile
 
 
