@@ -92,6 +92,56 @@ def test_a_checkpoint_that_is_being_written_is_passed_over_in_silence(copied_run
     assert not recwarn.list
 
 
+def as_killed_before_the_manifest(output, marker):
+    """What a kill between Orbax's commit and the manifest of step 12 leaves; its folder."""
+    newest = output / "checkpoints" / "12"
+    lose_manifest(newest)
+    newest.with_name(".pending-12").write_text(marker)
+    return newest
+
+
+@pytest.mark.parametrize(
+    ("marker", "loss"), [('{"step": 12, "validation_loss": 2.5}', 2.5), ("", None)]
+)
+def test_a_committed_checkpoint_without_manifest_is_sealed_and_used(
+    marker, loss, copied_run, text, whole_run, capsys
+):
+    newest = as_killed_before_the_manifest(copied_run, marker)
+    result = train(small.config(text, copied_run))
+    printed = capsys.readouterr().out
+    assert "checkpoint 12 was saved, but had no manifest yet; written now" in printed
+    assert "after step 12" in printed
+    assert manifest.verify(newest) == {"step": 12, "validation_loss": loss}
+    assert not newest.with_name(".pending-12").exists()
+    for got, wanted in zip(
+        jax.tree.leaves(result.params), jax.tree.leaves(whole_run[1]), strict=True
+    ):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("item", [".", "params", "run"])
+def test_an_uncommitted_checkpoint_is_removed(item, copied_run, text, whole_run, capsys):
+    newest = as_killed_before_the_manifest(copied_run, "")
+    (newest / item / "commit_success.txt").unlink()
+    train(small.config(text, copied_run))
+    printed = capsys.readouterr().out
+    assert "checkpoint 12 was still being written when the run ended; removed" in printed
+    assert "after step 8" in printed
+    assert not (copied_run / "checkpoints" / "refused").exists()
+    assert small.loss_bits(copied_run) == small.loss_bits(whole_run[0])
+
+
+def test_a_marker_left_beside_a_manifest_does_not_hide_its_loss(copied_run, text, capsys):
+    newest = copied_run / "checkpoints" / "12"
+    marker = newest.with_name(".pending-12")
+    marker.touch()  # killed between writing the manifest and removing this
+    train(small.config(text, copied_run))
+    assert not marker.exists()
+    lose_manifest(newest)
+    train(small.config(text, copied_run))
+    assert "checkpoint 12 is damaged and not used" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", [truncate, lose_manifest])
 def test_training_goes_on_from_the_checkpoint_before(damage, copied_run, text, whole_run, capsys):
     newest = copied_run / "checkpoints" / "12"

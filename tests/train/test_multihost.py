@@ -168,6 +168,20 @@ def test_four_processes_are_one_run_and_two_can_continue_it(alone, four, text, t
 
 
 @pytest.mark.slow
+def test_processes_continue_from_a_committed_checkpoint_without_manifest(four, text, tmp_path):
+    output = copy_run(four, tmp_path / "run", STEPS)
+    newest = output / "checkpoints" / str(STEPS)
+    (newest / "manifest.json").unlink()  # as a kill between Orbax's commit and the manifest
+    newest.with_name(f".pending-{STEPS}").touch()
+    more = {**SHORT, "--train.steps": STEPS + 1}
+    first, second = run(2, "train", tmp_path, 0, *small.arguments(text, output, *words(more)))
+    assert f"checkpoint {STEPS} was saved, but had no manifest yet; written now" in first
+    assert f"after step {STEPS}" in first
+    assert f"ended after step {STEPS + 1} by None" in second
+    assert (newest / "manifest.json").is_file()
+
+
+@pytest.mark.slow
 def test_parameters_and_both_moments_move_from_eight_devices_to_four_to_one(eight, text, tmp_path):
     output, states, _ = eight
     output = copy_run(output, tmp_path / "run", STEPS)
