@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from multiscreen_jax.sharding import make_mesh
 from multiscreen_jax.train import checkpoint, load_params, manifest, override, train
-from multiscreen_jax.train.errors import CheckpointNotSaved, is_ours
+from multiscreen_jax.train.errors import CheckpointNotSaved, is_ours, one_line_errors
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.state import TrainState
 from tests.train import small
@@ -248,6 +248,9 @@ def test_an_error_while_saving_is_raised(tmp_path, monkeypatch):
         checkpoints.close()
     assert isinstance(raised.value.__cause__, OSError)
     assert is_ours(raised.value)
+    # Launchers start a run again after 1 and after this, and not after 2 and 3.
+    with pytest.raises(SystemExit, match="4"), one_line_errors():
+        raise raised.value
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
