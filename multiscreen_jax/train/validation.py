@@ -61,7 +61,8 @@ class Validation:
         if "validation_bits_per_byte" in record:
             return (
                 f"validation {record['validation_bits_per_byte']:.3f} bits per byte on "
-                f"{self._count} batches, where token frequencies alone give {self.unigram_bits_per_byte:.3f}"
+                f"{self._count} batches, where token frequencies alone give "
+                f"{self.unigram_bits_per_byte:.3f}"
             )
         return (
             f"validation loss {record['validation_loss']:.4f}, "

@@ -57,7 +57,8 @@ def test_a_start_reads_nothing_and_the_summary_only_these_batches(pipeline, monk
     validation = Validation(None, pipeline, BATCHES, None)
     assert not read
     record = {"validation_loss": 1.0, "validation_bits_per_byte": 2.0}
-    expected = f"on {BATCHES} batches, where token frequencies alone give {validation.unigram_bits_per_byte:.3f}"
-    assert validation.summary(record).endswith(expected)
+    alone = f"{validation.unigram_bits_per_byte:.3f}"
+    said = validation.summary(record)
+    assert said.endswith(f"on {BATCHES} batches, where token frequencies alone give {alone}")
     ahead = pipeline.config.prefetch * pipeline.config.batch_size
     assert BATCHES * 4 <= len(read) <= BATCHES * 4 + ahead + 4 < len(pipeline._rows)
