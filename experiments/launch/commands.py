@@ -15,6 +15,8 @@ Command = list[str]
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 ZONE = re.compile(r"[a-z]+-[a-z]+[0-9]+-[a-z]")
 BUCKET = re.compile(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]")
+# From the signal that ends a run to its end: time for the step under way and a checkpoint.
+GRACE_SECONDS = 900
 RUNS, DATA = "/mnt/runs", "/mnt/data"  # where `mount` puts what all hosts share
 
 
@@ -47,6 +49,12 @@ def check(flag: str, given: str, pattern: re.Pattern[str], allowed: str) -> None
     """One-line ValueError unless the whole of `given` matches."""
     if not pattern.fullmatch(given):
         raise ValueError(f"{flag} is {given!r}; allowed: {allowed}")
+
+
+def check_grace(seconds: int) -> None:
+    """One-line ValueError unless a checkpoint may fit in so many seconds and SLURM takes them."""
+    if not 60 <= seconds <= 65535:
+        raise ValueError(f"--grace-seconds is {seconds}; allowed: 60 to 65535")
 
 
 def check_training(arguments: Sequence[str], mounted: bool) -> None:

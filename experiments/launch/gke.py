@@ -11,11 +11,13 @@ import tyro
 from experiments.launch.commands import (
     BUCKET,
     DATA,
+    GRACE_SECONDS,
     NAME,
     RUNS,
     Command,
     Place,
     check,
+    check_grace,
     check_training,
 )
 
@@ -25,7 +27,11 @@ IMAGE = re.compile(r"[a-z0-9][-_./a-z0-9]*:[-_.a-zA-Z0-9]+")
 ALLOWED_TYPE = "v4-N, v5litepod-N, v5p-N, v6e-N or tpu7x-N"
 ALLOWED_IMAGE = "a path in a registry with its tag, such as us-docker.pkg.dev/PROJECT/REPO/run:1"
 DOCKERFILE = "experiments/launch/Dockerfile"
-GRACE_SECONDS = 120  # between SIGTERM and SIGKILL: time for a checkpoint
+# Of a process that ended with an error xpk restarts 42 and 127 to 255 by itself. An error that no
+# one foresaw (a link that failed) is 1, a checkpoint that could not be written is 4; settings that
+# cannot be used (2) and a loss that is not finite (3) would end the same way again.
+RESTARTED = "1,4"
+RUNS_GIGABYTES = 2560  # the smallest BASIC_SSD
 
 
 def create(
@@ -73,7 +79,7 @@ def mount(place: Here, bucket: str | None = None, runs_gigabytes: int = 0) -> li
     Args:
       place: the cluster.
       bucket: Cloud Storage bucket, without gs://.
-      runs_gigabytes: size of a new Filestore instance for the runs, at least 1024; 0 for none.
+      runs_gigabytes: size of a new Filestore instance for the runs, at least 2560; 0 for none.
     """
     if bucket is None and not runs_gigabytes:
         raise ValueError("nothing to mount is given; allowed: --bucket, --runs-gigabytes, or both")
@@ -84,9 +90,11 @@ def mount(place: Here, bucket: str | None = None, runs_gigabytes: int = 0) -> li
         where = [f"--mount-point={DATA}", "--auto-mount=true"]
         commands.append(["xpk", "storage", "attach", "data", *_cluster(place), *what, *where])
     if runs_gigabytes:
-        if runs_gigabytes < 1024:
-            raise ValueError(f"--runs-gigabytes is {runs_gigabytes}; allowed: 0, or 1024 and above")
-        what = ["--type=gcpfilestore", f"--size={runs_gigabytes}", "--tier=BASIC_HDD"]
+        if runs_gigabytes < RUNS_GIGABYTES:
+            allowed = f"0, or {RUNS_GIGABYTES} and above"
+            raise ValueError(f"--runs-gigabytes is {runs_gigabytes}; allowed: {allowed}")
+        # Written at 350 MB/s; BASIC_HDD takes 100.
+        what = ["--type=gcpfilestore", f"--size={runs_gigabytes}", "--tier=BASIC_SSD"]
         what += ["--vol=runs", "--access-mode=ReadWriteMany", "--readonly=false"]
         where = [f"--mount-point={RUNS}", "--auto-mount=true"]
         commands.append(["xpk", "storage", "create", "runs", *_cluster(place), *what, *where])
@@ -100,6 +108,7 @@ def run(
     image: str,
     training: tuple[str, ...],
     max_restarts: int = 50,
+    grace_seconds: int = GRACE_SECONDS,
 ) -> list[Command]:
     """Submits the training command after --; interrupted, it is restarted and continues.
 
@@ -110,12 +119,14 @@ def run(
       image: what `install` pushed.
       training: the experiment and its options.
       max_restarts: how often, before it counts as failed.
+      grace_seconds: from the signal that ends a pod to its end, time for a checkpoint.
     """
     _check_workload(workload)
     check("--tpu-type", tpu_type, TPU_TYPE, ALLOWED_TYPE)
     check("--image", image, IMAGE, ALLOWED_IMAGE)
     if max_restarts < 0:
         raise ValueError(f"--max-restarts is {max_restarts}; allowed: an integer >= 0")
+    check_grace(grace_seconds)
     check_training(training, mounted=True)
     # xpk runs the command in a subshell and signals that: exec puts the script in its place.
     script = ["bash", "experiments/launch/supervise.sh", "python", "-m", "experiments.train"]
@@ -124,7 +135,8 @@ def run(
             *("xpk", "workload", "create", *_cluster(place)),
             *(f"--workload={workload}", f"--tpu-type={tpu_type}", "--num-slices=1"),
             *(f"--docker-image={image}", f"--max-restarts={max_restarts}"),
-            f"--termination-grace-period-seconds={GRACE_SECONDS}",
+            f"--restart-on-exit-codes={RESTARTED}",
+            f"--termination-grace-period-seconds={grace_seconds}",
             f"--command=exec {shlex.join([*script, *training])}",
         ]
     ]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 
-from experiments.launch.commands import Command, check, check_training
+from experiments.launch.commands import (
+    GRACE_SECONDS,
+    Command,
+    check,
+    check_grace,
+    check_training,
+)
 
 SCRIPT = "experiments/launch/train.sbatch"
-TIME = re.compile(r"([0-9]+-)?[0-9]{1,2}:[0-9]{2}:[0-9]{2}")
+TIME = re.compile(r"(?:([0-9]+)-)?([0-9]{1,2}):([0-9]{2}):([0-9]{2})")
 JOB = re.compile(r"[1-9][0-9]*")
 WORD = re.compile(r"[-_.a-zA-Z0-9]+")
 PATH = re.compile(r"[-_./~a-zA-Z0-9]+")
@@ -21,6 +27,7 @@ def run(
     partition: str | None = None,
     account: str | None = None,
     python: str = "python",
+    grace_seconds: int = GRACE_SECONDS,
 ) -> list[Command]:
     """Submits the training command after --; at its time limit the job saves and goes on later.
 
@@ -32,11 +39,16 @@ def run(
       partition: where to (default: the cluster's).
       account: to whom it counts (default: yours).
       python: the interpreter of an environment that all nodes see.
+      grace_seconds: how long before its time limit the job begins to save.
     """
     for flag, count in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
         if count < 1:
             raise ValueError(f"{flag} is {count}; allowed: an integer >= 1")
     check("--time", time, TIME, "hours:minutes:seconds, or days-hours:minutes:seconds")
+    check_grace(grace_seconds)
+    if _seconds(time) <= grace_seconds:
+        allowed = f"more than --grace-seconds, {grace_seconds}"
+        raise ValueError(f"--time is {time!r}; allowed: {allowed}")
     check("--python", python, PATH, "a path of letters, digits and - _ . / ~")
     check_training(training, mounted=False)
     optional = []
@@ -46,7 +58,9 @@ def run(
             optional.append(f"{flag}={word}")
     sizes = [f"--nodes={nodes}", f"--gpus-per-node={gpus_per_node}"]
     sizes += [f"--ntasks-per-node={gpus_per_node}", f"--time={time}"]
-    return [["sbatch", *sizes, *optional, f"--export=ALL,PYTHON={python}", SCRIPT, *training]]
+    grace = f"--signal=B:USR1@{grace_seconds}"
+    export = f"--export=ALL,PYTHON={python},GRACE_SECONDS={grace_seconds}"
+    return [["sbatch", *sizes, *optional, grace, export, SCRIPT, *training]]
 
 
 def status(job: str) -> list[Command]:
@@ -71,3 +85,10 @@ def delete(job: str) -> list[Command]:
     """Cancels a job, waiting or running."""
     check("--job", job, JOB, "the number that `run` printed")
     return [["scancel", job]]
+
+
+def _seconds(time: str) -> int:
+    found = TIME.fullmatch(time)
+    assert found is not None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return 60 * (60 * (24 * days + hours) + minutes) + seconds

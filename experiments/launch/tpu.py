@@ -112,14 +112,16 @@ def mount(place: Here, bucket: str | None = None, share: str | None = None) -> l
     if bucket is not None:
         check("--bucket", bucket, BUCKET, "a bucket's name, without gs://")
         scripts.append(
-            f"{{ {INSTALL_GCSFUSE}; }} && sudo mkdir -p {DATA} && sudo chown $USER {DATA}"
-            f" && {{ mountpoint -q {DATA} || gcsfuse --implicit-dirs -o ro {bucket} {DATA}; }}"
+            # Once mounted, the folder cannot be given to anyone: a second `mount` must not try.
+            f"{{ {INSTALL_GCSFUSE}; }} && {{ mountpoint -q {DATA} ||"
+            f" {{ sudo mkdir -p {DATA} && sudo chown $USER {DATA}"
+            f" && gcsfuse --implicit-dirs -o ro {bucket} {DATA}; }}; }}"
         )
     if share is not None:
         check("--share", share, SHARE, "an address and a share such as 10.0.0.2:/runs")
         scripts.append(
-            f"sudo apt-get install -y nfs-common && sudo mkdir -p {RUNS}"
-            f" && {{ mountpoint -q {RUNS} || sudo mount -o rw,hard {share} {RUNS}; }}"
+            f"sudo apt-get install -y nfs-common && {{ mountpoint -q {RUNS} ||"
+            f" {{ sudo mkdir -p {RUNS} && sudo mount -o rw,hard {share} {RUNS}; }}; }}"
             f" && sudo chmod a+rwx {RUNS}"
         )
     return [_ssh(place, script) for script in scripts]

@@ -4,6 +4,7 @@
     OUTPUT/checkpoints/120/optimizer       step and optimizer state
     OUTPUT/checkpoints/120/run             JSON: config, data position, fingerprint of the data
     OUTPUT/checkpoints/120/manifest.json   checksum of every file above, written last
+    OUTPUT/checkpoints/.pending-120        facts for the manifest, there until it is
 
 The folder's number is the number of steps taken, which is also the number of the next batch.
 
@@ -35,6 +36,7 @@ from multiscreen_jax.train.state import TrainState, abstract_params
 FOLDER = "checkpoints"
 _REFUSED = "refused"
 _ITEMS = ("params", "optimizer", "run")
+_COMMITTED = "commit_success.txt"  # Orbax's last file in a folder, before it gets its name
 _NONE, _ALL_DAMAGED = 0, -1  # in place of a step's number, which is 1 or more
 
 
@@ -57,12 +59,13 @@ class Checkpoints:
         """Starts to save a state. `run` is the JSON beside it (see `run_facts`)."""
         self.finish()
         step = run["step"]
+        facts = {"step": step, "validation_loss": validation_loss}
         # Made before the folder exists and removed after the manifest does: it tells a folder that
         # was being written when the run was killed from one that has lost its manifest.
         with _saving(step):
             if _is_first():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _marker(self.folder / str(step)).touch()
+                _marker(self.folder / str(step)).write_text(json.dumps(facts))
             manager = self._open_manager()
             manager.save(
                 step,
@@ -73,7 +76,6 @@ class Checkpoints:
                 ),
                 force=True,
             )
-        facts = {"step": step, "validation_loss": validation_loss}
         self._thread = threading.Thread(target=self._seal, args=(manager, step, facts))
         self._thread.start()
 
@@ -144,7 +146,12 @@ class Checkpoints:
         for step in reversed(steps_in(self.folder)):
             folder = self.folder / str(step)
             try:
-                manifest.verify(folder)
+                if _unfinished(folder) and _committed(folder):
+                    say(f"checkpoint {step} was saved, but had no manifest yet; written now")
+                    with _saving(step):
+                        manifest.write(folder, _pending_facts(folder))
+                else:
+                    manifest.verify(folder)
             except DamagedCheckpoint as error:
                 if _unfinished(folder):
                     say(f"checkpoint {step} was still being written when the run ended; removed")
@@ -155,6 +162,8 @@ class Checkpoints:
                     refused.append(str(error))
                     self._set_aside(step)
                 continue
+            # Also of a run killed between the two: a manifest lost later must not be written anew.
+            _marker(folder).unlink(missing_ok=True)
             return step, refused
         return None, refused
 
@@ -243,6 +252,23 @@ def _marker(folder: Path) -> Path:
 def _unfinished(folder: Path) -> bool:
     """Whether a checkpoint is being written, or was when its run was killed."""
     return not manifest.exists(folder) and _marker(folder).exists()
+
+
+def _committed(folder: Path) -> bool:
+    """Whether Orbax has written all of a checkpoint, so that nothing but its manifest lacks.
+
+    Orbax leaves this file in the folder and in every item's; `is_checkpoint_finalized` looks at
+    names only, where folders can be renamed.
+    """
+    return all((folder / item / _COMMITTED).is_file() for item in (".", *_ITEMS))
+
+
+def _pending_facts(folder: Path) -> dict[str, Any]:
+    """What the manifest of a checkpoint was to say; a marker that is cut says only the step."""
+    try:
+        return {"step": int(folder.name), **json.loads(_marker(folder).read_text())}
+    except ValueError:
+        return {"step": int(folder.name), "validation_loss": None}
 
 
 def run_facts(config: Any, step: int, fingerprint: str, skipped: int = 0) -> dict[str, Any]:

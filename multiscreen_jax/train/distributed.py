@@ -5,9 +5,10 @@ any more; `last_words` then says in one line which process that was.
 """
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -18,6 +19,12 @@ from multiscreen_jax.train.config import MeshConfig
 
 _LONGEST_WAIT_MS = 24 * 3600 * 1000  # the runtime ends it when a process is lost
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# What JAX reads of a cluster, for the line that names what was found.
+_CLUSTER = re.compile(
+    r"SLURM_(JOB_ID|STEP_NODELIST|NTASKS|PROCID|LOCALID)|OMPI_COMM_WORLD_\w*(SIZE|RANK)"
+    r"|MEGASCALE_\w+|TPU_WORKER_\w+|JAX_(COORDINATOR_\w+|NUM_PROCESSES|PROCESS_ID|LOCAL_DEVICE_IDS)"
+)
+_NO_CLUSTER = "coordinator_address should be defined"  # JAX's words where it finds none
 
 
 def initialize(mesh: MeshConfig) -> None:
@@ -31,7 +38,7 @@ def initialize(mesh: MeshConfig) -> None:
     its last line names the address.
 
     Raises:
-      ValueError: the variables are incomplete or not possible.
+      ValueError: the variables, these or a cluster's, are incomplete or not possible.
     """
     count, index = _named_processes()
     if count == 1:
@@ -48,13 +55,17 @@ def initialize(mesh: MeshConfig) -> None:
             # then a lost process has been noticed, which may be where the error is from.
             shutdown_timeout_seconds=2 * mesh.heartbeat_seconds,
         )
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError) as error:  # from reading variables
         give_back_stderr()
-        if address or count:
-            allowed = f"also {_COUNT} and {_INDEX}, or a cluster that JAX knows"
-            raise ValueError(f"{_ADDRESS} is {address!r}; allowed: {allowed} ({error})") from None
-        return  # JAX found no cluster
+        if _NO_CLUSTER in str(error):
+            return
+        # Anything else must not pass for "one process": each host would train alone, all of them
+        # into one folder.
+        raise ValueError(f"{_found(os.environ)} ({error})") from None
     sharding.divide_cpu(mesh.cpu_devices)  # the next line makes JAX count devices
+    line = _idle_gpus(os.environ, jax.default_backend(), jax.local_device_count())
+    if line is not None:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     if jax.process_count() == 1:
         give_back_stderr()
         return
@@ -88,6 +99,39 @@ def _named_processes() -> tuple[int | None, int | None]:
         address = os.environ.get(_ADDRESS)
         raise ValueError(f"{_ADDRESS} is {address!r}; allowed: the host:port of process 0")
     return int(count), int(index)
+
+
+def _found(environment: Mapping[str, str]) -> str:
+    """The variables that say who the processes are, and what would be right."""
+    names = sorted(name for name in environment if _CLUSTER.fullmatch(name))
+    found = ", ".join(f"{name} is {environment[name]!r}" for name in names)
+    allowed = f"each process's number, from 0, below how many there are; or {_ADDRESS}, "
+    return f"{found or 'a cluster'}; allowed: {allowed}{_COUNT} and {_INDEX}"
+
+
+def _idle_gpus(environment: Mapping[str, str], backend: str, devices: int) -> str | None:
+    """One line if this node has GPUs that none of its SLURM tasks uses, each having `devices`."""
+    given, tasks = environment.get("SLURM_GPUS_ON_NODE", ""), _tasks_on_node(environment)
+    if backend != "gpu" or not given.isdecimal() or tasks is None:
+        return None
+    if int(given) <= tasks * devices or environment.get("SLURM_LOCALID", "0") != "0":
+        return None  # or the node's first task says it
+    return (
+        f"SLURM_GPUS_ON_NODE is {given}, and {tasks} task(s) on this node use {devices} each; "
+        f"for one process a GPU: srun --ntasks-per-node={given}"
+    )
+
+
+def _tasks_on_node(environment: Mapping[str, str]) -> int | None:
+    """How many tasks srun started on this node, of a list such as 8(x4),2; None outside srun."""
+    tasks: list[int] = []
+    for word in environment.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", word)
+        if found is None:
+            return None
+        tasks += [int(found[1])] * int(found[2] or 1)
+    number = environment.get("SLURM_NODEID", "")
+    return tasks[int(number)] if number.isdecimal() and int(number) < len(tasks) else None
 
 
 def _watch_stderr(address: str, mesh: MeshConfig) -> Callable[[], None]:

@@ -1,4 +1,10 @@
-"""Errors with an exit code of their own, and the one line that a person sees for the others."""
+"""Errors with an exit code of their own, and the one line that a person sees for the others.
+
+1  anything unforeseen, such as a link that failed: starting again may help
+2  a setting, or data, that cannot be used: it will not
+3  a loss that is not finite: it will not
+4  a checkpoint that could not be written: it may, when the storage is there again
+"""
 
 import sys
 import traceback
@@ -25,6 +31,8 @@ class NonFiniteLoss(ArithmeticError):
 
 class CheckpointNotSaved(RuntimeError):
     """A checkpoint could not be written (a full disk, ...); the cause is chained."""
+
+    exit_code = 4
 
 
 def is_ours(error: BaseException) -> bool:

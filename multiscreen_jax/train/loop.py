@@ -230,7 +230,7 @@ def _nonfinite_text(number: int, host: Any, saved: list[int]) -> str:
 
 
 def _report_end(run: Run, record: dict[str, Any], reporter: Reporter) -> None:
-    if run.validation and record:
+    if run.validation and record and jax.process_index() == 0:  # it reads the batches again
         reporter.say(run.validation.summary(record))
     if run.config.train.sample_prompts:
         write_samples(run, reporter.say)

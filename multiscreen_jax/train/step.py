@@ -25,7 +25,8 @@ def loss_and_gradients(
     """Mean loss of a batch and its gradients, computed in `parts` parts that are added up.
 
     The mean is over all targets of the batch that count, not a mean of the parts' means, so that
-    parts change memory and rounding and nothing else.
+    parts change memory and rounding and nothing else. Sums are kept in float32 at least: in
+    bfloat16, whose numbers have 8 bits, each of many parts would be rounded away more and more.
     """
     _, weights = losses.targets_and_weights(batch)
     count = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
@@ -37,15 +38,20 @@ def loss_and_gradients(
         return jax.value_and_grad(share)(params, batch)
 
     def add(carry: tuple[jax.Array, Any], part: Batch) -> tuple[tuple[jax.Array, Any], None]:
-        return jax.tree.map(jnp.add, carry, jax.value_and_grad(share)(params, part)), None
+        found = jax.value_and_grad(share)(params, part)
+        return jax.tree.map(lambda total, x: total + x.astype(total.dtype), carry, found), None
+
+    def zeros(leaf: Any) -> jax.Array:
+        return jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
 
     # Every parts-th row together: each device keeps its own rows.
     divided = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch
     )
     shapes = jax.eval_shape(share, params, jax.tree.map(lambda x: x[0], divided))
-    zeros = (jnp.zeros(shapes.shape, shapes.dtype), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(add, zeros, divided)[0]
+    start = jnp.zeros(shapes.shape, shapes.dtype), jax.tree.map(zeros, params)
+    loss, totals = jax.lax.scan(add, start, divided)[0]
+    return loss, jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), totals, params)
 
 
 def make_train_step(

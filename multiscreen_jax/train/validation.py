@@ -1,20 +1,21 @@
 """Loss on the validation split, in nats per token and bits per byte of text, and accuracy."""
 
+import math
+from functools import cached_property
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline
+from multiscreen_jax.data.pipeline import entropy_bits, scored_targets
 from multiscreen_jax.evaluation import evaluate
+from multiscreen_jax.evaluation.perplexity import read_batches
 
 
 class Validation:
-    """The first batches of the validation split, always the same ones.
-
-    `unigram_bits_per_byte` is what a model that only knows token frequencies would reach; NaN
-    where tokens are no text.
-    """
+    """The first batches of the validation split, always the same ones."""
 
     def __init__(self, model: nn.Module, pipeline: Pipeline, batches: int, where: Any) -> None:
         available = pipeline.num_batches
@@ -25,7 +26,22 @@ class Validation:
                 "data.valid-source or a larger data.valid-fraction, or 0 to train without"
             )
         self._model, self._pipeline, self._count, self._where = model, pipeline, count, where
-        self.unigram_bits_per_byte = pipeline.unigram_bits_per_byte()
+
+    @cached_property
+    def unigram_bits_per_byte(self) -> float:
+        """What a model that only knows how often each token occurs in these batches would reach
+        on them; NaN where tokens are no text.
+
+        Not of the whole split, which can be terabytes, and read only by a process that prints it.
+        """
+        every_row = self._pipeline.take(range(self._pipeline.config.batch_size))
+        counts, text_bytes = np.zeros(self._pipeline.vocab_size, np.int64), 0
+        for batch in read_batches(every_row, self._count):
+            targets = np.asarray(batch.get("targets", batch["tokens"][:, 1:]))
+            scored = targets[scored_targets(batch)]
+            counts += np.bincount(scored, minlength=len(counts))
+            text_bytes += every_row.target_bytes(batch)
+        return entropy_bits(counts) / text_bytes if text_bytes else math.nan
 
     def __call__(self, params: Any) -> dict[str, float]:
         """validation_loss (nats per token), validation_accuracy, and of text
@@ -44,8 +60,9 @@ class Validation:
         """What `record`, a line of metrics with validation, says in one sentence."""
         if "validation_bits_per_byte" in record:
             return (
-                f"validation {record['validation_bits_per_byte']:.3f} bits per byte; "
-                f"token frequencies alone give {self.unigram_bits_per_byte:.3f}"
+                f"validation {record['validation_bits_per_byte']:.3f} bits per byte on "
+                f"{self._count} batches, where token frequencies alone give "
+                f"{self.unigram_bits_per_byte:.3f}"
             )
         return (
             f"validation loss {record['validation_loss']:.4f}, "

@@ -3,15 +3,20 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from experiments.launch import __main__ as program
+from experiments.launch import slurm
+from experiments.launch.commands import GRACE_SECONDS
 
 TPU = ["--name", "pod", "--zone", "us-east5-a"]
 GKE = ["--name", "fleet", "--zone", "us-east5-a", "--project", "lab-7"]
 TRAINING = ["quickstart", "--train.output-dir", "/mnt/runs/q", "--data.text-field", "it's; $HOME"]
 IMAGE = ["--image", "us-docker.pkg.dev/lab-7/images/run:3"]
+GKE_RUN = ["--workload", "first", "--tpu-type", "v5p-256", *IMAGE]
+SLURM_RUN = ["slurm", "run", "--nodes", "1", "--gpus-per-node", "8"]
 GCLOUD = "gcloud compute tpus tpu-vm"
 QUEUE = "gcloud compute tpus queued-resources"
 PLACE = "--zone=us-east5-a"
@@ -54,8 +59,8 @@ GOLDEN = [
         ["tpu", "mount", *TPU, "--share", "10.0.0.2:/runs"],
         [
             f"{GCLOUD} ssh pod {PLACE} --worker=all '--command=sudo apt-get install -y nfs-common "
-            "&& sudo mkdir -p /mnt/runs && { mountpoint -q /mnt/runs || sudo mount -o rw,hard "
-            "10.0.0.2:/runs /mnt/runs; } && sudo chmod a+rwx /mnt/runs'"
+            "&& { mountpoint -q /mnt/runs || { sudo mkdir -p /mnt/runs && sudo mount -o rw,hard "
+            "10.0.0.2:/runs /mnt/runs; }; } && sudo chmod a+rwx /mnt/runs'"
         ],
     ),
     (
@@ -94,11 +99,11 @@ GOLDEN = [
         ],
     ),
     (
-        ["gke", "mount", *GKE, "--bucket", "corpora", "--runs-gigabytes", "2048"],
+        ["gke", "mount", *GKE, "--bucket", "corpora", "--runs-gigabytes", "2560"],
         [
             f"xpk storage attach data {CLUSTER} --type=gcsfuse --bucket=corpora --size=1 "
             "--readonly=true --mount-point=/mnt/data --auto-mount=true",
-            f"xpk storage create runs {CLUSTER} --type=gcpfilestore --size=2048 --tier=BASIC_HDD "
+            f"xpk storage create runs {CLUSTER} --type=gcpfilestore --size=2560 --tier=BASIC_SSD "
             "--vol=runs --access-mode=ReadWriteMany --readonly=false --mount-point=/mnt/runs "
             "--auto-mount=true",
         ],
@@ -162,15 +167,17 @@ def test_training_on_a_slice(monkeypatch, capsys):
     assert after == "~/train.log 2>&1 < /dev/null & echo $! > ~/train.pid)"
 
 
-def test_training_on_gke(monkeypatch, capsys):
-    run = ["gke", "run", *GKE, "--workload", "first", "--tpu-type", "v5p-256", *IMAGE]
+@pytest.mark.parametrize(("options", "grace"), [([], 900), (["--grace-seconds", "60"], 60)])
+def test_training_on_gke(monkeypatch, capsys, options, grace):
+    run = ["gke", "run", *GKE, *GKE_RUN, *options]
     (line,) = dry_run(monkeypatch, capsys, *run, "--dry-run", "--", *TRAINING)
     *words, script = shlex.split(line)
     assert (
         words
         == (
             f"xpk workload create {CLUSTER} --workload=first --tpu-type=v5p-256 --num-slices=1 "
-            f"--docker-image={IMAGE[1]} --max-restarts=50 --termination-grace-period-seconds=120"
+            f"--docker-image={IMAGE[1]} --max-restarts=50 --restart-on-exit-codes=1,4 "
+            f"--termination-grace-period-seconds={grace}"
         ).split()
     )
     assert shlex.split(script.removeprefix("--command=")) == [
@@ -179,14 +186,16 @@ def test_training_on_gke(monkeypatch, capsys):
     ]
 
 
-def test_training_under_slurm(monkeypatch, capsys):
+@pytest.mark.parametrize(("more", "grace"), [([], 900), (["--grace-seconds", "3600"], 3600)])
+def test_training_under_slurm(monkeypatch, capsys, more, grace):
     sizes = ["--nodes", "4", "--gpus-per-node", "8"]
     options = ["--partition", "h100", "--account", "lab", "--python", "/nfs/venv/bin/python"]
-    run = ["slurm", "run", *sizes, *options, "--dry-run", "--", *TRAINING]
+    run = ["slurm", "run", *sizes, *options, *more, "--dry-run", "--", *TRAINING]
     (line,) = dry_run(monkeypatch, capsys, *run)
     assert shlex.split(line) == [
         *["sbatch", "--nodes=4", "--gpus-per-node=8", "--ntasks-per-node=8", "--time=24:00:00"],
-        *("--partition=h100", "--account=lab", "--export=ALL,PYTHON=/nfs/venv/bin/python"),
+        *("--partition=h100", "--account=lab", f"--signal=B:USR1@{grace}"),
+        f"--export=ALL,PYTHON=/nfs/venv/bin/python,GRACE_SECONDS={grace}",
         "experiments/launch/train.sbatch",
         *TRAINING,
     ]
@@ -198,8 +207,8 @@ def test_a_bucket_needs_its_driver_once(monkeypatch, capsys):
     script = shlex.split(bucket)[-1].removeprefix("--command=")
     assert script.startswith("{ command -v gcsfuse || {")
     assert script.endswith(
-        "sudo mkdir -p /mnt/data && sudo chown $USER /mnt/data && { mountpoint -q /mnt/data || "
-        "gcsfuse --implicit-dirs -o ro corpora /mnt/data; }"
+        "{ mountpoint -q /mnt/data || { sudo mkdir -p /mnt/data && sudo chown $USER /mnt/data && "
+        "gcsfuse --implicit-dirs -o ro corpora /mnt/data; }; }"
     )
     assert "nfs-common" in share
 
@@ -260,6 +269,10 @@ def test_a_bucket_needs_its_driver_once(monkeypatch, capsys):
         ),
         (["gke", "mount", *GKE], "nothing to mount is given; allowed: --bucket, --runs-gigabytes"),
         (["gke", "mount", *GKE, "--runs-gigabytes", "5"], "--runs-gigabytes is 5; allowed: 0, or"),
+        (
+            ["gke", "run", *GKE, *GKE_RUN, "--grace-seconds", "9", "--", *TRAINING],
+            "--grace-seconds is 9; allowed: 60 to 65535",
+        ),
         (["gke", "stop", *GKE, "--workload", "A"], "--workload is 'A'; allowed: lowercase letters"),
         (["slurm", "logs", "--job", "x"], "--job is 'x'; allowed: the number that `run` printed"),
         (
@@ -269,6 +282,14 @@ def test_a_bucket_needs_its_driver_once(monkeypatch, capsys):
         (
             ["slurm", "run", "--nodes", "1", "--gpus-per-node", "8", "--time", "1d", "--", "tiny"],
             "--time is '1d'; allowed: hours:minutes:seconds",
+        ),
+        (
+            [*SLURM_RUN, "--time", "00:15:00", "--", "tiny"],
+            "--time is '00:15:00'; allowed: more than --grace-seconds, 900",
+        ),
+        (
+            [*SLURM_RUN, "--grace-seconds", "70000", "--", "tiny"],
+            "--grace-seconds is 70000; allowed: 60 to 65535",
         ),
     ],
 )
@@ -288,3 +309,21 @@ def test_help_and_missing_options(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         dry_run(monkeypatch, capsys, "tpu", "logs", "--dry-run")
     assert "--zone" in capsys.readouterr().err
+
+
+def test_the_limit_of_a_job_is_read_in_seconds():
+    assert slurm._seconds("1-02:03:04") == 24 * 3600 + 2 * 3600 + 3 * 60 + 4
+    assert slurm._seconds("00:16:00") == 960
+
+
+def test_the_batch_script_and_its_launcher_give_the_same_time():
+    script = (Path(slurm.__file__).parent / "train.sbatch").read_text()
+    assert f"#SBATCH --signal=B:USR1@{GRACE_SECONDS}\n" in script
+    assert f'grace="${{GRACE_SECONDS:-{GRACE_SECONDS}}}"\n' in script
+
+
+def test_the_image_leaves_out_what_git_does():
+    root = Path(slurm.__file__).parents[2]
+    ignored = [f"**/{line.rstrip('/')}" for line in (root / ".gitignore").read_text().split()]
+    _, *lines = (root / ".dockerignore").read_text().splitlines()
+    assert lines == [".git", *ignored]

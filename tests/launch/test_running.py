@@ -101,6 +101,20 @@ def test_at_its_time_limit_a_job_saves_and_goes_on_later(slurm, monkeypatch):
     ]
 
 
+def test_a_job_that_saves_too_slowly_goes_on_later_too(slurm, monkeypatch, tmp_path):
+    deaf = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print("began", '
+    monkeypatch.setenv("GRACE_SECONDS", "31")
+    with start_batch(monkeypatch, f"{deaf}flush=True); time.sleep(60)") as process:
+        assert process.stdout.readline() == "began\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(timeout=20) == 0
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # as the requeue does
+    assert slurm.read_text().splitlines()[-2:] == [
+        "scancel --signal=TERM 17",
+        "scontrol requeue 17",
+    ]
+
+
 @pytest.mark.parametrize("code", [0, 3])
 def test_a_job_that_ends_by_itself_is_over(slurm, monkeypatch, code):
     with start_batch(monkeypatch, f"raise SystemExit({code})") as process:
@@ -158,3 +172,28 @@ def test_a_host_starts_one_run_stops_it_and_continues(tmp_path, monkeypatch):
         time.sleep(0.01)
     wait_for([*started, "saved", *started])
     on_host(tpu.stop(place))
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_mount_can_be_repeated(mounted, tmp_path, monkeypatch):
+    calls = tmp_path / "calls"
+    for name in ("sudo", "gcsfuse", "mountpoint"):
+        code = int(name == "mountpoint" and not mounted)
+        path = tmp_path / name
+        path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {calls}\nexit {code}\n')
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("USER", "me")
+    for command in tpu.mount(Place("pod", "us-east5-a"), "corpora", "10.0.0.2:/runs"):
+        script = command[-1].removeprefix("--command=")
+        subprocess.run(["bash", "-c", script], check=True)
+    made = [line for line in calls.read_text().splitlines() if "/mnt/" in line]
+    if mounted:
+        assert made == ["mountpoint -q /mnt/data", "mountpoint -q /mnt/runs", made[-1]]
+    else:
+        data = ["sudo mkdir -p /mnt/data", "sudo chown me /mnt/data"]
+        data += ["gcsfuse --implicit-dirs -o ro corpora /mnt/data"]
+        runs = ["sudo mkdir -p /mnt/runs", "sudo mount -o rw,hard 10.0.0.2:/runs /mnt/runs"]
+        expected = ["mountpoint -q /mnt/data", *data, "mountpoint -q /mnt/runs", *runs, made[-1]]
+        assert made == expected
+    assert made[-1] == "sudo chmod a+rwx /mnt/runs"

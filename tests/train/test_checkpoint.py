@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from multiscreen_jax.sharding import make_mesh
 from multiscreen_jax.train import checkpoint, load_params, manifest, override, train
-from multiscreen_jax.train.errors import CheckpointNotSaved, is_ours
+from multiscreen_jax.train.errors import CheckpointNotSaved, is_ours, one_line_errors
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.state import TrainState
 from tests.train import small
@@ -90,6 +90,56 @@ def test_a_checkpoint_that_is_being_written_is_passed_over_in_silence(copied_run
     (copied_run / "checkpoints" / ".pending-12").touch()
     assert checkpoint.find_checkpoint(copied_run)[0].name == "8"
     assert not recwarn.list
+
+
+def as_killed_before_the_manifest(output, marker):
+    """What a kill between Orbax's commit and the manifest of step 12 leaves; its folder."""
+    newest = output / "checkpoints" / "12"
+    lose_manifest(newest)
+    newest.with_name(".pending-12").write_text(marker)
+    return newest
+
+
+@pytest.mark.parametrize(
+    ("marker", "loss"), [('{"step": 12, "validation_loss": 2.5}', 2.5), ("", None)]
+)
+def test_a_committed_checkpoint_without_manifest_is_sealed_and_used(
+    marker, loss, copied_run, text, whole_run, capsys
+):
+    newest = as_killed_before_the_manifest(copied_run, marker)
+    result = train(small.config(text, copied_run))
+    printed = capsys.readouterr().out
+    assert "checkpoint 12 was saved, but had no manifest yet; written now" in printed
+    assert "after step 12" in printed
+    assert manifest.verify(newest) == {"step": 12, "validation_loss": loss}
+    assert not newest.with_name(".pending-12").exists()
+    for got, wanted in zip(
+        jax.tree.leaves(result.params), jax.tree.leaves(whole_run[1]), strict=True
+    ):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("item", [".", "params", "run"])
+def test_an_uncommitted_checkpoint_is_removed(item, copied_run, text, whole_run, capsys):
+    newest = as_killed_before_the_manifest(copied_run, "")
+    (newest / item / "commit_success.txt").unlink()
+    train(small.config(text, copied_run))
+    printed = capsys.readouterr().out
+    assert "checkpoint 12 was still being written when the run ended; removed" in printed
+    assert "after step 8" in printed
+    assert not (copied_run / "checkpoints" / "refused").exists()
+    assert small.loss_bits(copied_run) == small.loss_bits(whole_run[0])
+
+
+def test_a_marker_left_beside_a_manifest_does_not_hide_its_loss(copied_run, text, capsys):
+    newest = copied_run / "checkpoints" / "12"
+    marker = newest.with_name(".pending-12")
+    marker.touch()  # killed between writing the manifest and removing this
+    train(small.config(text, copied_run))
+    assert not marker.exists()
+    lose_manifest(newest)
+    train(small.config(text, copied_run))
+    assert "checkpoint 12 is damaged and not used" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", [truncate, lose_manifest])
@@ -198,6 +248,9 @@ def test_an_error_while_saving_is_raised(tmp_path, monkeypatch):
         checkpoints.close()
     assert isinstance(raised.value.__cause__, OSError)
     assert is_ours(raised.value)
+    # Launchers start a run again after 1 and after this, and not after 2 and 3.
+    with pytest.raises(SystemExit, match="4"), one_line_errors():
+        raise raised.value
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

@@ -168,6 +168,20 @@ def test_four_processes_are_one_run_and_two_can_continue_it(alone, four, text, t
 
 
 @pytest.mark.slow
+def test_processes_continue_from_a_committed_checkpoint_without_manifest(four, text, tmp_path):
+    output = copy_run(four, tmp_path / "run", STEPS)
+    newest = output / "checkpoints" / str(STEPS)
+    (newest / "manifest.json").unlink()  # as a kill between Orbax's commit and the manifest
+    newest.with_name(f".pending-{STEPS}").touch()
+    more = {**SHORT, "--train.steps": STEPS + 1}
+    first, second = run(2, "train", tmp_path, 0, *small.arguments(text, output, *words(more)))
+    assert f"checkpoint {STEPS} was saved, but had no manifest yet; written now" in first
+    assert f"after step {STEPS}" in first
+    assert f"ended after step {STEPS + 1} by None" in second
+    assert (newest / "manifest.json").is_file()
+
+
+@pytest.mark.slow
 def test_parameters_and_both_moments_move_from_eight_devices_to_four_to_one(eight, text, tmp_path):
     output, states, _ = eight
     output = copy_run(output, tmp_path / "run", STEPS)
@@ -317,3 +331,59 @@ def test_variables_that_cannot_be_are_refused(count, index, address, message, mo
             monkeypatch.setenv(name, str(value))
     with pytest.raises(ValueError, match=re.escape(message)):
         distributed.initialize(MeshConfig())
+
+
+SLURM = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_STEP_NODELIST": "node[01-02]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [("PROCID", "2"), ("PROCID", "x"), ("NTASKS", "")])
+def test_a_cluster_that_cannot_be_is_refused_by_name(name, value, monkeypatch):
+    for variable in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    values = {**SLURM, f"SLURM_{name}": value}
+    for variable in values:
+        monkeypatch.setenv(variable, values[variable])
+    with pytest.raises(ValueError, match=f"SLURM_{name} is '{value}'.*; allowed: ") as raised:
+        distributed.initialize(MeshConfig())
+    assert "SLURM_STEP_NODELIST is 'node[01-02]'" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_no_cluster_is_one_process(monkeypatch):
+    for variable in [name for name in os.environ if name.startswith(("SLURM_", "JAX_", "OMPI_"))]:
+        monkeypatch.delenv(variable)
+    distributed.initialize(MeshConfig())
+    # Of a batch script without srun JAX takes no notice: one process, with all of its node's GPUs.
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_NTASKS", "16")
+    distributed.initialize(MeshConfig())
+
+
+@pytest.mark.parametrize(
+    ("tasks", "node", "local", "devices", "idle"),
+    [
+        ("1", "0", "0", 1, True),
+        ("8(x4)", "3", "0", 1, False),
+        ("8(x2),4", "2", "0", 1, True),
+        ("8(x2),4", "1", "0", 1, False),
+        ("4", "0", "3", 1, False),  # task 0 says it
+        ("1", "0", "0", 8, False),
+        ("", "0", "0", 1, False),  # no srun
+    ],
+)
+def test_gpus_that_no_task_uses_are_named(tasks, node, local, devices, idle):
+    step = {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": node, "SLURM_LOCALID": local}
+    environment = {"SLURM_GPUS_ON_NODE": "8", **step}
+    line = distributed._idle_gpus(environment, "gpu", devices)
+    assert (line is not None) == idle
+    if line is not None:
+        assert line.startswith("SLURM_GPUS_ON_NODE is 8, and ")
+        assert line.endswith("srun --ntasks-per-node=8")
+    assert distributed._idle_gpus(environment, "cpu", devices) is None
+    assert distributed._idle_gpus({}, "gpu", devices) is None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from multiscreen_jax import losses
+from multiscreen_jax.models.registry import build, config_for
 from multiscreen_jax.sharding import make_mesh
 from multiscreen_jax.train import NonFiniteLoss, OptimConfig, train
 from multiscreen_jax.train import setup as run_setup
@@ -43,6 +44,21 @@ def test_accumulation_equals_one_large_batch(model, batch):
         jax.tree.leaves(parts_gradients), jax.tree.leaves(gradients), strict=True
     ):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_many_parts_of_bfloat16_parameters_add_up_in_float32():
+    model = build(config_for("multiscreen-tiny", param_dtype="bfloat16"))
+    tokens = np.random.default_rng(0).integers(0, 255, (256, 17))
+    batch = {"tokens": jnp.asarray(tokens, jnp.int32)}
+    params = model.init(jax.random.key(0), batch["tokens"][:1, :2])["params"]
+    run = jax.jit(loss_and_gradients, static_argnums=(0, 3))
+    _, whole = run(model, params, batch, 1)
+    _, parts = run(model, params, batch, 256)
+    for got, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        assert got.dtype == wanted.dtype == jnp.bfloat16
+        got, wanted = (np.asarray(leaf, np.float32) for leaf in (got, wanted))
+        # Of bfloat16's 2^-8, in which each part is rounded; 9 % when it also adds them up.
+        assert np.linalg.norm(got - wanted) < 0.01 * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("skip", [True, False])

@@ -1,0 +1,64 @@
+"""What the summary of a run compares with: token frequencies, of the batches that it looks at."""
+
+import math
+
+import numpy as np
+import pytest
+
+from multiscreen_jax.data import open_pipeline
+from multiscreen_jax.train import override
+from multiscreen_jax.train.validation import Validation
+from tests.train import small
+
+BATCHES = 2
+
+
+@pytest.fixture
+def pipeline(text, tmp_path):
+    config = small.config(text, tmp_path)
+    config = override(config, data={"valid_fraction": 0.5, "batch_size": 4})
+    return open_pipeline(config.data, "valid")
+
+
+def test_frequencies_are_of_the_batches_that_are_evaluated(pipeline):
+    found = Validation(None, pipeline, BATCHES, None).unigram_bits_per_byte
+    targets = np.concatenate([pipeline.batch(i)["tokens"][:, 1:].ravel() for i in range(BATCHES)])
+    counts = np.unique(targets, return_counts=True)[1]
+    bits = -sum(n * math.log2(n / len(targets)) for n in counts)
+    text_bytes = sum(pipeline.target_bytes(pipeline.batch(i)) for i in range(BATCHES))
+    assert found == pytest.approx(bits / text_bytes)
+    assert found != pytest.approx(pipeline.unigram_bits_per_byte(), rel=1e-6)
+
+
+def test_of_all_batches_it_is_nearly_the_whole_split(pipeline):
+    # Nearly: nothing predicts the split's first token.
+    found = Validation(None, pipeline, 10**6, None).unigram_bits_per_byte
+    assert found == pytest.approx(pipeline.unigram_bits_per_byte(), rel=1e-3)
+
+
+def test_every_process_would_find_the_same(pipeline):
+    whole = Validation(None, pipeline, BATCHES, None).unigram_bits_per_byte
+    assert Validation(None, pipeline.take([2]), BATCHES, None).unigram_bits_per_byte == whole
+
+
+def test_a_start_reads_nothing_and_the_summary_only_these_batches(pipeline, monkeypatch):
+    rows = type(pipeline._rows)
+    original, read = rows.__getitem__, []
+
+    def count(self, index):
+        read.append(index)
+        return original(self, index)
+
+    def scan(self):
+        raise AssertionError("the whole split is read")
+
+    monkeypatch.setattr(rows, "__getitem__", count)
+    monkeypatch.setattr(rows, "token_counts", scan)
+    validation = Validation(None, pipeline, BATCHES, None)
+    assert not read
+    record = {"validation_loss": 1.0, "validation_bits_per_byte": 2.0}
+    alone = f"{validation.unigram_bits_per_byte:.3f}"
+    said = validation.summary(record)
+    assert said.endswith(f"on {BATCHES} batches, where token frequencies alone give {alone}")
+    ahead = pipeline.config.prefetch * pipeline.config.batch_size
+    assert BATCHES * 4 <= len(read) <= BATCHES * 4 + ahead + 4 < len(pipeline._rows)
