@@ -88,9 +88,9 @@ def check(
     """
     mesh = make_mesh(**{"data": 1, **sizes}, devices=topology.devices())
     trace = trace_step(config, mesh)
-    formula = screening_formula(config.model)
     plain = trace_step(override(config, model={"remat": "none"}), mesh)
-    model_flops = count(plain.traced.jaxpr, formula)
+    rows, length = config.data.batch_size, config.data.sequence_length
+    model_flops = count(plain.traced.jaxpr, screening_formula(config.model, length))
     say("traced; the compiler takes its time now")
     program = compile_step(trace, mesh)
     found, traffic, unknown = [], 0.0, []
@@ -99,7 +99,6 @@ def check(
         found = collectives(module, topology.chips)
         traffic = memory_bytes(module)
         unknown = hlo.executions(module)[1]
-    rows, length = config.data.batch_size, config.data.sequence_length
     return Findings(
         config=config,
         topology=topology,
@@ -111,7 +110,7 @@ def check(
         implementations=trace.implementations,
         formula_flops=3 * rows * config.model.forward_flops(length),
         model_flops=model_flops,
-        executed_flops=count(trace.traced.jaxpr, formula),
+        executed_flops=count(trace.traced.jaxpr, screening_formula(config.model)),
         loop_flops=rows * _between_tokens(config) if model_flops.uncounted else 0.0,
         program=program,
         collectives=found,
