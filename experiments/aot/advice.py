@@ -11,7 +11,7 @@ def advice(found: Findings) -> list[str]:
     """Options that make the step smaller, the cheapest first; [] where it fits."""
     if found.fits or not found.needed:
         return []
-    room = _ROOM * found.topology.chip.memory
+    room = _ROOM * found.topology.chip.usable
     state = found.parameter_bytes + found.optimizer_bytes
     # Gradients are added up in an array of the parameters' size.
     fixed = state + found.parameter_bytes

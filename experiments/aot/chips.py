@@ -24,8 +24,15 @@ class Chip:
     links: float  # what one chip sends to all its neighbours together
     axes: int  # of the slice's shape
 
+    @property
+    def usable(self) -> int:
+        """Memory that a program gets."""
+        return int(GPU_POOL * self.memory) if self.platform == "gpu" else self.memory
+
 
 GIB = 2**30
+# The share of a GPU's memory that JAX takes at its start, its default (XLA_CLIENT_MEM_FRACTION).
+GPU_POOL = 0.75
 CHIPS = {
     "v5e": Chip("tpu", 197e12, 16 * GIB, 819e9, 200e9, 2),
     "v5p": Chip("tpu", 459e12, 95 * GIB, 2765e9, 600e9, 3),

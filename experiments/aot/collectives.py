@@ -31,9 +31,15 @@ class Collective:
         return rounds * self.bytes * (self.chips - 1) / self.chips
 
 
-def collectives(module: hlo.Module, chips: int) -> list[Collective]:
-    """Every collective of a program for `chips` chips in which more than one takes part."""
-    counts, _ = hlo.executions(module)
+def collectives(
+    module: hlo.Module, chips: int, choose: hlo.Choice | None = None
+) -> list[Collective]:
+    """Every collective of a program for `chips` chips in which more than one takes part.
+
+    Args:
+      choose: the branch that a conditional takes, as in `hlo.executions`.
+    """
+    counts, _ = hlo.executions(module, choose)
     found = {}
     for name, times in counts.items():
         for instruction in module.computations[name].values():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jax
 
-from experiments.aot import hlo
+from experiments.aot import branches, hlo
 from experiments.aot.chips import Topology
 from experiments.aot.collectives import Collective, collectives
 from experiments.aot.flops import Flops, count, screening_formula
@@ -42,6 +42,9 @@ class Findings:
     collectives: list[Collective]
     traffic: float
     unknown_loops: list[str]
+    conditionals: int  # above, of each the branch that sends least, or moves least in memory
+    most_collectives: list[Collective]  # of the branches that send most
+    most_traffic: float  # of those that move most
 
     @property
     def needed(self) -> int:
@@ -51,16 +54,24 @@ class Findings:
 
     @property
     def fits(self) -> bool:
-        return isinstance(self.program, Program) and self.needed <= self.topology.chip.memory
+        return isinstance(self.program, Program) and self.needed <= self.topology.chip.usable
 
     @property
     def seconds(self) -> dict[str, float]:
         """Least time of a step by compute, memory and links, each at its published peak."""
+        return self._seconds(self.collectives, self.traffic)
+
+    @property
+    def most_seconds(self) -> dict[str, float]:
+        """The same for the branches of conditionals that cost most."""
+        return self._seconds(self.most_collectives, self.most_traffic)
+
+    def _seconds(self, found: list[Collective], traffic: float) -> dict[str, float]:
         chip, chips = self.topology.chip, self.topology.chips
         return {
             "compute": self.executed / chips / chip.flops,
-            "memory": self.traffic / chip.bandwidth,
-            "links": sum(x.times * x.sent for x in self.collectives) / chip.links,
+            "memory": traffic / chip.bandwidth,
+            "links": sum(x.times * x.sent for x in found) / chip.links,
         }
 
     @property
@@ -93,12 +104,19 @@ def check(
     model_flops = count(plain.traced.jaxpr, screening_formula(config.model, length))
     say("traced; the compiler takes its time now")
     program = compile_step(trace, mesh)
-    found, traffic, unknown = [], 0.0, []
+    least, most, unknown, conditionals = ([], 0.0), ([], 0.0), [], 0
     if isinstance(program, Program):
-        module = hlo.parse(program.text)
-        found = collectives(module, topology.chips)
-        traffic = memory_bytes(module)
-        unknown = hlo.executions(module)[1]
+        module, chips = hlo.parse(program.text), topology.chips
+        least, most = (
+            (
+                collectives(module, chips, branches.by_sent(best, module, chips)),
+                memory_bytes(module, branches.by_traffic(best, module)),
+            )
+            for best in (min, max)
+        )
+        fewest = branches.by_sent(min, module, chips)
+        unknown = hlo.executions(module, fewest)[1]
+        conditionals = branches.count(module, fewest)
     return Findings(
         config=config,
         topology=topology,
@@ -113,9 +131,12 @@ def check(
         executed_flops=count(trace.traced.jaxpr, screening_formula(config.model)),
         loop_flops=rows * _between_tokens(config) if model_flops.uncounted else 0.0,
         program=program,
-        collectives=found,
-        traffic=traffic,
+        collectives=least[0],
+        traffic=least[1],
         unknown_loops=unknown,
+        conditionals=conditionals,
+        most_collectives=most[0],
+        most_traffic=most[1],
     )
 
 

@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from experiments.aot import report
+from experiments.aot import findings, report
 from experiments.aot.advice import advice
 from experiments.aot.chips import CHIPS, GIB, Topology, parse_topology
 from experiments.aot.findings import check, check_mesh
@@ -18,6 +18,7 @@ from experiments.aot.program import Memory, too_large
 from experiments.aot_check import find_config, main, parse_mesh
 from experiments.bench import gpu_compiler
 from multiscreen_jax.train import override
+from tests.aot.test_hlo import CONDITIONAL
 
 
 class Host(Topology):
@@ -48,6 +49,34 @@ def test_the_report_names_what_it_found(found):
     assert "compute" in text
     assert "at 197 TFLOP/s bfloat16" in text
     assert "What helps" not in text
+
+
+def test_the_least_time_takes_the_cheapest_branches(found, monkeypatch):
+    text = CONDITIONAL.replace(
+        "BRANCHES", "conditional(%y), branch_computations={%everything, %neighbour}"
+    )
+    program = dataclasses.replace(found.program, text=text)
+    monkeypatch.setattr(findings, "compile_step", lambda trace, mesh: program)
+    here = check(found.config, found.topology, {"data": 1})
+    assert (here.traffic, here.most_traffic) == (2 * 2 * 128, 2 * 5 * 128)
+    # On one chip nobody is a neighbour.
+    assert here.seconds["links"] == 0
+    assert here.most_seconds["links"] == 2 * 384 / 200e9
+    assert here.seconds["memory"] < here.most_seconds["memory"]
+    assert "Of 1 conditional(s) the branch counts that sends least" in report.text(here)
+    row = report.row("tiny", here)
+    assert row["most memory s"] == here.most_traffic / 819e9
+    assert "conditional" not in report.text(found)
+    assert report.row("tiny", found)["most memory s"] is None
+
+
+def test_of_a_gpu_a_program_gets_the_default_pool(found):
+    def with_gib(gib):
+        return with_memory(found, gib, topology=parse_topology("h100:1x1"))
+
+    assert with_gib(55).fits
+    assert not with_gib(57).fits  # of 60e9 bytes
+    assert "of 55.9: DOES NOT FIT (75% of 74.5: JAX's default pool" in report.text(with_gib(57))
 
 
 def test_rows_are_added_to_a_table_with_their_commands(found, tmp_path):
