@@ -192,10 +192,10 @@ def _roofline(found: Findings) -> str:
         most = found.most_seconds
         sent = sum(x.times * x.sent for x in found.most_collectives) / 1e9
         lines.append(
-            f"  Of {found.conditionals} conditional(s) the branch counts that sends least, and for "
-            "memory the one that moves least. "
-            f"With those that cost most: memory {most['memory']:.3f}, links {most['links']:.3f} "
-            f"({sent:,.1f} GB sent)."
+            f"  Of {found.conditionals} conditional(s) the branch counts that sends least, for memory "
+            "the one that moves least;\n"
+            f"  with those that cost most: memory {most['memory']:.3f}, links {most['links']:.3f} "
+            f"({sent:,.1f} GB sent)"
         )
     title = "Least time of a step, s, at the published peaks (utilisation 100 %: not a forecast)"
     return "\n".join([title, *lines])
