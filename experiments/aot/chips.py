@@ -54,6 +54,11 @@ class Topology:
     def chips(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def nodes(self) -> int:
+        """Parts that only a slower network joins."""
+        return self.shape[0] if self.chip.platform == "gpu" else 1
+
     def devices(self) -> list[Any]:
         """The compiler's descriptions of its chips.
 

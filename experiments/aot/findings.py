@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+from jax.sharding import AbstractMesh
 
 from experiments.aot import branches, hlo
 from experiments.aot.chips import Topology
@@ -18,7 +19,7 @@ from experiments.aot.program import (
     trace_step,
 )
 from experiments.aot.traffic import memory_bytes
-from multiscreen_jax.sharding import make_mesh
+from multiscreen_jax.sharding import MESH_AXES, check_batch, make_mesh
 from multiscreen_jax.train.config import ExperimentConfig, override
 
 
@@ -140,11 +141,27 @@ def check(
     )
 
 
+def check_sizes(config: ExperimentConfig, sizes: dict[str, int], topology: Topology) -> None:
+    """ValueError for a mesh that is not the slice's, or over which the batch does not divide."""
+    check_mesh(sizes, topology)
+    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
+    rows = config.data.batch_size // config.train.accumulate
+    check_batch(rows, config.data.sequence_length, AbstractMesh(shape, MESH_AXES))
+
+
 def check_mesh(sizes: dict[str, int], topology: Topology) -> None:
-    """ValueError unless the sizes multiply to the slice's chips."""
-    product = math.prod(sizes.values())
+    """ValueError unless the sizes multiply to the slice's chips, and data x fsdp divide over nodes.
+
+    The compiler takes GPUs of several nodes for one slice; on real ones `make_mesh` refuses this.
+    """
+    product, nodes = math.prod(sizes.values()), topology.nodes
+    given = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+    if (sizes.get("data", 1) * sizes.get("fsdp", 1)) % nodes:
+        raise ValueError(
+            f"mesh is {given}; allowed: data x fsdp a multiple of {nodes}, the nodes of "
+            f"{topology.name}: sequences and heads are divided inside nodes"
+        )
     if product != topology.chips:
-        given = ",".join(f"{axis}={size}" for axis, size in sizes.items())
         raise ValueError(
             f"mesh is {given}, {product} chips; allowed: a product of {topology.chips}, "
             f"the chips of {topology.name}"

@@ -188,12 +188,17 @@ def _roofline(found: Findings) -> str:
             f"  {name:12}{time:9.3f}  {tokens / time:,.0f} tokens/s, {share:.0%} of peak by the "
             "formula"
         )
+    if found.topology.nodes > 1:
+        lines.append(
+            f"  The {found.topology.nodes} nodes are taken for one: links between them are slower "
+            "than those inside"
+        )
     if found.conditionals:
         most = found.most_seconds
         sent = sum(x.times * x.sent for x in found.most_collectives) / 1e9
         lines.append(
-            f"  Of {found.conditionals} conditional(s) the branch counts that sends least, for memory "
-            "the one that moves least;\n"
+            f"  Of {found.conditionals} conditional(s) the branch counts that sends least, for "
+            "memory the one that moves least;\n"
             f"  with those that cost most: memory {most['memory']:.3f}, links {most['links']:.3f} "
             f"({sent:,.1f} GB sent)"
         )
