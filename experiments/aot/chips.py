@@ -23,6 +23,7 @@ class Chip:
     bandwidth: float  # of that memory
     links: float  # what one chip sends to all its neighbours together
     axes: int  # of the slice's shape
+    network: float = math.inf  # what one GPU sends to other nodes, by its own adapter
 
     @property
     def usable(self) -> int:
@@ -37,8 +38,8 @@ CHIPS = {
     "v5e": Chip("tpu", 197e12, 16 * GIB, 819e9, 200e9, 2),
     "v5p": Chip("tpu", 459e12, 95 * GIB, 2765e9, 600e9, 3),
     "v6e": Chip("tpu", 918e12, 32 * GIB, 1640e9, 400e9, 2),
-    "a100": Chip("gpu", 312e12, 80 * 10**9, 2039e9, 300e9, 2),
-    "h100": Chip("gpu", 989e12, 80 * 10**9, 3352e9, 450e9, 2),
+    "a100": Chip("gpu", 312e12, 80 * 10**9, 2039e9, 300e9, 2, 25e9),
+    "h100": Chip("gpu", 989e12, 80 * 10**9, 3352e9, 450e9, 2, 50e9),
 }
 
 

@@ -72,7 +72,9 @@ class Findings:
         return {
             "compute": self.executed / chips / chip.flops,
             "memory": traffic / chip.bandwidth,
-            "links": sum(x.times * x.sent for x in found) / chip.links,
+            "links": sum(
+                x.times * max(x.sent / chip.links, x.crossing / chip.network) for x in found
+            ),
         }
 
     @property
@@ -110,7 +112,7 @@ def check(
         module, chips = hlo.parse(program.text), topology.chips
         least, most = (
             (
-                collectives(module, chips, branches.by_sent(best, module, chips)),
+                collectives(module, chips, branches.by_sent(best, module, chips), topology.nodes),
                 memory_bytes(module, branches.by_traffic(best, module)),
             )
             for best in (min, max)

@@ -190,8 +190,8 @@ def _roofline(found: Findings) -> str:
         )
     if found.topology.nodes > 1:
         lines.append(
-            f"  The {found.topology.nodes} nodes are taken for one: links between them are slower "
-            "than those inside"
+            f"  Links between the {found.topology.nodes} nodes: {chip.network / 1e9:.0f} GB/s of "
+            "each GPU (its own network adapter); a node takes in what it needs of others once"
         )
     if found.conditionals:
         most = found.most_seconds

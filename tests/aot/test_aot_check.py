@@ -12,6 +12,7 @@ import pytest
 
 from experiments.aot import findings, report
 from experiments.aot.chips import CHIPS, GIB, Topology, parse_topology
+from experiments.aot.collectives import Collective
 from experiments.aot.findings import check, check_mesh
 from experiments.aot.program import Memory, too_large
 from experiments.aot_check import find_config, main, parse_mesh, requested
@@ -69,6 +70,17 @@ def test_the_least_time_takes_the_cheapest_branches(found, monkeypatch):
     assert report.row("tiny", found)["most memory s"] is None
 
 
+def test_traffic_between_nodes_takes_the_slower_network(found):
+    gathered = Collective("all-gather", "f32[1]", 16, 16 * 10**9, 1, "", nodes=2)
+    here = dataclasses.replace(
+        found, collectives=[gathered], topology=parse_topology("h100:2x8"), traffic=0.0
+    )
+    # 8 GB of the other node by eight adapters take 1 / 50 s, less than 15 GB on the ring.
+    assert here.seconds["links"] == 15 / 450
+    alone = dataclasses.replace(gathered, chips=2, bytes=2 * 10**9)
+    assert dataclasses.replace(here, collectives=[alone]).seconds["links"] == 1 / 50
+
+
 def test_of_a_gpu_a_program_gets_the_default_pool(found):
     def with_gib(gib):
         return with_memory(found, gib, topology=parse_topology("h100:1x1"))
@@ -79,7 +91,7 @@ def test_of_a_gpu_a_program_gets_the_default_pool(found):
     assert "of 55.9: DOES NOT FIT (75% of 74.5: JAX's default pool" in text
     assert "nodes" not in text
     nodes = dataclasses.replace(with_gib(57), topology=parse_topology("h100:2x8"))
-    assert "The 2 nodes are taken for one" in report.text(nodes)
+    assert "Links between the 2 nodes: 50 GB/s of each GPU" in report.text(nodes)
 
 
 def test_rows_are_added_to_a_table_with_their_commands(found, tmp_path):
