@@ -1,7 +1,7 @@
 """What to change where a step does not fit, computed from what was found.
 
-Every line starts with the options to give, beside those that were given; none is advised that the
-command refuses.
+A line starts with the options to give beside those that were given, or asks for more chips. None is
+advised that the command refuses.
 """
 
 import math

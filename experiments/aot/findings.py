@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh
@@ -148,7 +149,8 @@ def check_sizes(config: ExperimentConfig, sizes: dict[str, int], topology: Topol
     check_mesh(sizes, topology)
     shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
     rows = config.data.batch_size // config.train.accumulate
-    check_batch(rows, config.data.sequence_length, AbstractMesh(shape, MESH_AXES))
+    mesh: Any = AbstractMesh(shape, MESH_AXES)
+    check_batch(rows, config.data.sequence_length, mesh)
 
 
 def check_mesh(sizes: dict[str, int], topology: Topology) -> None:
