@@ -17,8 +17,8 @@ from experiments.aot import (
     libtpu,  # noqa: F401  before anything loads the compiler
     report,
 )
-from experiments.aot.chips import parse_topology
-from experiments.aot.findings import check, check_mesh
+from experiments.aot.chips import Topology, parse_topology
+from experiments.aot.findings import check, check_mesh, check_sizes
 from experiments.aot.program import Program
 from experiments.bench.report import command, machine_facts
 from experiments.configs import _paper
@@ -67,6 +67,40 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
+def requested(
+    config: str,
+    topology: str,
+    mesh: str = "",
+    length: int | None = None,
+    batch_tokens: int | None = None,
+    accumulate: int | None = None,
+    dtype: str | None = None,
+    remat: str | None = None,
+) -> tuple[ExperimentConfig, Topology, dict[str, int]]:
+    """The experiment, the slice and the mesh of `main`'s options of these names.
+
+    Raises:
+      ValueError: for an option that is refused; says what is allowed.
+    """
+    where, experiment = parse_topology(topology), find_config(config)
+    sizes = parse_mesh(mesh) if mesh else {"fsdp": where.chips}
+    check_mesh(sizes, where)
+    data = experiment.data
+    length = length or data.sequence_length
+    tokens = batch_tokens or data.batch_size * data.sequence_length
+    if tokens % length:
+        raise ValueError(f"batch-tokens is {tokens}; allowed: a multiple of length, {length}")
+    model = {"dtype": dtype, "remat": remat}
+    experiment = override(
+        experiment,
+        model={name: value for name, value in model.items() if value is not None},
+        data={"sequence_length": length, "batch_size": tokens // length},
+        train={"accumulate": accumulate or experiment.train.accumulate},
+    )
+    check_sizes(experiment, sizes, where)
+    return experiment, where, sizes
+
+
 def main(
     config: str,
     topology: str,
@@ -94,21 +128,8 @@ def main(
         hlo: a file for the compiled program's text.
     """
     with one_line_errors():
-        where = parse_topology(topology)
-        experiment = find_config(config)
-        sizes = parse_mesh(mesh) if mesh else {"fsdp": where.chips}
-        check_mesh(sizes, where)
-        data = experiment.data
-        length = length or data.sequence_length
-        tokens = batch_tokens or data.batch_size * data.sequence_length
-        if tokens % length:
-            raise ValueError(f"batch-tokens is {tokens}; allowed: a multiple of length, {length}")
-        model = {"dtype": dtype, "remat": remat}
-        experiment = override(
-            experiment,
-            model={name: value for name, value in model.items() if value is not None},
-            data={"sequence_length": length, "batch_size": tokens // length},
-            train={"accumulate": accumulate or experiment.train.accumulate},
+        experiment, where, sizes = requested(
+            config, topology, mesh, length, batch_tokens, accumulate, dtype, remat
         )
         facts = machine_facts()
         found = check(experiment, where, sizes, lambda line: print(line, flush=True))

@@ -23,15 +23,23 @@ class Chip:
     bandwidth: float  # of that memory
     links: float  # what one chip sends to all its neighbours together
     axes: int  # of the slice's shape
+    network: float = math.inf  # what one GPU sends to other nodes, by its own adapter
+
+    @property
+    def usable(self) -> int:
+        """Memory that a program gets."""
+        return int(GPU_POOL * self.memory) if self.platform == "gpu" else self.memory
 
 
 GIB = 2**30
+# The share of a GPU's memory that JAX takes at its start, its default (XLA_CLIENT_MEM_FRACTION).
+GPU_POOL = 0.75
 CHIPS = {
     "v5e": Chip("tpu", 197e12, 16 * GIB, 819e9, 200e9, 2),
     "v5p": Chip("tpu", 459e12, 95 * GIB, 2765e9, 600e9, 3),
     "v6e": Chip("tpu", 918e12, 32 * GIB, 1640e9, 400e9, 2),
-    "a100": Chip("gpu", 312e12, 80 * 10**9, 2039e9, 300e9, 2),
-    "h100": Chip("gpu", 989e12, 80 * 10**9, 3352e9, 450e9, 2),
+    "a100": Chip("gpu", 312e12, 80 * 10**9, 2039e9, 300e9, 2, 25e9),
+    "h100": Chip("gpu", 989e12, 80 * 10**9, 3352e9, 450e9, 2, 50e9),
 }
 
 
@@ -46,6 +54,11 @@ class Topology:
     @property
     def chips(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def nodes(self) -> int:
+        """Parts that only a slower network joins."""
+        return self.shape[0] if self.chip.platform == "gpu" else 1
 
     def devices(self) -> list[Any]:
         """The compiler's descriptions of its chips.

@@ -1,12 +1,12 @@
 """What the chips of a compiled step say to each other, with loops multiplied out."""
 
 import itertools
-import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
 
 from experiments.aot import hlo
+from experiments.aot.groups import groups
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -21,6 +21,7 @@ class Collective:
     bytes: int  # of the largest side: what is gathered, reduced, scattered or passed on
     times: int  # runs per step
     source: str  # the operation of the model that asked for it
+    nodes: int = 1  # of GPUs, that the chips which take part together belong to
 
     @property
     def sent(self) -> float:
@@ -30,15 +31,37 @@ class Collective:
         rounds = 2 if self.kind == "all-reduce" else 1
         return rounds * self.bytes * (self.chips - 1) / self.chips
 
+    @property
+    def crossing(self) -> float:
+        """Bytes that one chip sends per run to other nodes, if all of its node share in it.
 
-def collectives(module: hlo.Module, chips: int) -> list[Collective]:
-    """Every collective of a program for `chips` chips in which more than one takes part."""
-    counts, _ = hlo.executions(module)
+        What a node needs of the others comes in once.
+        """
+        if self.nodes == 1:
+            return 0
+        if self.kind == "collective-permute":
+            return self.bytes
+        if self.kind == "all-to-all":
+            return self.bytes * (self.nodes - 1) / self.nodes
+        rounds = 2 if self.kind == "all-reduce" else 1
+        return rounds * self.bytes * (self.nodes - 1) / self.chips
+
+
+def collectives(
+    module: hlo.Module, chips: int, choose: hlo.Choice | None = None, nodes: int = 1
+) -> list[Collective]:
+    """Every collective of a program for `chips` chips in which more than one takes part.
+
+    Args:
+      choose: the branch that a conditional takes, as in `hlo.executions`.
+      nodes: that the chips belong to, as many to each, one node's after the other's.
+    """
+    counts, _ = hlo.executions(module, choose)
     found = {}
     for name, times in counts.items():
         for instruction in module.computations[name].values():
             if instruction.opcode.removesuffix("-start") in KINDS:
-                one = _collective(instruction, module.computations[name], chips, times)
+                one = _collective(instruction, module.computations[name], chips, times, nodes)
                 key = _spread(instruction.attributes) or (name, instruction.name)
                 if key not in found or times < found[key].times:
                     found[key] = one
@@ -65,21 +88,28 @@ def by_kind(found: list[Collective]) -> dict[str, tuple[int, float, float]]:
 
 
 def _collective(
-    instruction: hlo.Instruction, computation: dict[str, hlo.Instruction], chips: int, times: int
+    instruction: hlo.Instruction,
+    computation: dict[str, hlo.Instruction],
+    chips: int,
+    times: int,
+    nodes: int,
 ) -> Collective:
     kind = instruction.opcode.removesuffix("-start")
     given = sum(
         size for name in instruction.operands for size, _ in hlo.arrays(computation[name].shape)
     )
-    together = _group(instruction.attributes, chips)
+    together = groups(instruction.attributes, chips)
+    members = chips if kind == "collective-permute" else together.shape[1]
+    spread = max(len(set(group)) for group in (together // (chips // nodes)).tolist())
     source = re.search(r'op_name="([^"]*)"', instruction.attributes)
     return Collective(
         kind=kind,
         shape=_result(instruction),
-        chips=together,
-        bytes=given * together if kind == "all-gather" else given,
+        chips=members,
+        bytes=given * members if kind == "all-gather" else given,
         times=times,
         source=source[1] if source else "",
+        nodes=spread,
     )
 
 
@@ -92,16 +122,3 @@ def _result(instruction: hlo.Instruction) -> str:
         found = found[len(found) // 2 :]
     groups = [(shape, len(list(same))) for shape, same in itertools.groupby(found)]
     return ", ".join(f"{count} x {shape}" if count > 1 else shape for shape, count in groups)
-
-
-def _group(attributes: str, chips: int) -> int:
-    """How many chips exchange with each other, from `replica_groups` in any of its notations."""
-    if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])  # a part of an axis: its size
-        return math.prod(int(part or sizes[axis]) for axis, part in axes)
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
-        return int(match[1])
-    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-        return match[1].count(",") + 1
-    return chips

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh
 
-from experiments.aot import hlo
+from experiments.aot import branches, hlo
 from experiments.aot.chips import Topology
 from experiments.aot.collectives import Collective, collectives
 from experiments.aot.flops import Flops, count, screening_formula
@@ -18,7 +20,7 @@ from experiments.aot.program import (
     trace_step,
 )
 from experiments.aot.traffic import memory_bytes
-from multiscreen_jax.sharding import make_mesh
+from multiscreen_jax.sharding import MESH_AXES, check_batch, make_mesh
 from multiscreen_jax.train.config import ExperimentConfig, override
 
 
@@ -42,6 +44,9 @@ class Findings:
     collectives: list[Collective]
     traffic: float
     unknown_loops: list[str]
+    conditionals: int  # above, of each the branch that sends least, or moves least in memory
+    most_collectives: list[Collective]  # of the branches that send most
+    most_traffic: float  # of those that move most
 
     @property
     def needed(self) -> int:
@@ -51,16 +56,26 @@ class Findings:
 
     @property
     def fits(self) -> bool:
-        return isinstance(self.program, Program) and self.needed <= self.topology.chip.memory
+        return isinstance(self.program, Program) and self.needed <= self.topology.chip.usable
 
     @property
     def seconds(self) -> dict[str, float]:
         """Least time of a step by compute, memory and links, each at its published peak."""
+        return self._seconds(self.collectives, self.traffic)
+
+    @property
+    def most_seconds(self) -> dict[str, float]:
+        """The same for the branches of conditionals that cost most."""
+        return self._seconds(self.most_collectives, self.most_traffic)
+
+    def _seconds(self, found: list[Collective], traffic: float) -> dict[str, float]:
         chip, chips = self.topology.chip, self.topology.chips
         return {
             "compute": self.executed / chips / chip.flops,
-            "memory": self.traffic / chip.bandwidth,
-            "links": sum(x.times * x.sent for x in self.collectives) / chip.links,
+            "memory": traffic / chip.bandwidth,
+            "links": sum(
+                x.times * max(x.sent / chip.links, x.crossing / chip.network) for x in found
+            ),
         }
 
     @property
@@ -88,18 +103,24 @@ def check(
     """
     mesh = make_mesh(**{"data": 1, **sizes}, devices=topology.devices())
     trace = trace_step(config, mesh)
-    formula = screening_formula(config.model)
     plain = trace_step(override(config, model={"remat": "none"}), mesh)
-    model_flops = count(plain.traced.jaxpr, formula)
+    rows, length = config.data.batch_size, config.data.sequence_length
+    model_flops = count(plain.traced.jaxpr, screening_formula(config.model, length))
     say("traced; the compiler takes its time now")
     program = compile_step(trace, mesh)
-    found, traffic, unknown = [], 0.0, []
+    least, most, unknown, conditionals = ([], 0.0), ([], 0.0), [], 0
     if isinstance(program, Program):
-        module = hlo.parse(program.text)
-        found = collectives(module, topology.chips)
-        traffic = memory_bytes(module)
-        unknown = hlo.executions(module)[1]
-    rows, length = config.data.batch_size, config.data.sequence_length
+        module, chips = hlo.parse(program.text), topology.chips
+        least, most = (
+            (
+                collectives(module, chips, branches.by_sent(best, module, chips), topology.nodes),
+                memory_bytes(module, branches.by_traffic(best, module)),
+            )
+            for best in (min, max)
+        )
+        fewest = branches.by_sent(min, module, chips)
+        unknown = hlo.executions(module, fewest)[1]
+        conditionals = branches.count(module, fewest)
     return Findings(
         config=config,
         topology=topology,
@@ -111,20 +132,40 @@ def check(
         implementations=trace.implementations,
         formula_flops=3 * rows * config.model.forward_flops(length),
         model_flops=model_flops,
-        executed_flops=count(trace.traced.jaxpr, formula),
+        executed_flops=count(trace.traced.jaxpr, screening_formula(config.model)),
         loop_flops=rows * _between_tokens(config) if model_flops.uncounted else 0.0,
         program=program,
-        collectives=found,
-        traffic=traffic,
+        collectives=least[0],
+        traffic=least[1],
         unknown_loops=unknown,
+        conditionals=conditionals,
+        most_collectives=most[0],
+        most_traffic=most[1],
     )
 
 
+def check_sizes(config: ExperimentConfig, sizes: dict[str, int], topology: Topology) -> None:
+    """ValueError for a mesh that is not the slice's, or over which the batch does not divide."""
+    check_mesh(sizes, topology)
+    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
+    rows = config.data.batch_size // config.train.accumulate
+    mesh: Any = AbstractMesh(shape, MESH_AXES)
+    check_batch(rows, config.data.sequence_length, mesh)
+
+
 def check_mesh(sizes: dict[str, int], topology: Topology) -> None:
-    """ValueError unless the sizes multiply to the slice's chips."""
-    product = math.prod(sizes.values())
+    """ValueError unless the sizes multiply to the slice's chips, and data x fsdp divide over nodes.
+
+    The compiler takes GPUs of several nodes for one slice; on real ones `make_mesh` refuses this.
+    """
+    product, nodes = math.prod(sizes.values()), topology.nodes
+    given = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+    if (sizes.get("data", 1) * sizes.get("fsdp", 1)) % nodes:
+        raise ValueError(
+            f"mesh is {given}; allowed: data x fsdp a multiple of {nodes}, the nodes of "
+            f"{topology.name}: sequences and heads are divided inside nodes"
+        )
     if product != topology.chips:
-        given = ",".join(f"{axis}={size}" for axis, size in sizes.items())
         raise ValueError(
             f"mesh is {given}, {product} chips; allowed: a product of {topology.chips}, "
             f"the chips of {topology.name}"

@@ -114,12 +114,18 @@ def _kernel(equation: Any, times: float, found: Flops, formula: Formula) -> None
     found.kernels[name] += times * math.prod(grid) * body.total  # pyright: ignore
 
 
-def screening_formula(config: Any) -> Formula:
+def screening_formula(config: Any, length: int | None = None) -> Formula:
     """FLOPs of one call of a screening kernel of a Multiscreen model, for its initial windows.
 
     Its loops follow the windows. Forward: similarity and values, 2 (K + V) a pair. Of the backward
     kernels both recompute the similarity and the value gradient's product, and add their own: K
     for queries, K + V for keys and values.
+
+    Args:
+      length: of whole sequences, of which a device may hold a share: its queries have the pairs
+        of a mean one. None: they are the last T of the S keys that the kernel gets. That is so on
+        the last device; the kernels of the others visit as many pairs, in which what stands before
+        a sequence's start gives nothing. All wait for that.
     """
     multiply_adds = {
         "screening_forward": (1, 1),
@@ -130,12 +136,20 @@ def screening_formula(config: Any) -> Formula:
     def formula(name: str, shapes: Sequence[Any]) -> float | None:
         if name not in multiply_adds or not isinstance(config, MultiscreenConfig):
             return None
-        # The first of four axes is q or k: [B, H, K, T] on a TPU and [B, T, H, K] on a GPU.
-        shape = next(x.shape for x in shapes if len(x.shape) == 4)
-        length = max(shape[1:])
-        sequences = math.prod(shape) / (config.key_dim * config.num_heads * length)
+        # Queries, keys, values and cotangents in any order.
+        sides = [x.shape for x in shapes if len(x.shape) == 4]
+        # [B, T, H, K] on a GPU, [B, H, K, T] on a TPU.
+        features = {config.key_dim, config.value_dim}
+        is_gpu = all(shape[3] in features for shape in sides)
+        lengths = [shape[1 if is_gpu else 3] for shape in sides]
+        queries, tokens = min(lengths), max(lengths)
+        if length is None:
+            pairs = _pairs(config, tokens) - _pairs(config, tokens - queries)
+        else:
+            pairs = _pairs(config, length) * queries / length
+        heads = sides[0][0] * sides[0][2 if is_gpu else 1]  # of all rows
+        pairs *= heads / config.num_heads
         keys, values = multiply_adds[name]
-        pairs = sequences * _pairs(config, length)
         return 2 * pairs * (keys * config.key_dim + values * config.value_dim)
 
     return formula

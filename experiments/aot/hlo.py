@@ -8,7 +8,7 @@ up from zero, as all do that JAX's scans and XLA's own passes make.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16, "token": 0}
@@ -106,12 +106,15 @@ def arrays(shape: str) -> Iterator[tuple[int, str]]:
         yield math.ceil(count * width), layout
 
 
-def executions(module: Module) -> tuple[Counter[str], list[str]]:
+Choice = Callable[[list[str]], str]  # which branch of a conditional is taken
+
+
+def executions(module: Module, choose: Choice | None = None) -> tuple[Counter[str], list[str]]:
     """(how often each computation runs in one step, names of loops whose length is not known).
 
-    The body of such a loop counts once. Of a conditional every branch counts as if it were taken.
-    Computations inside a fusion run as often as it does; those of a reduction (an addition, say)
-    are left out.
+    The body of such a loop counts once. Of a conditional the branch counts that `choose` names;
+    without it every branch, as if it were taken. Computations inside a fusion run as often as it
+    does; those of a reduction (an addition, say) are left out.
     """
     counts: Counter[str] = Counter()
     unknown = []
@@ -125,15 +128,21 @@ def executions(module: Module) -> tuple[Counter[str], list[str]]:
                     unknown.append(instruction.name)
                 for body in instruction.called("body"):
                     visit(body, times * (1 if trips is None else trips))
-            elif instruction.opcode in ("call", "fusion", "conditional", "async-start"):
-                for called in instruction.called(
-                    "to_apply", "calls", "branch_computations", "true_computation",
-                    "false_computation",
-                ):  # fmt: skip
+            elif instruction.opcode == "conditional":
+                taken = branches(instruction)
+                for branch in taken if choose is None else [choose(taken)]:
+                    visit(branch, times)
+            elif instruction.opcode in ("call", "fusion", "async-start"):
+                for called in instruction.called("to_apply", "calls"):
                     visit(called, times)
 
     visit(module.entry, 1)
     return counts, unknown
+
+
+def branches(conditional: Instruction) -> list[str]:
+    """The computations of which a conditional runs one."""
+    return conditional.called("branch_computations", "true_computation", "false_computation")
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:

@@ -24,9 +24,13 @@ def text(found: Findings) -> str:
 
 
 def row(name: str, found: Findings) -> dict[str, Any]:
-    """One line of the table; memory in GiB and traffic in GB of one chip, FLOPs of all."""
-    config, seconds = found.config, found.seconds
+    """One line of the table; memory in GiB and traffic in GB of one chip, FLOPs of all.
+
+    Of conditionals the branch counts that costs least, in columns "most ..." the other.
+    """
+    config, seconds, most = found.config, found.seconds, found.most_seconds
     compiled = isinstance(found.program, Program)
+    conditional = compiled and found.conditionals
     memory = found.program.memory if compiled else None  # pyright: ignore
     sent = by_kind(found.collectives)
     return {
@@ -55,6 +59,10 @@ def row(name: str, found: Findings) -> dict[str, Any]:
         "HBM traffic GB": found.traffic / 1e9 if compiled else None,
         **{f"{term} s": seconds[term] if compiled else None for term in seconds},
         "compile s": round(found.program.seconds) if compiled else None,  # pyright: ignore
+        "usable GiB": found.topology.chip.usable / GIB,
+        "conditionals": found.conditionals if compiled else None,
+        "most memory s": most["memory"] if conditional else None,
+        "most links s": most["links"] if conditional else None,
     }
 
 
@@ -104,7 +112,15 @@ def _memory(found: Findings) -> str:
             ("program", memory.code, ""),
         ]
     verdict = "fits" if found.fits else "DOES NOT FIT"
-    lines.append(("needed", found.needed, f"of {found.topology.chip.memory / GIB:.1f}: {verdict}"))
+    chip = found.topology.chip
+    pool = ""
+    if chip.usable < chip.memory:
+        share = chip.usable / chip.memory
+        pool = (
+            f" ({share:.0%} of {chip.memory / GIB:.1f}: JAX's default pool; "
+            "XLA_CLIENT_MEM_FRACTION sets another)"
+        )
+    lines.append(("needed", found.needed, f"of {chip.usable / GIB:.1f}: {verdict}{pool}"))
     body = [f"  {name:18}{size / GIB:9.3f}  {note}".rstrip() for name, size, note in lines]
     title = "Memory of one chip, GiB"
     if not isinstance(found.program, Program):
@@ -125,6 +141,11 @@ def _flops(found: Findings) -> str:
         each = ", ".join(f"{name} {flops:.3g}" for name, flops in kernels.items())
         lines.append(f"  of these in kernels: {each}")
         lines.append("  (screening: by formula for the initial windows; others: grid times body)")
+        if found.mesh["seq"] > 1:
+            lines.append(
+                "  (screening of divided sequences: counted as on the mean device of seq, executed "
+                "as on the last)"
+            )
     for name, times in found.model_flops.uncounted.items():
         lines.append(f"  not counted, taken from the formula: {name}, run {times:,.0f} times")
     return "\n".join(lines)
@@ -166,6 +187,20 @@ def _roofline(found: Findings) -> str:
         lines.append(
             f"  {name:12}{time:9.3f}  {tokens / time:,.0f} tokens/s, {share:.0%} of peak by the "
             "formula"
+        )
+    if found.topology.nodes > 1:
+        lines.append(
+            f"  Links between the {found.topology.nodes} nodes: {chip.network / 1e9:.0f} GB/s of "
+            "each GPU (its own network adapter); a node takes in what it needs of others once"
+        )
+    if found.conditionals:
+        most = found.most_seconds
+        sent = sum(x.times * x.sent for x in found.most_collectives) / 1e9
+        lines.append(
+            f"  Of {found.conditionals} conditional(s) the branch counts that sends least, for "
+            "memory the one that moves least;\n"
+            f"  with those that cost most: memory {most['memory']:.3f}, links {most['links']:.3f} "
+            f"({sent:,.1f} GB sent)"
         )
     title = "Least time of a step, s, at the published peaks (utilisation 100 %: not a forecast)"
     return "\n".join([title, *lines])

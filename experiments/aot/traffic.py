@@ -20,9 +20,9 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 _PASSING = ("parameter", "tuple", *KINDS)
 
 
-def memory_bytes(module: hlo.Module) -> float:
-    """Bytes of one chip and one step."""
-    counts, _ = hlo.executions(module)
+def memory_bytes(module: hlo.Module, choose: hlo.Choice | None = None) -> float:
+    """Bytes of one chip and one step; `choose` as in `hlo.executions`."""
+    counts, _ = hlo.executions(module, choose)
     fused = {
         name
         for computation in module.computations.values()

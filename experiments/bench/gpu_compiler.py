@@ -160,7 +160,10 @@ def compile_program(
 
 
 def devices(arch: int, nodes: int = 1, gpus: int = 1) -> list[Any]:
-    """The compiler's descriptions of the GPUs of some nodes."""
+    """The compiler's descriptions of the GPUs of some nodes, one `process_index` a node.
+
+    Their `slice_index` is 0, whatever the nodes; of attached GPUs a node is a slice.
+    """
     gpu = GPUS[arch]
     fields = {
         "threads_per_block_limit": 1024,

@@ -10,14 +10,15 @@ import sys
 import jax
 import pytest
 
-from experiments.aot import report
-from experiments.aot.advice import advice
+from experiments.aot import findings, report
 from experiments.aot.chips import CHIPS, GIB, Topology, parse_topology
+from experiments.aot.collectives import Collective
 from experiments.aot.findings import check, check_mesh
 from experiments.aot.program import Memory, too_large
-from experiments.aot_check import find_config, main, parse_mesh
+from experiments.aot_check import find_config, main, parse_mesh, requested
 from experiments.bench import gpu_compiler
 from multiscreen_jax.train import override
+from tests.aot.test_hlo import CONDITIONAL
 
 
 class Host(Topology):
@@ -50,6 +51,49 @@ def test_the_report_names_what_it_found(found):
     assert "What helps" not in text
 
 
+def test_the_least_time_takes_the_cheapest_branches(found, monkeypatch):
+    text = CONDITIONAL.replace(
+        "BRANCHES", "conditional(%y), branch_computations={%everything, %neighbour}"
+    )
+    program = dataclasses.replace(found.program, text=text)
+    monkeypatch.setattr(findings, "compile_step", lambda trace, mesh: program)
+    here = check(found.config, found.topology, {"data": 1})
+    assert (here.traffic, here.most_traffic) == (2 * 2 * 128, 2 * 5 * 128)
+    # On one chip nobody is a neighbour.
+    assert here.seconds["links"] == 0
+    assert here.most_seconds["links"] == 2 * 384 / 200e9
+    assert here.seconds["memory"] < here.most_seconds["memory"]
+    assert "Of 1 conditional(s) the branch counts that sends least" in report.text(here)
+    row = report.row("tiny", here)
+    assert row["most memory s"] == here.most_traffic / 819e9
+    assert "conditional" not in report.text(found)
+    assert report.row("tiny", found)["most memory s"] is None
+
+
+def test_traffic_between_nodes_takes_the_slower_network(found):
+    gathered = Collective("all-gather", "f32[1]", 16, 16 * 10**9, 1, "", nodes=2)
+    here = dataclasses.replace(
+        found, collectives=[gathered], topology=parse_topology("h100:2x8"), traffic=0.0
+    )
+    # 8 GB of the other node by eight adapters take 1 / 50 s, less than 15 GB on the ring.
+    assert here.seconds["links"] == 15 / 450
+    alone = dataclasses.replace(gathered, chips=2, bytes=2 * 10**9)
+    assert dataclasses.replace(here, collectives=[alone]).seconds["links"] == 1 / 50
+
+
+def test_of_a_gpu_a_program_gets_the_default_pool(found):
+    def with_gib(gib):
+        return with_memory(found, gib, topology=parse_topology("h100:1x1"))
+
+    assert with_gib(55).fits
+    assert not with_gib(57).fits  # of 60e9 bytes
+    text = report.text(with_gib(57))
+    assert "of 55.9: DOES NOT FIT (75% of 74.5: JAX's default pool" in text
+    assert "nodes" not in text
+    nodes = dataclasses.replace(with_gib(57), topology=parse_topology("h100:2x8"))
+    assert "Links between the 2 nodes: 50 GB/s of each GPU" in report.text(nodes)
+
+
 def test_rows_are_added_to_a_table_with_their_commands(found, tmp_path):
     path = tmp_path / "table.csv"
     for name in ("first", "second"):
@@ -66,23 +110,6 @@ def with_memory(found, gib, **changes):
     """The findings as if the step needed so much."""
     program = dataclasses.replace(found.program, memory=Memory(0, 0, 0, int(gib * GIB), 0))
     return dataclasses.replace(found, program=program, **changes)
-
-
-def test_advice_follows_from_the_numbers(found):
-    assert advice(found) == []
-    config = override(
-        found.config, data={"batch_size": 64}, model={"dtype": "float32", "remat": "dots"}
-    )
-    changes = advice(with_memory(found, 40, config=config))
-    # 32 rows at a time need 40 GiB; a quarter of that fits.
-    assert any(x.startswith("--accumulate 8: 8 of 32 sequences") for x in changes)
-    assert any(x.startswith("--remat full (now dots)") for x in changes)
-    assert any(x.startswith("--dtype bfloat16") for x in changes)
-    state = {"parameter_bytes": 8 * GIB, "optimizer_bytes": 16 * GIB}
-    mesh = {**found.mesh, "data": 4, "fsdp": 2}
-    fsdp, chips = advice(with_memory(found, 40, mesh=mesh, **state))
-    assert fsdp.startswith("--mesh fsdp=8: no copies of the state, 24.0 GiB less")
-    assert chips.startswith("3 times the chips")
 
 
 @pytest.mark.parametrize(
@@ -119,6 +146,14 @@ def test_a_refusal_of_the_compiler_is_read(found, says):
         (
             lambda: check_mesh({"fsdp": 8}, parse_topology("v5e:4x4")),
             "mesh is fsdp=8, 8 chips; allowed: a product of 16",
+        ),
+        (
+            lambda: check_mesh({"seq": 16}, parse_topology("h100:2x8")),
+            "mesh is seq=16; allowed: data x fsdp a multiple of 2, the nodes of h100:2x8",
+        ),
+        (
+            lambda: requested("tiny", "v5e:4x4", "fsdp=16"),
+            "allowed: a multiple of mesh.data x mesh.fsdp, 16",
         ),
     ],
 )

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
 
 from experiments.aot.flops import count, screening_formula
+from experiments.aot.program import trace_step
 from experiments.aot_check import find_config
 from multiscreen_jax.models.registry import build
+from multiscreen_jax.sharding import MESH_AXES
 from multiscreen_jax.train import override
 from multiscreen_jax.train.optimizer import make_optimizer
 from multiscreen_jax.train.state import TrainState
@@ -93,6 +95,43 @@ def test_screening_kernels_cost_their_pairs_in_either_layout(shape):
     assert formula("screening_forward", [window, q]) == pytest.approx(2 * (16 + 64) * pairs)
     assert formula("screening_backward_keys", [window, q]) == pytest.approx(4 * (16 + 64) * pairs)
     assert formula("linear_forward", [window, q]) is None
+
+
+def test_screening_kernels_of_a_share_cost_their_own_queries():
+    """128 queries of 512 tokens, in the shapes of either kernel of keys."""
+    config = find_config("28m").model
+    windows = np.ceil(np.exp(np.linspace(0, np.log(256), 16)) + 1)
+    reach = np.minimum(np.arange(1, 513)[:, None], windows)
+    cost = 4 * (16 + 64)
+    sides = {"k": (16, 512), "v": (64, 512), "q": (16, 128), "dh": (64, 128)}
+    for order in (("k", "v", "q", "dh"), ("q", "k", "v", "dh")):
+        pairs = [sides[name] for name in order]
+        tpu = [jax.ShapeDtypeStruct((1, 16, x, length), jnp.float32) for x, length in pairs]
+        gpu = [jax.ShapeDtypeStruct((1, length, 16, x), jnp.float32) for x, length in pairs]
+        for shapes in (tpu, gpu):
+            last = screening_formula(config)("screening_backward_keys", shapes)
+            mean = screening_formula(config, 512)("screening_backward_keys", shapes)
+            assert last == pytest.approx(cost * reach[-128:].sum())
+            assert mean == pytest.approx(cost * reach.sum() / 4)
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (2, 8)])
+def test_divided_sequences_count_what_the_models_formula_says(sizes):
+    """Devices that hold a share of a sequence get the keys of all of it."""
+    length, chip = 16384, AbstractDevice("TPU v5 lite", 1, "tpu")
+    mesh = AbstractMesh((1, *sizes, 1), MESH_AXES, (AxisType.Auto,) * 4, abstract_device=chip)
+    model = {"dtype": "bfloat16", "model_dim": 128, "key_dim": 16, "value_dim": 32}
+    config = override(
+        find_config("tiny"), model=model, data={"sequence_length": length, "batch_size": 4}
+    )
+    trace = trace_step(config, mesh)
+    assert trace.implementations == {"screening": {"pallas_tpu"}}
+    for whole in (length, None):  # the mean device, and the last
+        found = count(trace.traced.jaxpr, screening_formula(config.model, whole))
+        assert not found.uncounted
+        np.testing.assert_allclose(
+            found.total, 3 * 4 * config.model.forward_flops(length), rtol=0.1
+        )
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_transformer"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.aot import hlo
+from experiments.aot import branches, hlo
 from experiments.aot.collectives import by_kind, collectives
 from experiments.aot.traffic import memory_bytes
 
@@ -125,6 +125,66 @@ def test_a_collective_spread_over_a_loop_counts_once():
     )
     gathered = [x for x in collectives(hlo.parse(text), 8) if x.kind == "all-gather"]
     assert sorted(x.times for x in gathered) == [1, 15]
+
+
+# Neighbours or everything, twice in a step: the second sends more, the first moves more in memory.
+CONDITIONAL = """\
+HloModule jit_step
+
+%neighbour (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %past = f32[8,4]{1,0} collective-permute(%x), source_target_pairs={{0,1},{1,2},{2,3}}
+  ROOT %both = f32[8,4]{1,0} add(%x, %past)
+}
+
+%everything (x.1: f32[8,4]) -> f32[8,4] {
+  %x.1 = f32[8,4]{1,0:S(1)} parameter(0)
+  %all = f32[32,4]{1,0:S(1)} all-gather(%x.1), replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %end = f32[8,4]{1,0} slice(%all), slice={[24:32], [0:4]}
+}
+
+%body (state: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %state = (s32[], f32[8,4]{1,0}) parameter(0)
+  %count = s32[] get-tuple-element(%state), index=0
+  %y = f32[8,4]{1,0} get-tuple-element(%state), index=1
+  %is_short = pred[] constant(true)
+  %z = f32[8,4]{1,0} BRANCHES
+  ROOT %new = (s32[], f32[8,4]{1,0}) tuple(%count, %z)
+}
+
+%always (state.1: (s32[], f32[8,4])) -> pred[] {
+  %state.1 = (s32[], f32[8,4]{1,0}) parameter(0)
+  ROOT %true = pred[] constant(true)
+}
+
+ENTRY %main (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[], f32[8,4]{1,0}) parameter(0)
+  ROOT %loop = (s32[], f32[8,4]{1,0}) while(%p), condition=%always, body=%body, \
+backend_config={"known_trip_count":{"n":"2"}}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "notation",
+    [
+        "conditional(%is_short, %y, %y), branch_computations={%everything, %neighbour}",
+        "conditional(%is_short, %y, %y), true_computation=%neighbour, "
+        "false_computation=%everything",
+    ],
+)
+def test_of_a_conditional_one_branch_counts(notation):
+    module = hlo.parse(CONDITIONAL.replace("BRANCHES", notation))
+    least, most = (branches.by_sent(best, module, 4) for best in (min, max))
+    assert by_kind(collectives(module, 4, least)) == {"collective-permute": (2, 256, 256)}
+    assert by_kind(collectives(module, 4, most)) == {"all-gather": (2, 1024, 768)}
+    assert branches.count(module, least) == branches.count(module, most) == 1
+    # A slice is read and written; x is sent, and added to what came.
+    moved = [memory_bytes(module, branches.by_traffic(best, module)) for best in (min, max)]
+    assert moved == [2 * (2 * 128), 2 * (2 + 3) * 128]
+    # Without a choice, every branch.
+    assert len(by_kind(collectives(module, 4))) == 2
+    assert memory_bytes(module) == sum(moved)
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_named():
