@@ -9,7 +9,8 @@ times it.
     python -m experiments.paper run abcdigits
 
 It gave: 100 % at every length and depth, with three seeds, by the inference rule; with the windows
-as learned, which end at some length, 20 to 52 % at 8 times the training length.
+as learned, which end at some length, 20 to 52 % at 8 times the training length. The Transformer had
+not solved it at rates 2^-10, 2^-9 and 2^-8.
 """
 
 from pathlib import Path

@@ -39,4 +39,4 @@ def write(path: Path) -> None:
 def _about(study) -> str:
     """The docstring, without the command at its end and what it gave, which the table says."""
     paragraphs = inspect.getdoc(study).split("\n\n")
-    return "\n\n".join(text for text in paragraphs if not text.startswith(("    ", "It gave:")))
+    return "\n\n".join(text for text in paragraphs if not text.startswith(("    ", "It gave")))

@@ -6,6 +6,9 @@ has 127 thousand), bytes of speeches, 400 steps of 16 x 128, a constant rate aft
 warm-up.
 
     python -m experiments.paper run learning_rates
+
+It gave, with one seed: Multiscreen within 10 % of its best (1.604 at 2^-5) from 2^-7 to 2^0, and
+1.647 at rate 1. The Transformer, best at 2^-8 (1.644), degrades from 2^-7 on, to 5.60 at rate 1.
 """
 
 import math
