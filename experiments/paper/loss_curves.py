@@ -5,6 +5,9 @@ In the paper the Transformer spikes and diverges at high rates while Multiscreen
 spikes. The runs are those of the sweep of learning rates, at each model's good rate and at rate 1.
 
     python -m experiments.paper run loss_curves
+
+It gave, with one seed: in the second half, gradient norms of 0.12 (Multiscreen) and 0.74 at the good
+rates; at rate 1 losses of at most 2.03 for Multiscreen and up to 8.5 for the Transformer.
 """
 
 from pathlib import Path
@@ -68,4 +71,5 @@ def report(rows: list[Row]) -> str:
                 "largest": f"{max(norms):.3g}",
             }
         )
-    return f"In the second half of training, over three seeds:\n\n{plots.table(lines)}"
+    seeds = len({row["seed"] for row in rows})
+    return f"In the second half of training, seeds: {seeds}.\n\n{plots.table(lines)}"
