@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jax.interpreters import partial_eval
 
 from multiscreen_jax.mixers.screening import ScreeningTiles
 from multiscreen_jax.models.multiscreen import MultiscreenConfig
@@ -35,14 +36,16 @@ class Flops:
 
 
 def count(jaxpr: Any, formula: Formula = lambda name, shapes: None) -> Flops:
-    """FLOPs of a jaxpr (closed or not).
+    """FLOPs of a jaxpr (closed or not), without what its results do not need.
 
     Args:
       formula: (name of a Pallas kernel, its inputs' avals) -> FLOPs of one call, or None to count
         its body times its grid.
     """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     found = Flops()
-    _walk(getattr(jaxpr, "jaxpr", jaxpr), 1, found, formula)
+    # The compiler drops the rest too: what a gradient makes of an op's own result, for one.
+    _walk(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0], 1, found, formula)
     return found
 
 

@@ -166,7 +166,7 @@ def test_bad_input_is_one_line(call, message):
 def test_short_and_registered_names():
     assert find_config("4b") == find_config("multiscreen_4b")
     assert find_config("1.3b").model.model_dim == 48**2
-    assert find_config("log-linear-mamba2-800m").data.batch_size == 2**10
+    assert find_config("log-linear-gdn-tiny").data.batch_size == 2**10
 
 
 def test_a_batch_that_is_no_number_of_sequences_is_refused(capsys):
