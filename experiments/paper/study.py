@@ -12,7 +12,6 @@ and a docstring that says which figure of which paper it is.
 """
 
 import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ from experiments import paper
 
 Row = dict[str, Any]
 SCALES = ("small", "paper")
-_MACHINERY = ("__main__", "document", "execute", "plots", "results", "study", "text_runs")
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,7 @@ class Study(Protocol):
 
 def names() -> list[str]:
     """All studies, in the order of RESULTS.md."""
-    found = (module.name for module in pkgutil.iter_modules(paper.__path__))
-    return sorted(set(found).difference(_MACHINERY), key=lambda name: _ORDER.index(name))
+    return list(_STUDIES)
 
 
 def load(name: str) -> Study:
@@ -65,7 +62,7 @@ def load(name: str) -> Study:
     return importlib.import_module(f"{paper.__name__}.{name}")
 
 
-_ORDER = (
+_STUDIES = (
     "learning_rates",
     "loss_curves",
     "embedding_rows",
