@@ -25,6 +25,12 @@ from multiscreen_jax import data, pretrained
 from multiscreen_jax.data import DataConfig
 
 PARTS = ("forward", "decode")
+# The fields of a Multiscreen that make them so.
+WINDOWS = {
+    "learned": {},
+    "rule": {"infinite_windows": True},
+    "infinite": {"infinite_windows": True, "trained_length": 1},
+}
 _CHUNK = 1024  # tokens taken in at a time before decoding
 _DECODED = 64
 
@@ -39,21 +45,23 @@ class LongContextBench:
     """forward or decode."""
     length: int = 100_000
     """Tokens of the context."""
-    infinite_windows: bool = False
-    """Multiscreen's inference rule: windows longer than the training length become infinite."""
+    windows: str = "learned"
+    """Of a Multiscreen: learned; rule, where those longer than the training length are infinite;
+    or infinite, all of them, which is the most that learning can make them cost."""
     output: Path | None = None
     """JSON file for the numbers."""
 
     def __post_init__(self) -> None:
         if self.part not in PARTS:
             raise ValueError(f"part is {self.part!r}; allowed: {', '.join(PARTS)}")
+        if self.windows not in WINDOWS:
+            raise ValueError(f"windows is {self.windows!r}; allowed: {', '.join(WINDOWS)}")
         if self.length < 1:
             raise ValueError(f"length is {self.length}; allowed: an integer >= 1")
 
 
 def run(bench: LongContextBench) -> dict[str, Any]:
-    changes = {"infinite_windows": True} if bench.infinite_windows else {}
-    model, params, _ = pretrained.load(bench.model, **changes)
+    model, params, _ = pretrained.load(bench.model, **WINDOWS[bench.windows])
     params = jax.tree.map(jnp.asarray, params)
     text = data.open_pipeline(DataConfig(sequence_length=bench.length, batch_size=1), "valid")
     tokens = jnp.asarray(text.batch(0)["tokens"][:, : bench.length])

@@ -342,27 +342,41 @@ SLURM = {
 }
 
 
+def initialized(**variables):
+    """How `initialize` ends in a process of its own, with no other variables of a cluster."""
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "JAX_", "OMPI_"))
+    }
+    program = (
+        "from multiscreen_jax.train import MeshConfig, distributed\n"
+        "distributed.initialize(MeshConfig())"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**clean, "JAX_PLATFORMS": "cpu", **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 @pytest.mark.parametrize(("name", "value"), [("PROCID", "2"), ("PROCID", "x"), ("NTASKS", "")])
-def test_a_cluster_that_cannot_be_is_refused_by_name(name, value, monkeypatch):
-    for variable in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-        monkeypatch.delenv(variable, raising=False)
-    values = {**SLURM, f"SLURM_{name}": value}
-    for variable in values:
-        monkeypatch.setenv(variable, values[variable])
-    with pytest.raises(ValueError, match=f"SLURM_{name} is '{value}'.*; allowed: ") as raised:
-        distributed.initialize(MeshConfig())
-    assert "SLURM_STEP_NODELIST is 'node[01-02]'" in str(raised.value)
-    assert "\n" not in str(raised.value)
+def test_a_cluster_that_cannot_be_is_refused_by_name(name, value):
+    ended = initialized(**{**SLURM, f"SLURM_{name}": value})
+    line = ended.stderr.splitlines()[-1]
+    assert ended.returncode != 0
+    assert re.match(rf"ValueError: .*SLURM_{name} is '{value}'.*; allowed: ", line)
+    assert "SLURM_STEP_NODELIST is 'node[01-02]'" in line
 
 
-def test_no_cluster_is_one_process(monkeypatch):
-    for variable in [name for name in os.environ if name.startswith(("SLURM_", "JAX_", "OMPI_"))]:
-        monkeypatch.delenv(variable)
-    distributed.initialize(MeshConfig())
-    # Of a batch script without srun JAX takes no notice: one process, with all of its node's GPUs.
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setenv("SLURM_NTASKS", "16")
-    distributed.initialize(MeshConfig())
+# Of a batch script without srun JAX takes no notice: one process, with all of its node's GPUs.
+@pytest.mark.parametrize("variables", [{}, {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "16"}])
+def test_no_cluster_is_one_process(variables):
+    ended = initialized(**variables)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize(
