@@ -9,6 +9,7 @@ runs in a process of its own, whose peak memory is the program's. Examples:
 """
 
 import dataclasses
+import functools
 import json
 import resource
 import statistics
@@ -96,7 +97,7 @@ def _decode(model, params, tokens):
     cache = model.init_cache(params, 1, length + _DECODED)
     start_bytes = sum(x.nbytes for x in jax.tree.leaves(cache))
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=2)  # a cache is written in place
     def step(params, tokens, cache):
         out = model.apply({"params": params}, tokens, cache=cache)
         return jnp.argmax(out.logits[:, -1:], axis=-1).astype(jnp.int32), out.cache
