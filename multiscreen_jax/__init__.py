@@ -17,6 +17,7 @@ _SUBMODULES = (
     "evaluation",
     "inspect",
     "losses",
+    "mixers",
     "models",
     "pretrained",
     "sharding",

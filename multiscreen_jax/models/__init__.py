@@ -1,8 +1,9 @@
 """Architectures, one per file, and the registry that names their presets."""
 
+from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.delta_net import DeltaNet, DeltaNetConfig
 from multiscreen_jax.models.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
-from multiscreen_jax.models.linear import AttentionLayers, ScreeningLayers
+from multiscreen_jax.models.linear import AttentionLayers, LinearConfig, ScreeningLayers
 from multiscreen_jax.models.log_linear import (
     LogLinearGatedDeltaNet,
     LogLinearGatedDeltaNetConfig,
@@ -18,10 +19,12 @@ from multiscreen_jax.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "AttentionLayers",
+    "Decoder",
     "DeltaNet",
     "DeltaNetConfig",
     "GatedDeltaNet",
     "GatedDeltaNetConfig",
+    "LinearConfig",
     "LogLinearGatedDeltaNet",
     "LogLinearGatedDeltaNetConfig",
     "LogLinearMamba2",

@@ -1,16 +1,12 @@
 """Ops under meshes of eight devices against one device."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pallas_kernels.common.sharding import shard_op
+from tests.eight_devices import run_module
 
 
 @pytest.mark.parametrize(
@@ -22,17 +18,7 @@ from pallas_kernels.common.sharding import shard_op
     ],
 )
 def test_screening_and_its_gradients_are_divided_over_rows_heads_and_tokens(implementation):
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.common.sharded_screening", implementation],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    lines = ended.stdout.splitlines()
+    lines = run_module("tests.common.sharded_screening", implementation).stdout.splitlines()
     assert len(lines) == 8
     # Sums of the loss and of the gradients of windows and widths; no activation is gathered.
     for line in lines:

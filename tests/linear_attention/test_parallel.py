@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from pallas_kernels.linear_attention import parallel
-from tests.common.divided import WHOLE, divide, run_checks
+from tests.common.divided import WHOLE, divide
+from tests.eight_devices import run_module
 from tests.linear_attention.cases import OPS, make_case
 from tests.linear_attention.parallel import apply
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_divided_sequence_is_the_whole(op):
-    run_checks("tests.linear_attention.parallel", op)
+    run_module("tests.linear_attention.parallel", op)
 
 
 @pytest.mark.parametrize("op", OPS)

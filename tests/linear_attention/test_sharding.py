@@ -1,20 +1,7 @@
 """The ops under meshes of eight devices against one device."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from tests.eight_devices import run_module
 
 
 def test_ops_and_their_gradients_are_divided_over_rows_and_heads():
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.linear_attention.sharded"],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert len(ended.stdout.splitlines()) == 9
+    assert len(run_module("tests.linear_attention.sharded").stdout.splitlines()) == 9

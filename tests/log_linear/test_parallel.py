@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.log_linear import LogLinearState, empty_state, parallel
-from tests.common.divided import WHOLE, divide, run_checks
+from tests.common.divided import WHOLE, divide
+from tests.eight_devices import run_module
 from tests.log_linear.cases import OPS, inputs
 from tests.log_linear.parallel import apply
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_divided_sequence_is_the_whole(op):
-    run_checks("tests.log_linear.parallel", op)
+    run_module("tests.log_linear.parallel", op)
 
 
 @pytest.mark.parametrize("op", OPS)

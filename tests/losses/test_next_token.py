@@ -1,15 +1,12 @@
 """The chunked loss against the dense formula, its gradients, its memory, and what it scores."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from multiscreen_jax import losses
+from tests.eight_devices import run_module
 from tests.losses.bigram import Bigram, BigramConfig
 
 
@@ -204,12 +201,4 @@ def test_wrong_shapes_are_named(batch, message):
 
 
 def test_eight_devices_divide_any_vocabulary():
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.losses.divided"],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    run_module("tests.losses.divided")

@@ -31,11 +31,9 @@ FAMILIES = {
     "log-linear-gdn-tiny": HEADS,
 }
 MESHES = [  # data, fsdp, seq, model
-    (8, 1, 1, 1),
-    (1, 8, 1, 1),
-    (2, 1, 1, 4),
+    (2, 4, 1, 1),
     (1, 1, 8, 1),
-    (1, 2, 2, 2),
+    (1, 1, 2, 4),
 ]
 STEPS = 3
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.common.divided import run_checks
+from tests.eight_devices import run_module
 from tests.train.families import FAMILIES, MESHES
 
 
@@ -10,7 +10,7 @@ from tests.train.families import FAMILIES, MESHES
 @pytest.mark.parametrize("name", FAMILIES)
 def test_meshes_train_alike_and_hold_their_shares(name):
     """Loss curve within 2e-6, gradients 1e-4, parameters 1e-5; no device holds all tokens."""
-    ended = run_checks("tests.train.families", name)
+    ended = run_module("tests.train.families", name)
     assert len(ended.stdout.splitlines()) == len(MESHES)
     # What the compiler says when it replicates an array to lay it out anew.
     assert "Involuntary full rematerialization" not in ended.stderr

@@ -3,10 +3,7 @@
 import dataclasses
 import difflib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -19,6 +16,7 @@ from multiscreen_jax import sharding
 from multiscreen_jax.models.registry import create, preset_names
 from multiscreen_jax.train import train
 from multiscreen_jax.train.state import abstract_params
+from tests.eight_devices import run_module
 from tests.train import small
 
 ROOT = Path(__file__).parents[2]
@@ -146,21 +144,8 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def run_on_eight_devices(text, output, *options):
-    """The train command with eight devices made of one CPU."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "experiments.train", *small.arguments(text, output, *options)],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    """The train command."""
+    run_module("experiments.train", *small.arguments(text, output, *options))
 
 
 def losses_of(output):
@@ -176,23 +161,9 @@ def test_eight_devices_give_the_losses_of_one_and_one_can_continue(text, whole_r
 
 
 def collectives_of(*arguments):
-    """What `tests.train.collectives` prints, with eight devices made of one CPU."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.train.collectives", *arguments],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    """What `tests.train.collectives` prints, of programs compiled as for a run."""
+    optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false", "XLA_FLAGS": ""}
+    return run_module("tests.train.collectives", *arguments, **optimized).stdout
 
 
 @pytest.mark.slow
@@ -216,7 +187,7 @@ def test_a_step_of_multiscreen_4b_exchanges_what_it_did(mesh):
     assert not difference, (
         "a training step of Multiscreen 4B now exchanges something else (runs per step and device "
         f"x kind, shape and number of devices):\n{difference}\nIf it is meant to: JAX_PLATFORMS="
-        "cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.train.collectives "
+        "cpu JAX_NUM_CPU_DEVICES=8 python -m tests.train.collectives "
         f"{' '.join(command)} > {golden.relative_to(ROOT)}"
     )
 
