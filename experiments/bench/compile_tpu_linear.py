@@ -5,11 +5,12 @@ need, with and without levels.
     python -m experiments.bench.compile_tpu_linear --chips v5e --lengths 4096
 
 Per kernel: scheduled cycles per chunk of 128 tokens and head, stalls included, waits for memory
-not; registers spilled; vector memory; and the bytes that pass between it and device memory, where
-every block of an array is moved once. A schedule counts the body of a loop once: `loops` has the
-bodies inside a chunk, and `cycles` multiplies those over the features of a state by their passes,
-and those over levels by half the states: so many hold something on average. Loops over features
-inside those over levels, which the backward has, are counted for one level: a lower bound.
+not; registers spilled; vector memory, and what the choice of blocks reckons with; and the bytes
+that pass between it and device memory, where every block of an array is moved once. A schedule
+counts the body of a loop once: `loops` has the bodies inside a chunk, and `cycles` multiplies those
+over the features of a state by their passes, and those over levels by half the states: so many hold
+something on average. Loops over features inside those over levels, which the backward has, are
+counted for one level: a lower bound.
 """
 
 import sys
@@ -91,8 +92,9 @@ def programs(plan: Plan, dtype: Any) -> dict[str, tuple[Plan, Any, list[Any]]]:
 def rows_of(chip: str, name: str, length: int, dtype: Any, levels: bool):
     """One row of the table per kernel."""
     model = MODELS[name]
-    whole = plan_of(model, length, dtype, levels)
-    for direction, (plan, function, shapes) in programs(whole, dtype).items():
+    with tpu_compiler.target(chip):  # of whose vector memory the plans take what they need
+        kinds = programs(plan_of(model, length, dtype, levels), dtype)
+    for direction, (plan, function, shapes) in kinds.items():
         kernels, memory = tpu_compiler.compile_for(chip, function, *shapes)
         (kernel,) = kernels
         moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
@@ -106,6 +108,7 @@ def rows_of(chip: str, name: str, length: int, dtype: Any, levels: bool):
             **cycles_of(kernel, plan),
             "spills": kernel.spills,
             "vmem MiB": round(kernel.vmem_bytes / 2**20, 1),
+            "reckoned MiB": round(tpu_walk.memory(plan, direction) / 2**20, 1),
             "heads": plan.block,
             "HBM MiB": round(moved / 2**20, 1),
             "bytes per token and head": round(moved / (plan.chunks * CHUNK * plan.heads)),

@@ -29,8 +29,9 @@ from experiments.bench.kernels import forward_and_backward, make_inputs, seconds
 from experiments.bench.report import machine_facts
 from pallas_kernels import interpret_kernels
 from pallas_kernels.common import dispatch
+from pallas_kernels.common.tpu import tpu_chip
 from pallas_kernels.screening import block_tables
-from pallas_kernels.screening.block_sizes import TpuBlock, tpu_chip
+from pallas_kernels.screening.block_sizes import TpuBlock
 from pallas_kernels.screening.pallas_gpu import gpu_chip, screening_pallas_gpu
 from pallas_kernels.screening.pallas_tpu import screening_pallas_tpu
 

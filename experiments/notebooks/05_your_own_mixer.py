@@ -22,10 +22,8 @@ import numpy as np
 import optax
 
 import multiscreen_jax as mj
-from multiscreen_jax.mixers.mixer import Context
-from multiscreen_jax.mixers.recurrent import RecurrentMixer, state_zeros
-from multiscreen_jax.models.decoder import Decoder
-from multiscreen_jax.models.linear import LinearConfig
+from multiscreen_jax.mixers import Context, RecurrentMixer, state_zeros
+from multiscreen_jax.models import Decoder, LinearConfig
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 80})
 

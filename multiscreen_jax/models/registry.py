@@ -16,6 +16,7 @@ from multiscreen_jax.models import (
     retnet,
     transformer,
 )
+from multiscreen_jax.models.decoder import Decoder, DecoderConfig
 from multiscreen_jax.models.delta_net import DeltaNet, DeltaNetConfig
 from multiscreen_jax.models.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
 from multiscreen_jax.models.linear import AttentionLayers, ScreeningLayers
@@ -123,12 +124,19 @@ def config_for(name: str, **overrides: Any) -> ModelConfig:
     return presets[name](**overrides)
 
 
-def build(config: ModelConfig) -> nn.Module:
-    """The model of a config."""
-    if type(config) not in MODELS:
-        known = ", ".join(c.__name__ for c in MODELS)
-        raise TypeError(f"config must be one of {known}, got {type(config).__name__}")
-    return MODELS[type(config)](config)
+def build(config: ModelConfig | DecoderConfig) -> nn.Module:
+    """The model of a config; of one that is not in `MODELS`, yours say, a `Decoder`.
+
+    Raises:
+      TypeError: not a model's config.
+    """
+    if type(config) in MODELS:
+        return MODELS[type(config)](config)
+    if isinstance(config, DecoderConfig):
+        return Decoder(config)
+    known = ", ".join(c.__name__ for c in MODELS)
+    given = type(config).__name__
+    raise TypeError(f"config must be one of {known} or another DecoderConfig, got {given}")
 
 
 def create(name: str, **overrides: Any) -> tuple[nn.Module, ModelConfig]:

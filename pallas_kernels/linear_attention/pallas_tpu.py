@@ -20,10 +20,10 @@ from pallas_kernels.linear_attention.tokens import (
 )
 from pallas_kernels.linear_attention.tpu_chunks import CHUNK, INNER_SCALES, Plan
 
-_SEGMENT = 4  # chunks of a step of the grid; twice as many, where memory has room, with more than
-_FEW_STATES = 5  # so that the states kept for the backward do not grow with the number of levels
-_STATE_BYTES = 48 * 2**20  # of vector memory, for states of several heads together
-_MOST_STATE_BYTES = 56 * 2**20  # for those of one: a v5p has 64 MB
+# Chunks of a step of the grid, the best first. The first is for more than a few states, so that
+# those kept for the backward do not grow with the number of levels.
+_SEGMENTS = (8, 4, 2, 1)
+_FEW_STATES = 5
 
 
 def walk(
@@ -99,53 +99,52 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """How the kernels take a problem: with sizes rounded up, and heads and chunks in blocks."""
     tile = 8 if exact else 16  # sublanes of a register
-    key_dim, value_dim = pl.cdiv(key_dim, tile) * tile, pl.cdiv(value_dim, tile) * tile
-    room = _bytes(states, key_dim, value_dim, 2 * _SEGMENT) <= _STATE_BYTES
     chunks = pl.cdiv(length, CHUNK)
-    segment = 2 * _SEGMENT if states > _FEW_STATES and room else _SEGMENT
-    segment = min(segment, 1 << (chunks - 1).bit_length())
+    whole = 1 << (chunks - 1).bit_length()  # a segment of all chunks
     plan = Plan(
         batch=batch,
         groups=groups,
         heads=heads,
-        key_dim=key_dim,
-        value_dim=value_dim,
-        chunks=pl.cdiv(chunks, segment) * segment,
+        key_dim=pl.cdiv(key_dim, tile) * tile,
+        value_dim=pl.cdiv(value_dim, tile) * tile,
+        chunks=chunks,
         states=states,
         block=1,
-        segment=segment,
+        segment=min(_SEGMENTS[-1], whole),
         delta=delta,
         levels=levels,
         packed=packed,
         exact=exact,
     )
-    backward_plan(plan)  # refuses in time what only the backward has no room for
-    return _with_block(plan, 0)
+    for segment in _SEGMENTS[states <= _FEW_STATES :]:
+        segment = min(segment, whole)
+        tried = plan._replace(segment=segment, chunks=pl.cdiv(chunks, segment) * segment)
+        forward, backward = (_with_block(tried, name) for name in ("forward", "backward"))
+        if forward is not None and backward is not None:
+            return forward
+    needed = tpu_walk.memory(plan, "backward")
+    raise NotImplementedError(
+        f"{states} states of K={plan.key_dim}, V={plan.value_dim} need {needed / 2**20:.1f} MiB of "
+        f"vector memory, and kernels may use {tpu_walk.room() / 2**20:.1f} MiB"
+    )
 
 
 def backward_plan(plan: Plan) -> Plan:
     """The plan of the backward, which holds the states before every chunk of a segment too."""
-    return _with_block(plan, plan.segment)
+    found = _with_block(plan, "backward")
+    assert found is not None, plan  # or make_plan would have refused
+    return found
 
 
-def _bytes(states: int, key_dim: int, value_dim: int, chunks: int) -> int:
-    """Vector memory for a head's states before so many chunks, and for working on them: copies on
-    the way to and from device memory counted."""
-    return (chunks + 6) * states * value_dim * pl.cdiv(key_dim, CHUNK) * CHUNK * 4
-
-
-def _with_block(plan: Plan, chunks: int) -> Plan:
-    """With as many heads together as are worth it, and as vector memory has room for."""
-    head_bytes = _bytes(plan.states, plan.key_dim, plan.value_dim, chunks)
-    if head_bytes > _MOST_STATE_BYTES:
-        raise NotImplementedError(
-            f"{plan.states} states of K={plan.key_dim}, V={plan.value_dim} do not fit into the "
-            "vector memory of a TPU"
-        )
-    most = min(2 if plan.delta else 4, _STATE_BYTES // head_bytes)
+def _with_block(plan: Plan, kernel: str) -> Plan | None:
+    """With as many heads together as are worth it and vector memory has room for; None if for not
+    even one."""
     alike = plan.heads if plan.groups == plan.heads else plan.heads // plan.groups
-    block = max(n for n in range(1, max(most, 1) + 1) if alike % n == 0)
-    return plan._replace(block=block)
+    for block in range(2 if plan.delta else 4, 0, -1):
+        tried = plan._replace(block=block)
+        if alike % block == 0 and tpu_walk.memory(tried, kernel) <= tpu_walk.room():
+            return tried
+    return None
 
 
 def _rows(plan: Plan, decays: TokenDecays, documents, scales) -> Float[Array, "B H R T"]:

@@ -9,6 +9,7 @@ where `target[n]` is -1.
 Back, the states before every chunk of a segment are found again from those before the segment.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -17,10 +18,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.common import dispatch
+from pallas_kernels.common.tpu import vector_memory
 from pallas_kernels.linear_attention.tpu_chunks import (
     CHUNK,
     FROM_START,
     STATE_SCALES,
+    SUBLANES,
     Cotangents,
     Maps,
     Plan,
@@ -39,7 +42,7 @@ from pallas_kernels.linear_attention.tpu_chunks import (
     through,
 )
 
-_VMEM_LIMIT = 100 * 2**20
+_VMEM_LIMIT = 100 * 2**20  # where a chip has more
 _MAPS = len(Maps._fields) - 1  # that are scratch
 
 
@@ -50,12 +53,7 @@ def forward(plan: Plan, keep: bool, reads, target, q, k, v, rows, solve, states)
     if keep:
         outputs.append(_output(plan, "kept", plan.operand))
     inputs = {"keys": [q, k], "values": [v], "rows": [rows], "solve": [solve], "first": [states]}
-    scratch = [
-        _states_scratch(plan, plan.blocks),
-        *maps_scratch(plan),
-        pltpu.VMEM((plan.block, plan.value_dim, CHUNK), jnp.float32),
-    ]
-    return _call("forward", plan, _forward_kernel, inputs, outputs, scratch, reads, target)
+    return _call("forward", plan, _forward_kernel, inputs, outputs, reads, target)
 
 
 def backward(plan: Plan, reads, target, q, k, v, rows, solve, kept, dy, dlast):
@@ -72,13 +70,51 @@ def backward(plan: Plan, reads, target, q, k, v, rows, solve, kept, dy, dlast):
         "keys": [q, k], "values": [v, dy], "rows": [rows], "solve": [solve], "kept": [kept],
         "first": [dlast],
     }  # fmt: skip
-    scratch = [
+    return _call("backward", plan, _backward_kernel, inputs, outputs, reads, target)
+
+
+def room() -> int:
+    """Bytes of vector memory that a kernel may use."""
+    return min(_VMEM_LIMIT, vector_memory() - 2**18)  # the compiler needs a little itself
+
+
+def memory(plan: Plan, name: str) -> int:
+    """Bytes of vector memory that "forward" or "backward" needs.
+
+    Two copies of every block of an array, on the way and in use, and the scratch: what the
+    compiler counts, or more where an array is a single block.
+    """
+    counts = {
+        "forward": {"keys": 2, "values": 2, "rows": 1, "solve": 1},
+        "backward": {"keys": 4, "values": 3, "rows": 2, "solve": 2},
+    }[name]
+    counts |= {"solve": counts["solve"] * plan.delta, "first": 1, "kept": 1, "last": 1}
+    total = sum(_padded_bytes(x.shape, x.dtype) for x in _scratch(plan, name))
+    for layout, count in counts.items():
+        dtype = jnp.float32 if layout in ("rows", "first", "last") else plan.operand
+        shape = [n for n in _spec(plan, layout, name == "backward").block_shape if n is not None]
+        total += (1 if layout in ("first", "last") else 2) * count * _padded_bytes(shape, dtype)
+    return total
+
+
+def _padded_bytes(shape, dtype):
+    """Bytes of an array whose last two axes fill whole registers."""
+    *outer, rows, lanes = shape
+    size = jnp.dtype(dtype).itemsize
+    tile = SUBLANES * 4 // size
+    return math.prod(outer) * pl.cdiv(rows, tile) * tile * pl.cdiv(lanes, CHUNK) * CHUNK * size
+
+
+def _scratch(plan, name):
+    if name == "forward":
+        sums = pltpu.VMEM((plan.block, plan.value_dim, CHUNK), jnp.float32)
+        return [_states_scratch(plan, plan.blocks), *maps_scratch(plan), sums]
+    return [
         _states_scratch(plan, plan.segment),
         _states_scratch(plan, plan.blocks),
         *maps_scratch(plan),
         *cotangent_scratch(plan, plan.segment * CHUNK),
     ]
-    return _call("backward", plan, _backward_kernel, inputs, outputs, scratch, reads, target)
 
 
 def _state(plan):
@@ -92,7 +128,7 @@ def _states_scratch(plan, count):
 # -- what surrounds a kernel -----------------------------------------------------------------------
 
 
-def _call(name, plan, kernel, inputs, outputs, scratch, reads, target):
+def _call(name, plan, kernel, inputs, outputs, reads, target):
     """Runs a kernel over (batch, group, segment, block of heads); `inputs` by their layout."""
     back = name == "backward"
     arrays = [(layout, x) for layout, xs in inputs.items() for x in xs if x is not None]
@@ -104,12 +140,12 @@ def _call(name, plan, kernel, inputs, outputs, scratch, reads, target):
             grid=(plan.batch, plan.groups // plan.keys, plan.segments, plan.blocks),
             in_specs=[layouts[layout] for layout, _ in arrays],
             out_specs=[layouts[layout] for layout, _ in outputs],
-            scratch_shapes=scratch,
+            scratch_shapes=_scratch(plan, name),
         ),
         out_shape=[shape for _, shape in outputs],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=_VMEM_LIMIT,
+            vmem_limit_bytes=room(),
         ),
         interpret=dispatch.interpretation(),
         name=f"linear_{name}",
@@ -141,10 +177,13 @@ def _spec(plan, layout, back):
         return pl.BlockSpec(
             states,
             lambda b, g, s, h, *_: (b, head(g, jnp.where(s == 0, h, plan.blocks - 1)), 0, 0, 0),
+            pipeline_mode=pl.Buffered(1),
         )
     if layout == "last":  # written by the segment that comes last
         return pl.BlockSpec(
-            states, lambda b, g, s, h, *_: (b, head(g, jnp.where(s == final, h, 0)), 0, 0, 0)
+            states,
+            lambda b, g, s, h, *_: (b, head(g, jnp.where(s == final, h, 0)), 0, 0, 0),
+            pipeline_mode=pl.Buffered(1),
         )
     if layout == "kept":
         return pl.BlockSpec(

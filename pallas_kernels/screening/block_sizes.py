@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.common.tpu import tpu_chip
 from pallas_kernels.screening.block_tables import configuration, path_of, table
 
 _LANES = 128
@@ -121,14 +121,6 @@ def vmem_bytes(block: TpuBlock, key_dim: int, value_dim: int, exact: bool) -> in
     documents = 4 * (_LANES * rows + 32 * columns)
     scratch = 192 * 1024 + 4 * contraction * _LANES  # tables, a factor, and the compiler's own
     return operands + tiles + blocks + 2 * gradients * columns + sums + documents + scratch
-
-
-def tpu_chip() -> str:
-    """The chip's name, as its table has it; "tpu" where none is known, as in interpretation."""
-    try:
-        return str(pltpu.get_tpu_info().chip_version)
-    except (ValueError, NotImplementedError):
-        return "tpu"
 
 
 class TilesVisited(NamedTuple):

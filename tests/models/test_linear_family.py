@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -242,3 +243,38 @@ def test_config_errors(config_class, fields, message):
     dims = {"key_dim": 4, "value_dim": 4}
     with pytest.raises(ValueError, match=message):
         config_class(**{**good, **dims, **fields})
+
+
+class LastToken(mj.mixers.Mixer):
+    """y_t = x_{t-1} W: the smallest mixer that one could write."""
+
+    @nn.compact
+    def __call__(self, x, layer, context):
+        weight = self.param("weight", nn.initializers.normal(1.0), (x.shape[-1],) * 2)
+        return jnp.pad(x, [(0, 0), (1, 0), (0, 0)])[:, :-1] @ weight, None
+
+    @classmethod
+    def parameter_count(cls, config):
+        return config.model_dim**2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LastTokenConfig(mj.models.LinearConfig):
+    @property
+    def mixer_class(self):
+        return LastToken
+
+
+def test_a_config_of_ones_own_builds_a_decoder():
+    config = LastTokenConfig(
+        vocab_size=16, model_dim=8, num_layers=2, num_heads=1, key_dim=1, value_dim=1
+    )
+    model = build(config)
+    params = model.init(jax.random.key(0), TOKENS[:, :9] % 16)["params"]
+    assert sum(x.size for x in jax.tree.leaves(params)) == config.parameter_count()
+    first = model.apply({"params": params}, TOKENS[:, :9] % 16).logits
+    other = model.apply({"params": params}, (TOKENS[:, :9] % 16).at[:, 8].add(1) % 16).logits
+    assert np.array_equal(first[:, :8], other[:, :8])
+    assert not np.array_equal(first[:, 8], other[:, 8])
+    with pytest.raises(TypeError, match="or another DecoderConfig, got int"):
+        build(3)
