@@ -198,7 +198,7 @@ def relevance(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str,
         raise ValueError("--relevance.text is empty; allowed: at least one character")
     else:
         tokens = loaded.tokenizer.encode(chosen.text)
-    texts = [loaded.tokenizer.decode([token]) for token in tokens]
+    texts = loaded.tokenizer.token_texts(tokens)
     name = Path(config.run).absolute().name
     title = f"{name}, step {loaded.facts['step']}"
     inspect.explore(model, params, tokens, texts, title=title).save(folder / "explorer.html")
@@ -217,7 +217,9 @@ def lm_eval(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, A
         loaded.params,
         loaded.tokenizer,
         max_length=config.sequence_length,
+        max_new_tokens=config.lm_eval.max_new_tokens,
         batch_size=loaded.data.batch_size,
+        prefix_token=config.lm_eval.prefix_token,
     )
     found = run_harness(adaptor, config.lm_eval)
     return {"max_length": adaptor.max_length, **found}

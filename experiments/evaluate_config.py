@@ -92,6 +92,10 @@ class LmEvalConfig:
     """Examples before each question."""
     limit: _optional("INT", "all", int) = None
     """Questions of each task, for a first look."""
+    max_new_tokens: _optional("INT", "256, or half of what it reads", int) = None
+    """Of tasks that generate and do not say how much."""
+    prefix_token: _optional("INT", "the end of a document", int) = None
+    """Stands before texts without a context."""
 
 
 @dataclass(frozen=True)

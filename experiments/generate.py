@@ -10,7 +10,7 @@ Examples:
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,6 @@ from multiscreen_jax.train.checkpoint import find_checkpoint, read_model
 
 PROGRAM = "python -m experiments.generate"
 # UTF-8 spreads a character over at most four bytes, hence over at most four tokens.
-_LONGEST_CHARACTER = 4
 
 
 def _optional(metavar: str, default: str, kind: type) -> object:
@@ -60,25 +59,6 @@ class GenerateConfig:
     """Which checkpoint."""
     infinite_windows: bool = False
     """Multiscreen's inference rule: windows longer than the training length become infinite."""
-
-
-def decode_stream(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """Text of tokens as they come; joined, what decoding all of them at once gives.
-
-    A character whose bytes are spread over several tokens appears when it is complete. Text is
-    decoded together with the tokens before it, because some tokenizers treat the first specially.
-    """
-    ids: list[int] = []
-    context = shown = 0  # ids[context:shown] were printed last, ids[shown:] not yet
-    for token in tokens:
-        ids.append(int(token))
-        text = tokenizer.decode(ids[context:])
-        if text.endswith("\ufffd") and len(ids) - shown < _LONGEST_CHARACTER:
-            continue
-        yield text[len(tokenizer.decode(ids[context:shown])) :]
-        context, shown = shown, len(ids)
-    if shown < len(ids):
-        yield tokenizer.decode(ids[context:])[len(tokenizer.decode(ids[context:shown])) :]
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
@@ -132,7 +112,7 @@ def run(config: GenerateConfig) -> str:
                 yield int(token)
 
     parts = []
-    for part in decode_stream(tokenizer, shown_tokens()):
+    for part in tokenizer.decode_stream(shown_tokens()):
         print(part, end="", flush=True)
         parts.append(part)
     print(flush=True)

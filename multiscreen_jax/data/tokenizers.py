@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ ASSETS = Path(__file__).parent / "assets"
 GPT2_EOS = "<|endoftext|>"
 # Python's spelling of GPT-2's pre-tokenisation: contractions, words, numbers, other signs, space.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LONGEST_CHARACTER = 4  # bytes of UTF-8
 # Names under which tokenizer.json files list their end-of-document token, in order of preference.
 EOS_NAMES = (GPT2_EOS, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>", "<|im_end|>")
 
@@ -58,6 +59,31 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of tokens; ValueError naming the first that is no token."""
+
+    def decode_stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Text of tokens as they come, one part for each; joined, what `decode` gives of all.
+
+        A character whose bytes are spread over several tokens appears when it is complete, and what
+        is incomplete at the end as one more part. Text is decoded together with the tokens before
+        it, because some tokenizers treat the first specially.
+        """
+        ids: list[int] = []
+        context = shown = 0  # ids[context:shown] were given last, ids[shown:] not yet
+        for token in tokens:
+            ids.append(int(token))
+            text = self.decode(ids[context:])
+            if text.endswith("\ufffd") and len(ids) - shown < _LONGEST_CHARACTER:
+                yield ""
+                continue
+            yield text[len(self.decode(ids[context:shown])) :]
+            context, shown = shown, len(ids)
+        if shown < len(ids):
+            yield self.decode(ids[context:])[len(self.decode(ids[context:shown])) :]
+
+    def token_texts(self, tokens: Sequence[int] | np.ndarray) -> list[str]:
+        """The text that each token adds to those before it, "" inside a character."""
+        parts, last = list(self.decode_stream(tokens)), len(tokens) - 1
+        return [*parts[:last], "".join(parts[last:])] if parts else []
 
 
 def checked_ids(tokens: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:

@@ -33,6 +33,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # noq
 from tqdm import tqdm  # noqa: E402
 
 DEFAULT_LENGTH = 2048  # of models that do not say what they were trained on
+_DEFAULT_NEW_TOKENS = 256
 _SMALLEST_ROW = 16
 _SETTINGS = ("temperature", "top_k", "top_p")
 
@@ -47,7 +48,7 @@ class Adaptor(TemplateLM):
             the harness's own models, and rolling log-likelihoods go on in the next window. None is
             the longest training sequence, or 2048 where the config does not know it; both within
             what the levels of a log-linear model hold.
-        max_new_tokens: of tasks that do not say how many.
+        max_new_tokens: of tasks that do not say how many. None is 256, or half of max_length.
         batch_size: most rows at a time; results do not depend on it, up to rounding.
         prefix_token: stands before a text without a context; None is the end-of-document token.
         seed: of tasks that sample; each request has a key of its own.
@@ -67,7 +68,7 @@ class Adaptor(TemplateLM):
         tokenizer: Tokenizer,
         *,
         max_length: int | None = None,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         batch_size: int = 16,
         prefix_token: int | None = None,
         seed: int = 0,
@@ -76,6 +77,8 @@ class Adaptor(TemplateLM):
         config = model.config  # pyright: ignore[reportAttributeAccessIssue]
         if max_length is None:
             max_length = _default_length(model)
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(_DEFAULT_NEW_TOKENS, max_length // 2))
         for name, value in {
             "max_length": max_length, "max_new_tokens": max_new_tokens, "batch_size": batch_size
         }.items():  # fmt: skip
@@ -85,6 +88,12 @@ class Adaptor(TemplateLM):
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
                 f"{config.vocab_size}"
+            )
+        if prefix_token is not None and not (
+            is_integer(prefix_token) and 0 <= prefix_token < config.vocab_size
+        ):
+            raise ValueError(
+                f"prefix_token is {prefix_token!r}; allowed: 0 to {config.vocab_size - 1}"
             )
         fits = model.longest_document  # pyright: ignore[reportAttributeAccessIssue]
         if fits is not None and max_length > fits:

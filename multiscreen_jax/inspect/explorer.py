@@ -1,6 +1,7 @@
 """One HTML file in which to read a text and see, token by token, which keys each tile accepted.
 
-mj.inspect.explore(model, params, tokens, texts).save("explorer.html")
+    texts = tokenizer.token_texts(tokens)
+    mj.inspect.explore(model, params, tokens, texts).save("explorer.html")
 
 In a notebook the last expression of a cell shows it in place.
 """
@@ -76,14 +77,14 @@ def explore(
     Args:
         model, params: a Multiscreen and its parameters.
         tokens: integers [T] or [1, T].
-        tokens_text: the text of each token, shown as it is whatever it contains; an empty text is
-            shown as the token's number. None: the numbers of all tokens.
+        tokens_text: the text of each token, as `tokenizer.token_texts(tokens)` gives it, shown
+            whatever it contains; an empty one is shown as the token's number. None: all numbers.
         segment_ids: documents of a packed row [T] or [1, T], from 1; 0 is padding.
         most: keys kept per tile and token, the strongest; all are counted.
         title: of the page.
 
     Raises:
-        TypeError: another kind of model.
+        TypeError: another kind of model, or a text that is no string.
         ValueError: those of `accepted_keys`, or texts of another number than tokens.
 
     Size of the page: about 40 kB, the text, and for every tile 16/3 bytes per token and 4 bytes per
@@ -92,6 +93,9 @@ def explore(
     ids = np.asarray(tokens).reshape(-1)
     if tokens_text is not None and len(tokens_text) != ids.size:
         raise ValueError(f"tokens_text has {len(tokens_text)} entries for {ids.size} tokens")
+    for number, text in enumerate(tokens_text or ()):
+        if not isinstance(text, str):
+            raise TypeError(f"tokens_text[{number}] is {text!r}; allowed: strings")
     found = accepted_keys(model, params, tokens, most, segment_ids)
     texts = [f"{token} " for token in ids] if tokens_text is None else list(tokens_text)
     return Explorer(_page(found, texts, ids, title))

@@ -18,6 +18,7 @@ from multiscreen_jax.inspect.blocks import fold_windows
 from multiscreen_jax.inspect.tiles import as_batch, check_model, scan_tiles
 from multiscreen_jax.jitted import jitted
 from multiscreen_jax.layers.positions import document_positions
+from multiscreen_jax.models.fields import is_integer
 from pallas_kernels.screening.reference import relevance
 
 MAP_BYTES_LIMIT = 2**30
@@ -34,23 +35,29 @@ class RelevanceMaps:
         window: [N, H], in tokens; may be infinite.
         width: [N, H], the acceptance width in (0, 1).
         layers: index in the model of each of the N layers.
+        segment_ids: int32 [T], documents of a packed row, 0 padding; None: one document.
     """
 
     relevance: Float[np.ndarray, "N H T T"]
     window: Float[np.ndarray, "N H"]
     width: Float[np.ndarray, "N H"]
     layers: tuple[int, ...]
+    segment_ids: Int[np.ndarray, "T"] | None = None
 
     def in_window(self) -> np.ndarray:
-        """bool [N, H, T, T]: distances 0 <= i - j < window."""
+        """bool [N, H, T, T]: real tokens of one document at distances 0 <= i - j < window."""
         position = np.arange(self.relevance.shape[-1])
         distance = position[:, None] - position
-        return (distance >= 0) & (distance < self.window[:, :, None, None])
+        inside = (distance >= 0) & (distance < self.window[:, :, None, None])
+        if self.segment_ids is None:
+            return inside
+        same = self.segment_ids[:, None] == self.segment_ids
+        return inside & same & (self.segment_ids > 0)
 
     def share_accepted(self) -> Float[np.ndarray, "N H"]:
-        """Share of the pairs inside each tile's window whose relevance is not zero."""
+        """Accepted pairs over pairs inside the window; 0 where there are none."""
         pairs = self.in_window().sum((-1, -2))
-        return (self.relevance > 0).sum((-1, -2)) / pairs
+        return (self.relevance > 0).sum((-1, -2)) / np.maximum(pairs, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +127,8 @@ def relevance_maps(
     inputs = jitted(_tile_inputs, model, params)(params, tokens, segment_ids)
     maps = [_layer_map(*(x[n] for x in inputs), segment_ids) for n in chosen]
     _, _, window, width = (np.asarray(x)[list(chosen)] for x in inputs)
-    return RelevanceMaps(np.stack(maps), window, width, chosen)
+    documents = None if segment_ids is None else np.asarray(segment_ids)[0]
+    return RelevanceMaps(np.stack(maps), window, width, chosen, documents)
 
 
 def acceptance(model: Any, params: Any, tokens: Any, segment_ids: Any = None) -> Acceptance:
@@ -151,8 +159,10 @@ def acceptance(model: Any, params: Any, tokens: Any, segment_ids: Any = None) ->
 def _layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
     if layers is None:
         return tuple(range(count))
+    if isinstance(layers, str) or not isinstance(layers, Sequence | np.ndarray):
+        raise ValueError(f"layers is {layers!r}; allowed: a sequence of integers, or None for all")
     for layer in layers:
-        if not -count <= layer < count:
+        if not is_integer(layer) or not -count <= layer < count:
             raise ValueError(f"layers has {layer}; allowed: 0 to {count - 1}, or negative")
     if len(layers) == 0:
         raise ValueError("layers is empty; allowed: at least one layer, or None for all")

@@ -59,6 +59,8 @@ def as_batch(
         raise ValueError(
             f"segment_ids must have the shape of tokens, {tokens.shape}, got {segment_ids.shape}"
         )
+    if np.any(np.asarray(segment_ids) < 0):
+        raise ValueError("segment_ids has negative numbers; allowed: from 1, and 0 for padding")
     return tokens, segment_ids
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from multiscreen_jax import convert
 from multiscreen_jax.data import Tokenizer, open_tokenizer
@@ -41,10 +43,11 @@ def load(name: str, **changes: Any) -> Pretrained:
 
     Args:
       name: "multiscreen-speeches", or "transformer-speeches", its twin on the same text.
-      changes: fields of the model's config to replace, e.g. `infinite_windows=True`.
+      changes: fields of the model's config to replace, e.g. `infinite_windows=True`; none that its
+        parameters depend on.
 
     Raises:
-      ValueError: an unknown name; a field's value that is not allowed.
+      ValueError: an unknown name; a field's value that is not allowed, or needs other parameters.
       TypeError: an unknown field.
     """
     if name not in names():
@@ -53,4 +56,9 @@ def load(name: str, **changes: Any) -> Pretrained:
         raise ValueError(f"no trained model {name!r}{hint}; known: {', '.join(names())}")
     params, config = convert.load_safetensors(_FOLDER / name / _WEIGHTS)
     model = build(dataclasses.replace(config, **changes))
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    needed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    if jax.tree.map(jnp.shape, needed) != jax.tree.map(jnp.shape, params):
+        given = ", ".join(f"{field}={value!r}" for field, value in changes.items())
+        raise ValueError(f"{given} needs other parameters than those of {name}")
     return Pretrained(model, params, open_tokenizer("bytes"))

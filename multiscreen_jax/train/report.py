@@ -82,6 +82,6 @@ def write_samples(run: Any, say: Callable[[str], None]) -> None:
             params,
             shown,
             folder / "pictures",
-            tokens_text=[tokenizer.decode(shown[i : i + 1]) for i in range(len(shown))],
+            tokens_text=tokenizer.token_texts(shown),
         )
         say(f"what the tiles look at: {', '.join(map(str, paths))}")

@@ -11,9 +11,13 @@ def tpu_chip() -> str:
         return "tpu"
 
 
-def vector_memory() -> int:
-    """Bytes of a core's vector memory; where no chip is known those of a v5p, which has little."""
+def kernel_memory() -> int:
+    """Bytes of a core's vector memory that a kernel may use.
+
+    Where no chip is known those of a v5p, which has little. The compiler needs some itself.
+    """
     try:
-        return pltpu.get_tpu_info().vmem_capacity_bytes
+        capacity = pltpu.get_tpu_info().vmem_capacity_bytes
     except (ValueError, NotImplementedError):
-        return 64 * 2**20
+        capacity = 64 * 2**20
+    return min(100 * 2**20, capacity - 2**18)

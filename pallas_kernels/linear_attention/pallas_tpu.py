@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.common.documents import Documents
+from pallas_kernels.common.tpu import kernel_memory
 from pallas_kernels.linear_attention import tpu_walk
 from pallas_kernels.linear_attention.tokens import (
     Levels,
@@ -125,7 +126,7 @@ def make_plan(
     needed = tpu_walk.memory(plan, "backward")
     raise NotImplementedError(
         f"{states} states of K={plan.key_dim}, V={plan.value_dim} need {needed / 2**20:.1f} MiB of "
-        f"vector memory, and kernels may use {tpu_walk.room() / 2**20:.1f} MiB"
+        f"vector memory, and kernels may use {kernel_memory() / 2**20:.1f} MiB"
     )
 
 
@@ -142,7 +143,7 @@ def _with_block(plan: Plan, kernel: str) -> Plan | None:
     alike = plan.heads if plan.groups == plan.heads else plan.heads // plan.groups
     for block in range(2 if plan.delta else 4, 0, -1):
         tried = plan._replace(block=block)
-        if alike % block == 0 and tpu_walk.memory(tried, kernel) <= tpu_walk.room():
+        if alike % block == 0 and tpu_walk.memory(tried, kernel) <= kernel_memory():
             return tried
     return None
 

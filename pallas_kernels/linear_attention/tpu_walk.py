@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.common import dispatch
-from pallas_kernels.common.tpu import vector_memory
+from pallas_kernels.common.tpu import kernel_memory
 from pallas_kernels.linear_attention.tpu_chunks import (
     CHUNK,
     FROM_START,
@@ -42,7 +42,6 @@ from pallas_kernels.linear_attention.tpu_chunks import (
     through,
 )
 
-_VMEM_LIMIT = 100 * 2**20  # where a chip has more
 _MAPS = len(Maps._fields) - 1  # that are scratch
 
 
@@ -71,11 +70,6 @@ def backward(plan: Plan, reads, target, q, k, v, rows, solve, kept, dy, dlast):
         "first": [dlast],
     }  # fmt: skip
     return _call("backward", plan, _backward_kernel, inputs, outputs, reads, target)
-
-
-def room() -> int:
-    """Bytes of vector memory that a kernel may use."""
-    return min(_VMEM_LIMIT, vector_memory() - 2**18)  # the compiler needs a little itself
 
 
 def memory(plan: Plan, name: str) -> int:
@@ -145,7 +139,7 @@ def _call(name, plan, kernel, inputs, outputs, reads, target):
         out_shape=[shape for _, shape in outputs],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=room(),
+            vmem_limit_bytes=kernel_memory(),
         ),
         interpret=dispatch.interpretation(),
         name=f"linear_{name}",

@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.common import dispatch
 from pallas_kernels.common.documents import Documents
+from pallas_kernels.common.tpu import kernel_memory
 from pallas_kernels.linear_attention.api import repeat_groups, widen
 from pallas_kernels.log_linear.levels import LogLinearState, bit_length
 from pallas_kernels.log_linear.maps import Inputs
 from pallas_kernels.log_linear.reference import log_linear_recurrence
 
 _STATE_BYTES = 4 * 2**20  # of vector memory, for the states of the heads of one step
-_VMEM_LIMIT = 64 * 2**20
 _DECAY, _BETA, _SCALES = 0, 1, 2  # rows of a head's numbers
 
 
@@ -31,6 +31,9 @@ def log_linear_step(
 
     Every state is read once and written once, in float32. (Log-Linear Attention, arXiv:2506.04761,
     section 3.1.) The gradient is that of the recurrence.
+
+    Raises:
+      NotImplementedError: the states of a head do not fit into vector memory.
     """
     q, k, v, g, beta, scales = inputs
     dtype = v.dtype
@@ -47,7 +50,14 @@ def _step(q, k, v, g, beta, scales, levels, length, real):
     # Keys or values lie on lanes, whichever fill them better: so the states lie in device memory.
     keys_last = _lanes(key_dim) * value_dim < _lanes(value_dim) * key_dim
     shape = (value_dim, key_dim) if keys_last else (key_dim, value_dim)
-    most = max(1, _STATE_BYTES // (count * shape[0] * _lanes(shape[1]) * 4))
+    head_bytes = count * shape[0] * _lanes(shape[1]) * 4
+    needed = 4 * head_bytes + 2**20  # in and out, both twice
+    if needed > kernel_memory():
+        raise NotImplementedError(
+            f"{count} states of K={key_dim}, V={value_dim} need {needed / 2**20:.1f} MiB of vector "
+            f"memory, and kernels may use {kernel_memory() / 2**20:.1f} MiB"
+        )
+    most = max(1, _STATE_BYTES // head_bytes)
     block = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= most)
     zeros = jnp.maximum(bit_length(length & -length) - 1, 0)
     # Levels below `emptied` become one with level `target`; nothing precedes a first token.
@@ -81,7 +91,7 @@ def _step(q, k, v, g, beta, scales, levels, length, real):
             jax.ShapeDtypeStruct((batch, heads, count, *shape), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM_LIMIT
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=kernel_memory()
         ),
         input_output_aliases={7: 1},  # else a state that is given away would be copied first
         interpret=dispatch.interpretation(),

@@ -204,6 +204,9 @@ def test_what_we_cannot_generate(arguments, message):
         ({"max_length": 0}, "max_length must be an integer >= 1, got 0"),
         ({"batch_size": 1.5}, "batch_size must be an integer >= 1, got 1.5"),
         ({"max_length": 257}, "max_length is 257, but the model's levels hold 256"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be an integer >= 1, got 0"),
+        ({"prefix_token": 61}, "prefix_token is 61; allowed: 0 to 60"),
+        ({"prefix_token": -1}, "prefix_token is -1; allowed: 0 to 60"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -21,18 +21,22 @@ TEXT = "naïve — 漢字, Ωmega: 🙂🙂 end"
 @pytest.mark.parametrize("name", ["bytes", "gpt2"])
 def test_characters_appear_whole(name):
     tokenizer = open_tokenizer(name)
-    parts = list(command.decode_stream(tokenizer, tokenizer.encode(TEXT)))
+    parts = list(tokenizer.decode_stream(tokenizer.encode(TEXT)))
     assert "".join(parts) == TEXT
-    assert len(parts) > 10
+    assert sum(map(bool, parts)) > 10
+    assert tokenizer.token_texts(tokenizer.encode(TEXT)) == parts
     assert not any("\ufffd" in part for part in parts)
 
 
 def test_broken_bytes_do_not_hold_text_back():
     tokenizer = open_tokenizer("bytes")
     broken = [0x41, 0xFF, 0xFF, 0xFF, 0xFF, 0x42, 0xE2, 0x82]  # ends inside a character
-    shown = list(command.decode_stream(tokenizer, broken))
+    shown = list(tokenizer.decode_stream(broken))
     assert "".join(shown) == tokenizer.decode(broken)
-    assert list(itertools.islice(command.decode_stream(tokenizer, iter(broken)), 1)) == ["A"]
+    texts = tokenizer.token_texts(broken)
+    assert (len(texts), "".join(texts)) == (len(broken), tokenizer.decode(broken))
+    assert tokenizer.token_texts([]) == []
+    assert list(itertools.islice(tokenizer.decode_stream(iter(broken)), 1)) == ["A"]
 
 
 @functools.cache

@@ -117,5 +117,7 @@ def test_bad_arguments():
         inspect.explore(model, params, [1, 2, 3], ["a", "b"])
     with pytest.raises(ValueError, match="most must be an integer >= 1, got 0"):
         inspect.explore(model, params, [1, 2, 3], most=0)
+    with pytest.raises(TypeError, match=r"tokens_text\[1\] is b'x'; allowed: strings"):
+        inspect.explore(model, params, [1, 2], ["a", b"x"])
     with pytest.raises(TypeError, match="needs a Multiscreen"):
         inspect.explore(None, {}, [1, 2, 3])

@@ -49,11 +49,13 @@ def test_counts_are_those_of_whole_maps(packed):
     assert 0 < expected["accepted"].sum() < expected["in_window"].sum()  # a test worth having
 
 
-def test_share_accepted_of_maps_and_counts_agree():
+@pytest.mark.parametrize("packed", [False, True])
+def test_share_accepted_of_maps_and_counts_agree(packed):
     model, params = tiny()
-    tokens, _ = packed_rows(1, 40)
-    maps = inspect.relevance_maps(model, params, tokens)
-    counts = inspect.acceptance(model, params, tokens)
+    tokens, segments = packed_rows(1, 40)
+    segments = segments if packed else None
+    maps = inspect.relevance_maps(model, params, tokens, segment_ids=segments)
+    counts = inspect.acceptance(model, params, tokens, segments)
     np.testing.assert_array_equal(maps.share_accepted(), counts.share_accepted())
     np.testing.assert_array_equal(maps.in_window().sum((2, 3)), counts.in_window)
 

@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.common.dispatch import interpret_kernels
 from pallas_kernels.linear_attention import pallas_tpu
-from pallas_kernels.log_linear import LogLinearState, level_count
+from pallas_kernels.log_linear import LogLinearState, level_count, step_tpu
 from tests.jax_internals import races_found
 from tests.log_linear.cases import OPS, assert_close, inputs, part, run
 from tests.log_linear.test_forms import values_and_gradients
@@ -135,3 +135,31 @@ def test_no_races(op):
     finally:
         pltpu.reset_tpu_interpret_mode_state()
     assert_close(got[0], want, 3e-6, "y")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_no_races_of_a_single_token(op):
+    x = inputs(32, 6, key_dim=8, value_dim=6)
+    _, state = run(op, part(x, 0, 7), implementation="reference")
+    token = part(x, 7, 8)
+    want, end = run(op, token, initial_state=state, implementation="reference")
+    try:
+        with interpret_kernels(pltpu.InterpretParams(detect_races=True)):
+            got = run(op, token, initial_state=state, implementation="pallas_tpu")
+            jax.block_until_ready(got)
+        assert not races_found()
+    finally:
+        pltpu.reset_tpu_interpret_mode_state()
+    assert_close(got[0], want, 3e-6, "y")
+    assert_close(got[1].levels, end.levels, 3e-6, "state")
+
+
+def test_states_of_a_token_that_do_not_fit_are_refused(monkeypatch):
+    monkeypatch.setattr(step_tpu, "kernel_memory", lambda: 2**20)
+    x = inputs(32, 6, key_dim=8, value_dim=6)
+    _, state = run("ssd", part(x, 0, 7), implementation="reference")
+    with (
+        interpret_kernels(),
+        pytest.raises(NotImplementedError, match=r"6 states of K=8, V=6 need 1\.\d MiB of vector"),
+    ):
+        run("ssd", part(x, 7, 8), initial_state=state, implementation="pallas_tpu")

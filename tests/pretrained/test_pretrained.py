@@ -35,6 +35,8 @@ def test_a_config_field_can_be_changed():
     assert model.config.infinite_windows
     with pytest.raises(TypeError, match="infinite"):
         mj.pretrained.load("multiscreen-speeches", infinite_window=True)
+    with pytest.raises(ValueError, match=r"num_layers=3 needs other parameters than those of mul"):
+        mj.pretrained.load("multiscreen-speeches", num_layers=3)
 
 
 def test_an_unknown_name_is_refused():
