@@ -117,7 +117,7 @@ def measure(run: Run, folder: Path) -> list[Row]:
 
 
 def figure(rows: list[Row]) -> Figure:
-    drawn, axes = plots.panels(2, sharey=True)
+    drawn, axes = plots.panels(2, sharex=True, sharey=True)
     lengths = sorted({row["length"] for row in rows})
     for ax, model in zip(axes, ("multiscreen", "transformer"), strict=True):
         curves = _curves([row for row in rows if row["model"] == model])

@@ -87,8 +87,8 @@ def figure(rows: list[Row]) -> Figure:
             places = range(len(cells))
             ax.plot(places, [row["loss"] for row in cells], marker="o", color=colour)
             ax.lines[-1].set_label(_shown(name))
-            ax.set_xticks(places, [f"{row['start']}-{row['end']}" for row in cells], fontsize=7)
-        ax.set(xlabel="position (tokens)")
+            ax.set_xticks(places, [plots.short(row["end"]) for row in cells])
+        ax.set(xlabel="end of the stretch (tokens)")
         ax.legend(frameon=False, fontsize=9)
     axes[0].set_ylabel("loss (nats per token)")
     return drawn

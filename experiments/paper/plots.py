@@ -57,6 +57,11 @@ def groups(rows: Iterable[Row], *columns: str) -> dict[tuple, list[Row]]:
     return found
 
 
+def short(tokens: int) -> str:
+    """A power of two as a tick's label."""
+    return f"{tokens // 1024}K" if tokens >= 1024 else str(tokens)
+
+
 def mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)

@@ -121,7 +121,7 @@ def figure(rows: list[Row]) -> Figure:
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
         powers = [end for end in ends if _is_power(end)]
-        ax.set_xticks(powers, [_short(end) for end in powers], fontsize=7.5)
+        ax.set_xticks(powers, [plots.short(end) for end in powers], fontsize=7.5)
         ticks = [n * 10**power for power in range(6) for n in (1, 2, 3, 5)]
         ticks = [tick for tick in ticks if low <= tick <= high]
         ax.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
@@ -239,7 +239,3 @@ def _trained(row: Row) -> int:
 
 def _is_power(number: int) -> bool:
     return number & (number - 1) == 0
-
-
-def _short(tokens: int) -> str:
-    return f"{tokens // 1024}K" if tokens >= 1024 else str(tokens)
