@@ -76,4 +76,5 @@ _STUDIES = (
     "windows",
     "mqar",
     "log_linear_positions",
+    "log_linear_speed",
 )

@@ -6,6 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
+from experiments.bench.linear_ops import PARENTS
 from experiments.paper.execute import commands
 from multiscreen_jax.train import config_json, override
 
@@ -13,12 +14,13 @@ from multiscreen_jax.train import config_json, override
 def leave_files(run, folder):
     """Files of every command of a run, and of those it needs."""
     for _, command in commands(run, folder):
-        program, named, *words = shlex.split(command)
-        options = {}
+        program, *words = shlex.split(command)
+        named = words[0]
+        options, values = {}, []
         for word in words:
             if word.startswith("--"):
                 options[word] = values = []
-            else:
+            else:  # of the option before it
                 values.append(word)
         WRITERS[program](named, options)
 
@@ -90,6 +92,14 @@ def long_context(_, options):
     write(Path(options["--output"][0]), found)
 
 
+def linear_family(_, options):
+    path, (op,) = Path(options["--output"][0]), options["--ops"]
+    rows = itertools.product(("ours", PARENTS[op]), options["--ours-lengths"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{contender},forward,{length},2.5,3" for contender, length in rows]
+    path.write_text("\n".join(["# facts", "contender,pass,T,cpu min,wall min", *lines]))
+
+
 def write(path, found):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found))
@@ -106,4 +116,5 @@ WRITERS = {
     "experiments.train": train,
     "experiments.evaluate": evaluate,
     "experiments.bench.long_context": long_context,
+    "experiments.bench.linear_family": linear_family,
 }
