@@ -22,7 +22,7 @@ _PARENTS = {"log_linear_ssd": "ssd", "log_linear_gated_delta_rule": "gated_delta
 
 
 def runs(scale: str) -> list[Run]:
-    """The paper's scale is one of length: kernels on a GPU have a benchmark of their own there."""
+    """The paper's scale is that of its lengths; GPUs have `experiments.bench.gpu_linear_run`."""
     lengths = " ".join(str(2**n) for n in LENGTHS[scale])
     command = (
         f"experiments.bench.linear_family --lengths --ours-lengths {lengths} --rounds 3 "
