@@ -44,6 +44,7 @@ class LinearFamilyBench:
         allocators: settings each PyTorch implementation runs with.
         timing: how everything is run.
         name: of the CSV file in experiments/bench/results.
+        output: CSV file in place of that.
     """
 
     ops: tuple[str, ...] = ("ssd", "gated_delta_rule")
@@ -55,6 +56,7 @@ class LinearFamilyBench:
     allocators: tuple[str, ...] = ("default",)
     timing: Annotated[Timing, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Timing)
     name: str = "linear_family"
+    output: Path | None = None
 
     def __post_init__(self) -> None:
         check_allocators(self.allocators)
@@ -144,7 +146,8 @@ def run(bench: LinearFamilyBench) -> None:
                 check_same_values(same, TOLERANCE)
                 rows += table(op, kind, length, results)
     setting = f"B=1, H={HEADS}, K=V={DIM}, float32, {bench.timing.threads} thread(s); milliseconds"
-    report.publish(rows, report.RESULTS / f"{bench.name}.csv", [setting, *notes(rows)], facts)
+    output = bench.output or report.RESULTS / f"{bench.name}.csv"
+    report.publish(rows, output, [setting, *notes(rows)], facts)
 
 
 if __name__ == "__main__":

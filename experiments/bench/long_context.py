@@ -1,11 +1,15 @@
 """A trained model at a long context: one full forward pass, or decoding after all of it.
 
-Real text (the corpus of the shipped models), batch of one. The forward pass gives the logits of the
-last token, without a cache; decoding takes the text in by chunks and then times single tokens. Each
-runs in a process of its own, whose peak memory is the program's. Examples:
+Real text (the corpus of the shipped models, or what the run was validated on), batch of one. The
+forward pass gives the logits of the last token, without a cache; decoding takes the text in by
+chunks and then times single tokens. Programs are compiled before anything is timed. Each part runs
+in a process of its own, whose peak memory is the program's (the host's: not that of a GPU).
+
+Examples:
 
     python -m experiments.bench.long_context multiscreen-speeches --part forward --output a.json
     python -m experiments.bench.long_context transformer-speeches --part decode --length 20000
+    python -m experiments.bench.long_context runs/quickstart --windows rule
 """
 
 import dataclasses
@@ -24,6 +28,9 @@ import tyro
 
 from multiscreen_jax import data, pretrained
 from multiscreen_jax.data import DataConfig
+from multiscreen_jax.models import Multiscreen, build
+from multiscreen_jax.train import one_line_errors
+from multiscreen_jax.train.checkpoint import load_params
 
 PARTS = ("forward", "decode")
 # The fields of a Multiscreen that make them so.
@@ -41,7 +48,7 @@ class LongContextBench:
     """What to time."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A shipped model, see `mj.pretrained.names()`."""
+    """A shipped model, see `mj.pretrained.names()`, or the folder of a training run."""
     part: str = "forward"
     """forward or decode."""
     length: int = 100_000
@@ -62,10 +69,16 @@ class LongContextBench:
 
 
 def run(bench: LongContextBench) -> dict[str, Any]:
-    model, params, _ = pretrained.load(bench.model, **WINDOWS[bench.windows])
-    params = jax.tree.map(jnp.asarray, params)
-    text = data.open_pipeline(DataConfig(sequence_length=bench.length, batch_size=1), "valid")
-    tokens = jnp.asarray(text.batch(0)["tokens"][:, : bench.length])
+    model, params, text = _load(bench.model)
+    if WINDOWS[bench.windows]:
+        if not isinstance(model, Multiscreen):
+            kind = type(model).__name__
+            raise ValueError(
+                f"--windows {bench.windows} needs a Multiscreen, {bench.model} is a {kind}"
+            )
+        model = build(dataclasses.replace(model.config, **WINDOWS[bench.windows]))
+    text = dataclasses.replace(text, sequence_length=bench.length, batch_size=1)
+    tokens = data.open_pipeline(text, "valid").batch(0)["tokens"][:, : bench.length]
     measured = (_forward if bench.part == "forward" else _decode)(model, params, tokens)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found = {
@@ -77,8 +90,18 @@ def run(bench: LongContextBench) -> dict[str, Any]:
     del found["output"]
     print(json.dumps(found, indent=2))
     if bench.output is not None:
+        bench.output.parent.mkdir(parents=True, exist_ok=True)
         bench.output.write_text(json.dumps(found, indent=2) + "\n")
     return found
+
+
+def _load(name: str) -> tuple[Any, Any, DataConfig]:
+    """(model, parameters, the text it reads)."""
+    if Path(name).is_dir():
+        params, model, experiment = load_params(name)
+        return model, params, experiment.data
+    model, params, _ = pretrained.load(name)
+    return model, jax.tree.map(jnp.asarray, params), DataConfig()
 
 
 def _forward(model, params, tokens):
@@ -102,15 +125,20 @@ def _decode(model, params, tokens):
         out = model.apply({"params": params}, tokens, cache=cache)
         return jnp.argmax(out.logits[:, -1:], axis=-1).astype(jnp.int32), out.cache
 
+    chunks = [tokens[:, first : first + _CHUNK] for first in range(0, length, _CHUNK)]
+    programs = {
+        size: step.lower(params, tokens[:, :size], cache).compile()
+        for size in {1, *(chunk.shape[1] for chunk in chunks)}
+    }
     start = time.perf_counter()
-    for first in range(0, length, _CHUNK):
-        token, cache = step(params, tokens[:, first : first + _CHUNK], cache)
+    for chunk in chunks:
+        token, cache = programs[chunk.shape[1]](params, chunk, cache)
     jax.block_until_ready(cache)
     prefill = time.perf_counter() - start
     seconds = []
     for _ in range(_DECODED):
         start = time.perf_counter()
-        token, cache = step(params, token, cache)
+        token, cache = programs[1](params, token, cache)
         token.block_until_ready()
         seconds.append(time.perf_counter() - start)
     return {
@@ -120,5 +148,10 @@ def _decode(model, params, tokens):
     }
 
 
+def main() -> None:
+    with one_line_errors():
+        run(tyro.cli(LongContextBench, prog="python -m experiments.bench.long_context"))
+
+
 if __name__ == "__main__":
-    run(tyro.cli(LongContextBench, prog="python -m experiments.bench.long_context"))
+    main()

@@ -19,7 +19,7 @@ def config() -> ExperimentConfig:
             num_layers=3,
             num_heads=4,
             value_dim=32,
-            # With the paper's rows of norm 0.1 a small batch learns nothing for thousands of steps:
+            # With the paper's rows of norm 0.1 a small batch learns later, some seeds much later:
             # see experiments/paper/embedding_rows.py.
             embedding_init_scale=1.0,
         ),

@@ -6,6 +6,8 @@ at its training length. Here both train on the task itself, in characters, in th
 growing length; the last, 50 lines (450 characters), is the training length, and questions go to 32
 times it.
 
+At the paper's scale base and continued models are asked, at lengths in tokens.
+
     python -m experiments.paper run abcdigits
 
 It gave: 100 % at every length and depth, with three seeds, by the inference rule; with the windows
@@ -17,14 +19,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.paper import plots
+from experiments.paper import plots, text_runs
 from experiments.paper.study import Row, Run
 
 TITLE = "ABCDigits"
 SEEDS = (0, 1, 2)
 TRAINED, NEAR, FAR = 50, (50, 100, 200, 400), (800, 1600)  # lines
 RATE = 2.0**-8
-# Swept with one seed; the best goes on with the others.
+# Swept with one seed. Where no rate is best, as none answered anything, a middle one goes on.
 TRANSFORMER_RATES = (2.0**-10, 2.0**-9, 2.0**-8, 2.0**-7)
 TRANSFORMER_BEST = 2.0**-9
 FACTORS = (1, 2, 4, 8, 16, 32)
@@ -32,7 +34,8 @@ FACTORS = (1, 2, 4, 8, 16, 32)
 
 def runs(scale: str) -> list[Run]:
     if scale == "paper":
-        return [*_paper_runs()]
+        configs = ("multiscreen_28m", "multiscreen_286m", "transformer_353m")
+        return [_paper_run(config, seed) for config in configs for seed in SEEDS]
     multiscreen = [_multiscreen(seed) for seed in SEEDS]
     swept = [_transformer(rate, 0) for rate in TRANSFORMER_RATES]
     return [*multiscreen, *swept, *(_transformer(TRANSFORMER_BEST, seed) for seed in SEEDS[1:])]
@@ -85,83 +88,66 @@ def _ask(name: str, lines: tuple[int, ...], trials: int, options: str) -> str:
     ).strip()
 
 
-def _paper_runs():
-    for config, options in (
-        ("multiscreen_28m", ("--infinite-windows",)),
-        ("multiscreen_286m", ("--infinite-windows",)),
-        ("transformer_353m", tuple(f"--rope-factor {n}" for n in (1, 2, 4, 8, 16, 32, 64))),
-    ):
-        for seed in SEEDS:
-            train = f"experiments.train {config} --train.output-dir {{run}}/train"
-            asked = (
-                "experiments.evaluate {run}/train --task abcdigits --abcdigits.lengths 4096 8192 "
-                "16384 32768 65536 131072 --abcdigits.trials 1000 --batch-size 1 "
-                f"--output {{run}}/asked{number} {option}"
-                for number, option in enumerate(options)
-            )
-            name = f"abcdigits-{config}-seed{seed}"
-            model = config.partition("_")[0]
-            columns = {"model": model, "learning_rate": ""}
-            yield Run(name, (f"{train} --train.seed {seed}", *asked), seed, columns)
+def _paper_run(config: str, seed: int) -> Run:
+    lengths = " ".join(str(2**n) for n in range(12, 18))
+    commands = tuple(
+        f"experiments.evaluate {folder} --task abcdigits --abcdigits.lengths {lengths} "
+        f"--abcdigits.trials 1000 --batch-size 1 --output {{run}}/{name} {option}".strip()
+        for name, folder, option in text_runs.asked(config, seed)
+    )
+    continued = text_runs.continued(config, seed)
+    columns = {**continued.columns, "learning_rate": ""}
+    return Run(f"abcdigits-{config}-seed{seed}", commands, seed, columns, needs=(continued,))
 
 
 def measure(run: Run, folder: Path) -> list[Row]:
-    """Exact match in every cell, under each rule or factor."""
+    """Exact match in every cell, under each rule or factor and, where there are two, stage."""
     rows = []
     for asked in sorted(folder.glob("*/abcdigits.json")):
         found = plots.evaluation(asked)
         rule = f"factor {found['rope_factor']:g}" if found["rope_factor"] else "learned windows"
         rule = "infinite windows" if found["infinite_windows"] else rule
-        rows += [
-            {"rule": rule, **{n: cell[n] for n in ("length", "depth", "trials", "exact_match")}}
-            for cell in found["rows"]
-        ]
+        facts = {"rule": rule}
+        stage = asked.parent.name.partition("-")[0]
+        if stage in text_runs.STAGES:
+            facts |= {"stage": stage, "trained": text_runs.STAGES[stage], "unit": "tokens"}
+        cells = ("length", "depth", "trials", "exact_match")
+        rows += [{**facts, **{name: cell[name] for name in cells}} for cell in found["rows"]]
     return rows
 
 
 def figure(rows: list[Row]) -> Figure:
-    drawn, (ax, more) = plots.panels(2, sharey=True)
-    for rule, dash in (("infinite windows", "-"), ("learned windows", ":")):
-        cells = [row for row in rows if row["model"] == "multiscreen" and row["rule"] == rule]
-        for number, one in enumerate(plots.groups(cells, "run").values()):
-            lengths, scores = _by_length(one)
-            label = rule if number == 0 else None
-            ax.plot(lengths, scores, dash, color=plots.COLOURS["multiscreen"], marker="o", ms=3.5)
-            ax.lines[-1].set_label(label or "_")
-    cells = [row for row in rows if row["model"] == "transformer"]
-    for number, ((_, rate), one) in enumerate(
-        sorted(plots.groups(cells, "run", "learning_rate").items(), key=lambda item: item[0][1])
-    ):
-        best = {key: max(cells, key=_score) for key, cells in _cells(one).items()}
-        lengths, scores = _by_length(list(best.values()))
-        shade = 0.35 + 0.65 * number / max(1, len(plots.groups(cells, "run")) - 1)
-        more.plot(lengths, scores, marker="o", ms=3.5, color=plots.COLOURS["transformer"])
-        more.lines[-1].set(alpha=shade, label=f"rate {rate:.1g}, seed {one[0]['seed']}")
-    for axis, title in ((ax, "Multiscreen"), (more, "Transformer, best factor per cell")):
-        axis.axvline(TRAINED, color=plots.FAINT, lw=1, ls=(0, (4, 3)))
-        axis.set_xscale("log", base=2)
-        lines = [*NEAR, *FAR]
-        axis.set_xticks(lines, [f"{n:,}" for n in lines])
-        axis.minorticks_off()
-        axis.set(xlabel="lines (dashed: training length)", ylim=(-0.02, 1.03))
-        axis.set_title(title, fontsize=10, color=plots.INK)
-        axis.legend(frameon=False, fontsize=8)
-    ax.set_ylabel("exact match, mean over depths")
+    drawn, axes = plots.panels(2, sharex=True, sharey=True)
+    lengths = sorted({row["length"] for row in rows})
+    for ax, model in zip(axes, ("multiscreen", "transformer"), strict=True):
+        curves = _curves([row for row in rows if row["model"] == model])
+        labels = list(dict.fromkeys(_label(curve[0]) for curve in curves))
+        for curve in sorted(curves, key=lambda curve: curve[0]["seed"]):
+            place = labels.index(_label(curve[0]))
+            dash = ":" if _rule(curve[0]) == "learned windows" else "-"
+            ax.plot(*_by_length(curve), dash, marker="o", ms=3.5, color=plots.COLOURS[model])
+            ax.lines[-1].set(alpha=1 - 0.7 * place / len(labels), label=labels[place])
+        plots.legend(ax, fontsize=7)
+        for trained in {_trained(row) for row in rows}:
+            ax.axvline(trained, color=plots.FAINT, lw=1, ls=(0, (4, 3)))
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(lengths, [f"{n:,}" for n in lengths], fontsize=7.5)
+        ax.minorticks_off()
+        ax.set(xlabel=f"{_unit(rows)} (dashed: training length)", ylim=(-0.02, 1.03))
+        ax.set_title(model.capitalize(), fontsize=10, color=plots.INK)
+    axes[0].set_ylabel("exact match, mean over depths")
     return drawn
 
 
 def report(rows: list[Row]) -> str:
+    lengths = sorted({row["length"] for row in rows})
     lines = []
-    for (_, rule), one in plots.groups(
-        [row for row in rows if row["model"] == "multiscreen"], "run", "rule"
-    ).items():
-        lines.append({"": f"Multiscreen, {rule}, seed {one[0]['seed']}", **_line(one)})
-    transformers = [row for row in rows if row["model"] == "transformer"]
-    for one in plots.groups(transformers, "run").values():
-        best = [max(cells, key=_score) for cells in _cells(one).values()]
-        facts = f"rate {one[0]['learning_rate']:.1g}, seed {one[0]['seed']}"
-        lines.append({"": f"Transformer, best factor, {facts}", **_line(best)})
-    return f"""Exact match, mean over depths, by lines of context (trained at {TRAINED}):
+    for curve in _curves(rows):
+        scores = dict(zip(*_by_length(curve), strict=True))
+        shown = {f"{n:,}": f"{scores[n]:.1%}" if n in scores else "" for n in lengths}
+        lines.append({"": f"{_label(curve[0])}, seed {curve[0]['seed']}", **shown})
+    trained = " and ".join(f"{n:,}" for n in sorted({_trained(row) for row in rows}))
+    return f"""Exact match, mean over depths, by {_unit(rows)} of context (trained at {trained}):
 
 {plots.table(lines)}
 
@@ -169,35 +155,57 @@ def report(rows: list[Row]) -> str:
 
 
 def _verdict(rows: list[Row]) -> str:
-    rule = [r for r in rows if r["model"] == "multiscreen" and r["rule"] == "infinite windows"]
+    found: dict[str, list[list[Row]]] = {}
+    for curve in _curves(rows):
+        found.setdefault(_kind(curve[0]), []).append(curve)
+    texts = [_said(kind, curves) for kind, curves in found.items()]
+    if any(row["rule"] == "infinite windows" for row in rows):
+        texts.append("Infinite are the windows that reached the training length.")
+    others = [row for row in rows if row["model"] == "transformer"]
+    if others and not any(map(_score, others)):
+        texts.append("No Transformer answered anything, so that none of its rates is the best.")
+    return " ".join(texts)
 
-    def worst(length: int) -> float:
-        return min(plots.mean(map(_score, one)) for one in _runs_at(rule, length))
 
-    text = (
-        f"The worst seed of Multiscreen answers {worst(TRAINED):.1%} at its training length, "
-        f"{worst(8 * TRAINED):.1%} at 8 times and {worst(32 * TRAINED):.1%} at 32 times that, "
-        "with the inference rule (windows that reached the training length become infinite)."
+def _said(kind: str, curves: list[list[Row]]) -> str:
+    """The worst of Multiscreen's seeds, or the best of the Transformer's runs."""
+    first = curves[0][0]
+    which, pick = ("worst", min) if first["model"] == "multiscreen" else ("best", max)
+    scores = [dict(zip(*_by_length(curve), strict=True)) for curve in curves]
+    trained = _trained(first)
+    lengths = [n for n in (trained, 8 * trained, 32 * trained) if all(n in one for one in scores)]
+    said = [f"{pick(one[n] for one in scores):.1%} at {n:,}" for n in lengths]
+    solved = "" if pick(one[trained] for one in scores) >= 0.97 else "not "
+    return (
+        f"{kind}, the {which} of {len(curves)}: {', '.join(said)} {_unit(curves[0])}, "
+        f"{solved}solved at its training length."
     )
-    solved = [
-        plots.mean(map(_score, one))
-        for one in _runs_at([r for r in rows if r["rule"] == "factor 1"], TRAINED)
+
+
+def _kind(row: Row) -> str:
+    """What a curve is of, seed and rate apart."""
+    parts = (row["model"].capitalize(), row.get("size"), row.get("stage"), _rule(row))
+    return ", ".join(part for part in parts if part)
+
+
+def _label(row: Row) -> str:
+    rate = row["learning_rate"]
+    return _kind(row) + (f", rate {rate:.1g}" if row["model"] == "transformer" and rate else "")
+
+
+def _rule(row: Row) -> str:
+    return "best factor" if row["model"] == "transformer" else row["rule"]
+
+
+def _curves(rows: list[Row]) -> list[list[Row]]:
+    """A run's cells under one rule; of RoPE's factors the best of each cell."""
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["run"], row.get("stage"), _rule(row)), []).append(row)
+    return [
+        [max(cell, key=_score) for cell in plots.groups(one, "length", "depth").values()]
+        for one in found.values()
     ]
-    if not solved:
-        return text
-    return text + (
-        f" The best Transformer answers {max(solved):.1%} at its training length: "
-        + ("solved." if max(solved) >= 0.97 else "not solved with this budget.")
-    )
-
-
-def _runs_at(rows: list[Row], length: int) -> list[list[Row]]:
-    return list(plots.groups([r for r in rows if r["length"] == length], "run").values())
-
-
-def _line(rows: list[Row]) -> dict[str, str]:
-    scores = dict(zip(*_by_length(rows), strict=True))
-    return {f"{n:,}": f"{scores[n]:.1%}" if n in scores else "" for n in (*NEAR, *FAR)}
 
 
 def _by_length(rows: list[Row]) -> tuple[list[int], list[float]]:
@@ -205,8 +213,12 @@ def _by_length(rows: list[Row]) -> tuple[list[int], list[float]]:
     return [n for (n,) in found], [plots.mean(map(_score, cells)) for cells in found.values()]
 
 
-def _cells(rows: list[Row]) -> dict[tuple, list[Row]]:
-    return plots.groups(rows, "length", "depth")
+def _trained(row: Row) -> int:
+    return row.get("trained") or TRAINED
+
+
+def _unit(rows: list[Row]) -> str:
+    return rows[0].get("unit") or "lines"
 
 
 def _score(row: Row) -> float:

@@ -5,51 +5,89 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.paper.commit import commit
 from experiments.paper.study import Run
 
 LOG = "log.txt"
 
 
-def execute(run: Run, folder: Path) -> float:
-    """Runs what is left of a run's commands; returns the seconds that all of them took.
+class RunFailed(RuntimeError):
+    """A run has no results; the message says why."""
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What a run's commands took, over all attempts, and the commit that they ran at."""
+
+    seconds: float
+    commit: str
+
+
+def execute(run: Run, folder: Path) -> Executed:
+    """Runs what is left of a run's commands, and before them of the runs that it needs.
 
     A command that ended is not started again. One that was cut off is, and a training run then
     continues from its last checkpoint: the seconds before count too.
 
     Raises:
-      RuntimeError: a command failed; the message has the end of its output.
+      RunFailed: a command failed (the message has the end of its output) or was stopped; the folder
+        holds results of other commands, or was begun at another commit.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    seconds = 0.0
+    clocks = [_Clock(path, command) for path, command in commands(run, folder)]
+    left = [clock for clock in clocks if not clock.ended]
+    now = commit()
+    # Folders from before commits were kept have none, and count as this one's.
+    commits = {clock.commit for clock in clocks if clock.commit} | ({now} if left else set())
+    if len(commits) > 1:
+        raise RunFailed(
+            f"{folder} was begun at another commit ({', '.join(sorted(commits))}; this is {now}); "
+            "check that one out to go on, or start anew with --again"
+        )
+    for clock in left:
+        print(f"python -m {clock.command}", flush=True)
+        clock.commit = now
+        _call(clock)
+    return Executed(sum(clock.seconds for clock in clocks), next(iter(commits), now))
+
+
+def commands(run: Run, folder: Path) -> Iterator[tuple[Path, str]]:
+    """A run's commands, after those of the runs it needs, each with the file that has its time."""
+    for needed in run.needs:
+        yield from commands(needed, folder.parent / needed.name)
     for number, command in enumerate(run.commands):
-        clock = _Clock(folder / f"command_{number}.json", command.format(run=folder))
-        if not clock.ended:
-            print(f"python -m {clock.command}", flush=True)
-            _call(clock, folder / LOG)
-        seconds += clock.seconds
-    return seconds
+        yield folder / f"command_{number}.json", command.format(run=folder, runs=folder.parent)
+
+
+def move_away(folder: Path) -> None:
+    """Renames a run's folder, so that the run starts anew; nothing is deleted."""
+    if folder.exists():
+        earlier = sum(1 for _ in folder.parent.glob(f"{folder.name}.old*"))
+        folder.rename(folder.with_name(f"{folder.name}.old{earlier + 1}"))
 
 
 class _Clock:
-    """Seconds spent on a command, over all attempts, kept in a file."""
+    """Seconds spent on a command, over all attempts, and its commit, kept in a file."""
 
     def __init__(self, path: Path, command: str) -> None:
         self.path, self.command = path, command
-        self.seconds, self.ended = 0.0, False
+        self.seconds, self.ended, self.commit = 0.0, False, ""
         if path.exists():
             kept = json.loads(path.read_text())
             if kept["command"] != command:
-                raise RuntimeError(
+                raise RunFailed(
                     f"{path.parent} holds results of another command, {kept['command']!r}; "
-                    "delete that folder, or give another --folder"
+                    "start anew with --again, or give another --folder"
                 )
             self.seconds, self.ended = kept["seconds"], kept["ended"]
+            self.commit = kept.get("commit", "")
 
     def save(self, seconds: float, ended: bool) -> None:
         self.seconds, self.ended = seconds, ended
-        kept = {"command": self.command, "seconds": seconds, "ended": ended}
+        kept = {name: getattr(self, name) for name in ("command", "seconds", "ended", "commit")}
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(kept))
         part.replace(self.path)
@@ -58,14 +96,16 @@ class _Clock:
 _SAVE_EVERY = 5.0  # seconds
 
 
-def _call(clock: _Clock, log: Path) -> None:
+def _call(clock: _Clock) -> None:
     before, start = clock.seconds, time.monotonic()
+    log = clock.path.parent / LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
+    clock.save(before, ended=False)
+    words = shlex.split(clock.command)
     with log.open("ab") as output:
         output.write(f"$ python -m {clock.command}\n".encode())
         output.flush()
-        process = subprocess.Popen(
-            [sys.executable, "-m", *shlex.split(clock.command)], stdout=output, stderr=output
-        )
+        process = subprocess.Popen([sys.executable, "-m", *words], stdout=output, stderr=output)
         try:
             while process.poll() is None:
                 try:
@@ -76,7 +116,20 @@ def _call(clock: _Clock, log: Path) -> None:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    clock.save(before + time.monotonic() - start, ended=process.returncode == 0)
+    whole = process.returncode == 0 and _reached_its_end(words)
+    clock.save(before + time.monotonic() - start, ended=whole)
     if process.returncode:
         end = log.read_text(errors="replace").splitlines()[-12:]
-        raise RuntimeError(f"python -m {clock.command} failed:\n" + "\n".join(end))
+        raise RunFailed(f"python -m {clock.command} failed:\n" + "\n".join(end))
+    if not whole:
+        raise RunFailed(f"python -m {clock.command} was stopped; run it again to go on")
+
+
+def _reached_its_end(words: list[str]) -> bool:
+    """Whether a training run took all its steps: one that a signal stopped ends with 0, too."""
+    if words[0] != "experiments.train":
+        return True
+    folder = Path(words[words.index("--train.output-dir") + 1])
+    steps = json.loads((folder / "config.json").read_text())["train"]["steps"]
+    last = (folder / "metrics.jsonl").read_text().splitlines()[-1]  # the last step always has one
+    return json.loads(last)["step"] == steps

@@ -61,7 +61,7 @@ def figure(rows: list[Row]) -> Figure:
         for rate, cell in zip(rates, losses, strict=True):
             ax.plot([rate] * len(cell), cell, "o", ms=3.5, color=plots.COLOURS[model])
     ax.set_xscale("log", base=2)
-    ax.set(xlabel="learning rate", ylabel="validation loss (nats per byte)", ylim=(1.4, 6))
+    ax.set(xlabel="learning rate", ylabel="validation loss (nats per token)")
     ax.legend(frameon=False, fontsize=9)
     return drawn
 
@@ -91,13 +91,14 @@ def _verdict(rows: list[Row]) -> str:
             rate: plots.mean(row["validation_loss"] for row in cell)
             for (rate,), cell in plots.groups(found, "rate_log2").items()
         }
-        best = min(means, key=means.get)
-        good = [rate for rate in sorted(means) if means[rate] <= 1.1 * means[best]]
+        best = min(means, key=lambda rate: means[rate] if math.isfinite(means[rate]) else math.inf)
+        good = [rate for rate in means if means[rate] <= 1.1 * means[best]]
         at_one = [row for row in found if row["rate_log2"] == 0]
         ends = ", ".join(f"{row['first_loss']:.2f} to {row['last_loss']:.2f}" for row in at_one)
         texts.append(
             f"{model.capitalize()} is best at 2^{best} ({means[best]:.3f}) and within 10 % of that "
-            f"from 2^{good[0]} to 2^{good[-1]}; at rate 1 its training loss goes from {ends}"
+            f"from 2^{min(good, default=best)} to 2^{max(good, default=best)}"
+            + (f"; at rate 1 its training loss goes from {ends}" if ends else "")
             + (", with steps that are not finite." if any(r["not_finite"] for r in at_one) else ".")
         )
     return " ".join(texts)

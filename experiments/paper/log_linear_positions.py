@@ -4,6 +4,9 @@ In the paper, on books of 16K tokens, both log-linear models are below their par
 positions. Here: the quickstart's models of 0.46 million parameters, 600 steps of 4 x 1024 bytes of
 speeches, read in rows of the training length.
 
+At the paper's scale also its table of needles in a haystack, by length and number of needles, which
+needs models of that size.
+
     python -m experiments.paper run log_linear_positions
 """
 
@@ -27,7 +30,6 @@ _PAPER = {
 
 
 def runs(scale: str) -> list[Run]:
-    """At the paper's scale with its table of needles, too, which need models of that size."""
     return [(_run if scale == "small" else _paper_run)(model) for model in _MODELS]
 
 
@@ -69,28 +71,69 @@ def _paper_run(model: str) -> Run:
 
 
 def measure(run: Run, folder: Path) -> list[Row]:
-    return plots.evaluation(folder / "positions" / "positions.json")["rows"]
+    rows = plots.evaluation(folder / "positions" / "positions.json")["rows"]
+    columns = ("keys", "length", "depth", "trials", "exact_match")
+    for found in sorted(folder.glob("needles*/needle.json")):
+        rows += [{name: row[name] for name in columns} for row in plots.evaluation(found)["rows"]]
+    return rows
 
 
 def figure(rows: list[Row]) -> Figure:
     drawn, axes = plots.panels(2, sharey=True)
-    found = {model: cells for (model,), cells in plots.groups(rows, "model").items()}
+    found = {model: cells for (model,), cells in plots.groups(_losses(rows), "model").items()}
     for ax, (model, parent) in zip(axes, _PARENTS.items(), strict=True):
         for name, colour in ((parent, "#8a8f99"), (model, "#4d7a4f")):
             cells = found.get(name, [])
             places = range(len(cells))
             ax.plot(places, [row["loss"] for row in cells], marker="o", color=colour)
-            ax.lines[-1].set_label(name.replace("_", " "))
-            ax.set_xticks(places, [f"{row['start']}-{row['end']}" for row in cells], fontsize=7)
-        ax.set(xlabel="position (bytes)")
+            ax.lines[-1].set_label(_shown(name))
+            ax.set_xticks(places, [plots.short(row["end"]) for row in cells])
+        ax.set(xlabel="end of the stretch (tokens)")
         ax.legend(frameon=False, fontsize=9)
-    axes[0].set_ylabel("loss (nats per byte)")
+    axes[0].set_ylabel("loss (nats per token)")
     return drawn
 
 
 def report(rows: list[Row]) -> str:
     lines = []
-    for (model,), cells in plots.groups(rows, "model").items():
+    for (model,), cells in plots.groups(_losses(rows), "model").items():
         shown = {f"{row['start']} to {row['end']}": f"{row['loss']:.3f}" for row in cells}
-        lines.append({"": model.replace("_", " "), **shown})
-    return f"Nats per byte, one seed:\n\n{plots.table(lines)}"
+        lines.append({"": _shown(model), **shown})
+    text = f"Nats per token, one seed:\n\n{plots.table(lines)}"
+    for model, parent in _PARENTS.items():
+        text += _against_parent(model, parent, _losses(rows))
+    return text + _needles([row for row in rows if row.get("keys")])
+
+
+def _against_parent(model: str, parent: str, rows: list[Row]) -> str:
+    losses = {
+        name: [row["loss"] for row in rows if row["model"] == name] for name in (model, parent)
+    }
+    if not all(losses.values()):
+        return ""
+    below = sum(mine < its for mine, its in zip(*losses.values(), strict=True))
+    return (
+        f"\n\n{_shown(model)} is below {_shown(parent)} in {below} of {len(losses[model])} "
+        "stretches; in the paper, in all."
+    )
+
+
+def _needles(rows: list[Row]) -> str:
+    if not rows:
+        return ""
+    lines = []
+    for (model,), cells in plots.groups(rows, "model").items():
+        scores = {
+            f"{keys} in {length:,}": f"{plots.mean(row['exact_match'] for row in one):.1%}"
+            for (keys, length), one in plots.groups(cells, "keys", "length").items()
+        }
+        lines.append({"": _shown(model), **scores})
+    return f"\n\nExact match by needles and tokens, mean over depths:\n\n{plots.table(lines)}"
+
+
+def _losses(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if not row.get("keys")]
+
+
+def _shown(model: str) -> str:
+    return model.replace("_", " ")

@@ -19,14 +19,18 @@ from experiments.paper.study import Row, Run
 
 TITLE = "Loss and gradient norm"
 SEEDS = (0, 1, 2)
-EXPONENTS = {"multiscreen": (-4, 0), "transformer": (-8, 0)}
+# A good rate of each model, by scale.
+GOOD = {
+    "small": {"multiscreen": -4, "transformer": -8},
+    "paper": {"multiscreen": -4, "transformer": -10},
+}
 
 
 def runs(scale: str) -> list[Run]:
     return [
         text_runs.at_rate(scale, model, exponent, seed)
-        for model, exponents in EXPONENTS.items()
-        for exponent in exponents
+        for model, good in GOOD[scale].items()
+        for exponent in (good, 0)
         for seed in SEEDS
     ]
 
@@ -57,19 +61,58 @@ def figure(rows: list[Row]) -> Figure:
 
 
 def report(rows: list[Row]) -> str:
+    found = plots.groups(rows, "model", "rate_log2")
+    late = {key: _second_half(cell) for key, cell in found.items()}
     lines = []
-    for (model, exponent), cell in plots.groups(rows, "model", "rate_log2").items():
-        second_half = [row for row in cell if row["step"] > max(r["step"] for r in cell) / 2]
-        norms = [row["gradient_norm"] for row in second_half]
+    for (model, exponent), cell in late.items():
+        norms = [row["gradient_norm"] for row in cell]
         lines.append(
             {
                 "model": model,
                 "rate": f"2^{exponent}",
-                "mean loss": f"{plots.mean(row['loss'] for row in second_half):.3f}",
-                "highest loss": f"{max(row['loss'] for row in second_half):.3f}",
+                "mean loss": f"{_mean(cell, 'loss'):.3f}",
+                "highest loss": f"{max(row['loss'] for row in cell):.3f}",
                 "mean gradient norm": f"{plots.mean(norms):.3g}",
                 "largest": f"{max(norms):.3g}",
             }
         )
     seeds = len({row["seed"] for row in rows})
-    return f"In the second half of training, seeds: {seeds}.\n\n{plots.table(lines)}"
+    return f"""In the second half of training, seeds: {seeds}.
+
+{plots.table(lines)}
+
+{_verdict(found, late)}"""
+
+
+def _verdict(found: dict, late: dict) -> str:
+    """The paper's findings: smooth or diverging at rate 1, and the floor of the gradient norm."""
+    texts = []
+    for model, smooth in (("multiscreen", True), ("transformer", False)):
+        cell = found.get((model, 0))
+        if not cell:
+            continue
+        first = max(row["loss"] for row in cell if row["step"] == cell[0]["step"])
+        highest = max(row["loss"] for row in late[model, 0])
+        agrees = "as" if (highest < first) == smooth else "unlike"
+        texts.append(
+            f"At rate 1 {model.capitalize()} begins at {first:.2f} and reaches {highest:.2f} in "
+            f"the second half: {'smooth' if highest < first else 'diverged'}, {agrees} in the "
+            "paper."
+        )
+    norms = {m: _mean(cell, "gradient_norm") for (m, exponent), cell in late.items() if exponent}
+    if len(norms) == 2:
+        ours, other = norms["multiscreen"], norms["transformer"]
+        nothing = "almost nothing, as in the paper" if ours < 0.01 else "not almost nothing"
+        texts.append(
+            f"At the good rates Multiscreen's gradient norm is {ours / other:.2g} times the "
+            f"Transformer's: {nothing}."
+        )
+    return " ".join(texts)
+
+
+def _second_half(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["step"] > max(r["step"] for r in rows) / 2]
+
+
+def _mean(rows: list[Row], column: str) -> float:
+    return plots.mean(row[column] for row in rows)

@@ -32,13 +32,19 @@ def style(ax: Axes) -> None:
     ax.tick_params(length=2.5, color="#b4b8c0", labelsize=8.5, labelcolor=INK)
 
 
+def legend(ax: Axes, **options) -> None:
+    """A legend that names lines with the same label once."""
+    found = {label: line for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    ax.legend(found.values(), found.keys(), frameon=False, **options)
+
+
 def table(rows: Sequence[dict[str, str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
-    names = list(rows[0])
+    names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [
         names,
         ["---", *["--:"] * (len(names) - 1)],
-        *([row[n] for n in names] for row in rows),
+        *([row.get(name, "") for name in names] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -49,6 +55,11 @@ def groups(rows: Iterable[Row], *columns: str) -> dict[tuple, list[Row]]:
     for row in rows:
         found.setdefault(tuple(row[column] for column in columns), []).append(row)
     return found
+
+
+def short(tokens: int) -> str:
+    """A power of two as a tick's label."""
+    return f"{tokens // 1024}K" if tokens >= 1024 else str(tokens)
 
 
 def mean(values: Iterable[float]) -> float:

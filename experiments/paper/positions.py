@@ -4,6 +4,13 @@ The paper takes long documents of PG-19 and models trained at 2^12 tokens, and a
 training on longer rows: Multiscreen stays flat, the Transformer jumps past its training length, and
 larger RoPE factors delay that and cost perplexity everywhere. Here: the quickstart's models, 2000
 steps at 256 bytes of speeches, then 200 steps at 1024, read to 4096 bytes of the validation split.
+The Transformer continues without a RoPE factor; the paper's continues with 8.
+
+At the paper's scale the text is the middle 2^17 + 1 tokens of the documents that are longer. Rows
+are cut from one stream, so that `pg19_middles.bin` has to be these middles alone: of every document
+the 2^17 tokens from (length - 2^17) // 2 on, one after the other without an end of document, and
+one more token at the end; the last target of a row is then the next row's first token. Three lines
+beside it make it readable: `multiscreen_jax.data.token_files`.
 
     python -m experiments.paper run positions
 
@@ -16,11 +23,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.paper import plots
+from experiments.paper import plots, text_runs
 from experiments.paper.study import Row, Run
 
 TITLE = "Perplexity by position"
-TRAINED, CONTINUED, LENGTH = 256, 1024, 4096
+TRAINED = {"base": 256, "continued": 1024}
+LENGTH = 4096
 EDGES = (0, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _FACTORS = (1, 2, 4, 8, 16)
 _CONFIGS = {"multiscreen": "quickstart", "transformer": "quickstart_transformer"}
@@ -41,9 +49,9 @@ def _run(model: str) -> Run:
         f"{train} {{run}}/base --train.steps {_STEPS} --optim.decay-steps {_STEPS} "
         "--mesh.cpu-devices 1 --train.sample-prompts --train.health-every 0",
         f"{train} {{run}}/continued --train.init-from {{run}}/base --train.steps 200 "
-        f"--data.sequence-length {CONTINUED} --data.batch-size 4 --optim.schedule constant "
-        f"--optim.learning-rate {rate} --mesh.cpu-devices 1 --train.sample-prompts "
-        "--train.health-every 0",
+        f"--data.sequence-length {TRAINED['continued']} --data.batch-size 4 "
+        f"--optim.schedule constant --optim.learning-rate {rate} --mesh.cpu-devices 1 "
+        "--train.sample-prompts --train.health-every 0",
     ]
     commands += [
         f"experiments.evaluate {{run}}/{stage} --task positions --sequence-length {LENGTH} "
@@ -67,50 +75,39 @@ def _rules(model: str) -> list[tuple[str, str]]:
 
 
 def _paper_run(config: str) -> Run:
-    model = config.partition("_")[0]
-    train = f"experiments.train {config} --train.output-dir"
-    rules = [("learned", ""), ("rule", "--infinite-windows")]
-    if model == "transformer":
-        rules = [(f"factor{n}", f"--rope-factor {n}") for n in (1, 2, 4, 8, 16, 32, 64)]
     edges = " ".join(str(2**n) for n in range(6, 18))
-    asked = (
-        f"experiments.evaluate {{run}}/{stage} --task positions --data.source pg19.jsonl "
-        f"--sequence-length 131072 --batch-size 1 --positions.edges 0 {edges} "
-        f"--output {{run}}/{stage}-{name} {option}".strip()
-        for stage in ("base", "continued")
-        for name, option in rules
+    commands = tuple(
+        f"experiments.evaluate {folder} --task positions --data.source pg19_middles.bin "
+        f"--sequence-length {2**17} --batch-size 1 --positions.edges 0 {edges} "
+        f"--output {{run}}/{name} {option}".strip()
+        for name, folder, option in text_runs.asked(config, 0)
     )
-    look = "experiments.evaluate {run}/base --task relevance --output {run}/base-tiles"
-    longer = "--data.sequence-length 32768 --data.batch-size 128 --train.steps 4096"
-    return Run(
-        f"positions-{config}",
-        (
-            f"{train} {{run}}/base",
-            f"{train} {{run}}/continued --train.init-from {{run}}/base {longer}",
-            *asked,
-            *((look,) if model == "multiscreen" else ()),
-        ),
-        0,
-        {"model": model},
-    )
+    continued = text_runs.continued(config, 0)
+    return Run(f"positions-{config}", commands, 0, continued.columns, needs=(continued,))
 
 
 def measure(run: Run, folder: Path) -> list[Row]:
     rows = []
     for found in sorted(folder.glob("*/positions.json")):
         stage, _, rule = found.parent.name.partition("-")
-        for bucket in plots.evaluation(found)["rows"]:
-            rows.append({"stage": stage, "rule": rule, **bucket})
+        facts = {"stage": stage, "rule": rule}
+        if run.needs:  # at the paper's scale
+            facts["trained"] = text_runs.STAGES[stage]
+        rows += [{**facts, **bucket} for bucket in plots.evaluation(found)["rows"]]
     return rows
 
 
 def figure(rows: list[Row]) -> Figure:
-    drawn, axes = plots.panels(2, sharey=True)
-    for ax, stage, trained in zip(axes, ("base", "continued"), (TRAINED, CONTINUED), strict=True):
-        lines = _lines([row for row in rows if row["stage"] == stage])
-        for (model, rule), one in lines.items():
-            edges = [max(row["start"], _FIRST) for row in one] + [one[-1]["end"]]
-            dash = {"rule": "-", "factor1": "-", "learned": ":"}.get(rule, (0, (1, 1)))
+    stages = plots.groups(rows, "stage")
+    drawn, axes = plots.panels(len(stages), sharey=True)
+    ends = sorted({row["end"] for row in rows})
+    first = ends[0] / 2  # a logarithmic axis begins above 0
+    found = [row["perplexity"] for row in rows]
+    low, high = min(found) / 1.15, 1.6 * max(found)
+    for ax, ((stage,), cells) in zip(axes, stages.items(), strict=True):
+        for (model, name), one in _lines(cells).items():
+            edges = [max(row["start"], first) for row in one] + [one[-1]["end"]]
+            dash = _DASHES.get(name, (0, (1, 1)))
             ax.stairs(
                 [row["perplexity"] for row in one],
                 edges,
@@ -118,56 +115,127 @@ def figure(rows: list[Row]) -> Figure:
                 color=plots.COLOURS[model],
                 lw=1.6 if dash == "-" else 1.0,
                 ls=dash,
-                label=f"{model}, {_NAMES[rule]}" if rule in _NAMES else None,
+                label=f"{model}, {name}" if name in _DASHES else None,
             )
-        ax.axvline(trained, color=plots.FAINT, lw=1, ls=(0, (4, 3)))
+        ax.axvline(_trained(cells[0]), color=plots.FAINT, lw=1, ls=(0, (4, 3)))
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
-        ticks = [edge for edge in EDGES if edge and edge & (edge - 1) == 0]
-        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=7.5)
-        ax.set_yticks([3, 5, 10, 20, 50], ["3", "5", "10", "20", "50"])
+        powers = [end for end in ends if _is_power(end)]
+        ax.set_xticks(powers, [plots.short(end) for end in powers], fontsize=7.5)
+        ticks = [n * 10**power for power in range(6) for n in (1, 2, 3, 5)]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        ax.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
         ax.minorticks_off()
-        ax.set(
-            xlabel="position (bytes; dashed: training length)",
-            xlim=(_FIRST, LENGTH),
-            ylim=(2.6, 80),
-        )
-        ax.text(_FIRST * 1.1, 60, "dotted: factors 2 to 16 of RoPE", fontsize=7.5, color=plots.INK)
-        ax.set_title(f"{stage}, trained at {trained}", fontsize=10, color=plots.INK)
-    axes[0].set_ylabel("perplexity per byte")
-    axes[1].legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(0, 0.5))
+        ax.set(xlabel="position (tokens; dashed: training length)")
+        ax.set(xlim=(first, ends[-1]), ylim=(low, high))
+        note = {"transform": ax.transAxes, "fontsize": 7.5, "color": plots.INK}
+        ax.text(0.03, 0.95, "dotted: larger factors of RoPE", **note)
+        ax.set_title(f"{stage}, trained at {_trained(cells[0]):,}", fontsize=10, color=plots.INK)
+    axes[0].set_ylabel("perplexity per token")
+    axes[-1].legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(0, 0.5))
     return drawn
 
 
-_FIRST = 16  # where the logarithmic axis begins, in place of 0
-
-
-def _lines(rows: list[Row], *more: str) -> dict[tuple, list[Row]]:
-    """By model, rule and more; factors of RoPE in order."""
-    found = plots.groups(rows, "model", "rule", *more)
-    return dict(
-        sorted(found.items(), key=lambda item: (item[0][0], *item[0][2:], _place(item[0][1])))
-    )
-
-
-def _place(rule: str) -> int:
-    return int(rule.removeprefix("factor")) if rule.startswith("factor") else 0
-
-
-_NAMES = {"rule": "infinite windows", "learned": "learned windows", "factor1": "RoPE as trained"}
+_AS_TRAINED = "RoPE as trained"
+_NAMES = {"rule": "infinite windows", "learned": "learned windows"}
+_DASHES = {"infinite windows": "-", _AS_TRAINED: "-", "learned windows": ":"}
 
 
 def report(rows: list[Row]) -> str:
+    shortest = min(_trained(row) for row in rows)
     lines = []
-    for (model, rule, stage), one in _lines(rows, "stage").items():
-        trained = TRAINED if stage == "base" else CONTINUED
-        at = {row["end"]: row["perplexity"] for row in one}
-        shown = {f"to {end:,}": f"{at[end]:.2f}" for end in (256, 512, 1024, 2048, 4096)}
-        inside = at[trained]
-        end = min(8 * trained, LENGTH)
-        shown["last / trained"] = f"{at[end] / inside:.3f} at {end // trained}x"
-        lines.append({"": f"{model}, {stage}, {_NAMES.get(rule, 'factor ' + rule[6:])}", **shown})
-    return f"""Perplexity per byte in the stretch that ends at a position; the last column compares
-the stretch that ends at 8 (continued: 4) times the training length with the one that ends at it:
+    for (stage,), cells in plots.groups(rows, "stage").items():
+        for (model, name), one in _lines(cells).items():
+            shown = {
+                f"to {row['end']:,}": f"{row['perplexity']:.2f}"
+                for row in one
+                if row["end"] >= shortest and _is_power(row["end"])
+            }
+            times, ratio = _far(one)
+            last = {"last / trained": f"{ratio:.3f} at {times}x"}
+            lines.append({"": f"{model}, {stage}, {name}", **shown, **last})
+    return f"""Perplexity per token in the stretch that ends at a position; the last column compares
+the stretch that ends at 8 times the training length, or as far as was read, with the one that ends
+at it:
 
-{plots.table(lines)}"""
+{plots.table(lines)}
+
+{_verdict(rows)}"""
+
+
+def _verdict(rows: list[Row]) -> str:
+    """The paper's findings, and whether the inference rule matters."""
+    texts = []
+    for (stage,), cells in plots.groups(rows, "stage").items():
+        lines = _lines(cells)
+        flat = {("multiscreen", "infinite windows"): True, ("transformer", _AS_TRAINED): False}
+        for key in flat.keys() & lines.keys():
+            times, ratio = _far(lines[key])
+            texts.append(
+                f"{key[0].capitalize()}, {stage}: {ratio:.2f} times the perplexity at {times} "
+                f"times the training length, {'as' if (ratio < 1.1) == flat[key] else 'unlike'} "
+                "in the paper."
+            )
+        texts += _factors(stage, lines)
+    return " ".join(sorted(texts) + _rule_changes(rows))
+
+
+def _factors(stage: str, lines: dict[tuple, list[Row]]) -> list[str]:
+    """What a larger factor of RoPE saves at the end, and what it costs within."""
+    found = {name: one for (model, name), one in lines.items() if model == "transformer"}
+    usual, others = found.pop(_AS_TRAINED, None), found
+    if not others:
+        return []
+
+    def inside(one: list[Row]) -> float:
+        return plots.mean(row["perplexity"] for row in one if row["end"] <= _trained(row))
+
+    name, best = min(others.items(), key=lambda item: item[1][-1]["perplexity"])
+    last, usual_last = best[-1]["perplexity"], usual[-1]["perplexity"]
+    return [
+        f"Transformer, {stage}: in the last stretch the best larger factor, "
+        f"{name.removeprefix('factor ')}, has {last:.2f} where RoPE as trained has "
+        f"{usual_last:.2f}; within the training length it has {inside(best) / inside(usual):.1f} "
+        "times the perplexity."
+    ]
+
+
+def _rule_changes(rows: list[Row]) -> list[str]:
+    by_rule = {rule: one for (rule,), one in plots.groups(rows, "rule").items()}
+    if not {"rule", "learned"} <= by_rule.keys():
+        return []
+    pairs = zip(by_rule["rule"], by_rule["learned"], strict=True)
+    change = max(abs(a["perplexity"] / b["perplexity"] - 1) for a, b in pairs)
+    if change == 0:
+        return ["The inference rule changes nothing: no window is longer than the training length."]
+    return [f"The inference rule changes Multiscreen's perplexity by at most {change:.2%}."]
+
+
+def _lines(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
+    """A stage's rows by model and name of the rule. The smallest factor of RoPE is as trained."""
+    found = plots.groups(rows, "model", "rule")
+    factors = sorted(
+        (rule for _, rule in found if rule not in _NAMES),
+        key=lambda rule: int(rule.removeprefix("factor")),
+    )
+    names = dict(_NAMES)
+    for rule in factors:
+        names[rule] = _AS_TRAINED if rule == factors[0] else rule.replace("factor", "factor ")
+    order = [*_NAMES, *factors]
+    ordered = sorted(found, key=lambda key: (key[0], order.index(key[1])))
+    return {(model, names[rule]): found[model, rule] for model, rule in ordered}
+
+
+def _far(rows: list[Row]) -> tuple[int, float]:
+    """At 8 times the training length, or as far as was read: how many times, and the ratio."""
+    at, trained = {row["end"]: row["perplexity"] for row in rows}, _trained(rows[0])
+    end = min(8 * trained, max(at))
+    return end // trained, at[end] / at[trained]
+
+
+def _trained(row: Row) -> int:
+    return row.get("trained") or TRAINED[row["stage"]]
+
+
+def _is_power(number: int) -> bool:
+    return number & (number - 1) == 0

@@ -1,9 +1,9 @@
 """The tables of the studies: CSV files in which every row says how it came about."""
 
 import csv
-import subprocess
 from pathlib import Path
 
+from experiments.paper.execute import Executed
 from experiments.paper.study import Row, Run
 
 FOLDER = Path(__file__).parent / "results"
@@ -15,15 +15,17 @@ def read(study: str, folder: Path = FOLDER) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+        return [{n: _value(n, cell) for n, cell in row.items()} for row in csv.DictReader(file)]
 
 
-def add(study: str, run: Run, measured: list[Row], seconds: float, folder: Path = FOLDER) -> None:
+def add(
+    study: str, run: Run, measured: list[Row], executed: Executed, folder: Path = FOLDER
+) -> None:
     """Puts the rows of a run in place of those it had; the file is ordered by run."""
     facts = {
         "seed": run.seed,
-        "wall_seconds": round(seconds, 1),
-        "commit": commit(),
+        "wall_seconds": round(executed.seconds, 1),
+        "commit": executed.commit,
         "command": f"python -m experiments.paper run {study} --only {run.name} --again",
     }
     rows = [{"run": run.name, **run.columns, **row, **facts} for row in measured]
@@ -38,20 +40,12 @@ def add(study: str, run: Run, measured: list[Row], seconds: float, folder: Path 
     part.replace(folder / f"{study}.csv")
 
 
-def commit() -> str:
-    """The checkout's commit; "+" if files that git knows were changed since."""
-
-    def git(*arguments: str) -> str:
-        here = Path(__file__).parent
-        ended = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
-        return ended.stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", ":!results", ":!RESULTS.md")
-    return (git("rev-parse", "--short=10", "HEAD") or "unknown") + ("+" if changed else "")
+# A commit such as 12e4567890 is no number.
+_TEXT = ("run", "commit", "command")
 
 
-def _value(cell: str) -> int | float | str:
-    for kind in (int, float):
+def _value(name: str, cell: str) -> int | float | str:
+    for kind in () if name in _TEXT else (int, float):
         try:
             return kind(cell)
         except ValueError:

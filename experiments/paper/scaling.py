@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.paper import plots
+from experiments.paper import plots, text_runs
 from experiments.paper.study import Row, Run
 from multiscreen_jax.train import config_json
 
@@ -22,7 +22,6 @@ _SIZES = {
     "multiscreen": ((2, 3, 40), (3, 4, 64), (4, 5, 96), (6, 6, 128)),
     "transformer": ((2, 2, 48), (3, 4, 56), (4, 4, 80), (6, 4, 104)),
 }
-_CONFIGS = {"multiscreen": "text_small", "transformer": "text_small_transformer"}
 _PAPER = {
     "multiscreen": ("4m", "28m", "286m", "1_3b", "4b"),
     "transformer": ("8m", "18m", "45m", "124m", "353m"),
@@ -31,13 +30,9 @@ _PAPER = {
 
 def runs(scale: str) -> list[Run]:
     if scale == "paper":
-        named = [(model, f"{model}_{size}", "") for model in _PAPER for size in _PAPER[model]]
-        return [_run(*one) for one in named]
-    return [
-        _run(model, _CONFIGS[model], _options(model, *size), f"{size[0]}x{size[2]}")
-        for model in _SIZES
-        for size in _SIZES[model]
-    ]
+        configs = [f"{model}_{size}" for model in _PAPER for size in _PAPER[model]]
+        return [text_runs.base(config, 0) for config in configs]
+    return [_run(model, *size) for model in _SIZES for size in _SIZES[model]]
 
 
 def _options(model: str, layers: int, heads: int, dim: int) -> str:
@@ -53,10 +48,13 @@ def _options(model: str, layers: int, heads: int, dim: int) -> str:
     return f"--train.steps 600 --train.evaluate-every 600 {model_options}"
 
 
-def _run(model: str, config: str, options: str, size: str | None = None) -> Run:
-    name = f"scaling-{config}" if size is None else f"scaling-{model}-{size}"
-    command = f"experiments.train {config} --train.output-dir {{run}}/train {options}".strip()
-    return Run(name, (command,), 0, {"model": model, "size": size or config})
+def _run(model: str, layers: int, heads: int, dim: int) -> Run:
+    size = f"{layers}x{dim}"
+    command = (
+        f"experiments.train {text_runs.SMALL[model]} --train.output-dir {{run}}/train "
+        f"{_options(model, layers, heads, dim)}"
+    )
+    return Run(f"scaling-{model}-{size}", (command,), 0, {"model": model, "size": size})
 
 
 def measure(run: Run, folder: Path) -> list[Row]:
@@ -77,7 +75,7 @@ def figure(rows: list[Row]) -> Figure:
             color=plots.COLOURS[model],
             label=model.capitalize(),
         )
-    ax.set(xlabel="parameters", ylabel="validation loss (nats per byte)", xscale="log")
+    ax.set(xlabel="parameters", ylabel="validation loss (nats per token)", xscale="log")
     ax.legend(frameon=False, fontsize=9)
     return drawn
 
@@ -91,4 +89,4 @@ def report(rows: list[Row]) -> str:
         }
         for row in sorted(rows, key=lambda row: (row["model"], row["parameters"]))
     ]
-    return f"One seed; a size is layers x model dimension.\n\n{plots.table(lines)}"
+    return f"One seed; a small size is layers x model dimension.\n\n{plots.table(lines)}"

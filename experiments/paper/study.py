@@ -29,7 +29,8 @@ SCALES = ("small", "paper")
 class Run:
     """Commands after `python -m`, in which {run} is a folder of the run's own.
 
-    Studies that name the same run share its folder, and train it once.
+    Studies that name the same run share its folder, and train it once; so do those whose runs need
+    the same run, of which commands read {runs}/NAME.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Run:
     seed: int = 0
     columns: Row = field(default_factory=dict)
     """What of the study varies, as columns of its rows."""
+    needs: tuple["Run", ...] = ()
+    """Runs that come first."""
 
 
 class Study(Protocol):
@@ -73,4 +76,5 @@ _STUDIES = (
     "windows",
     "mqar",
     "log_linear_positions",
+    "log_linear_speed",
 )

@@ -45,8 +45,9 @@ def is_ours(error: BaseException) -> bool:
         return False  # raised by an import statement
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = frames[-1].f_globals.get("__name__", "") if frames else ""
-    in_main = module == "__main__" and (frames[-1].f_globals.get("__package__") or "") in _OURS
-    return module.split(".")[0] in _OURS or in_main
+    if module == "__main__":
+        module = frames[-1].f_globals.get("__package__") or ""
+    return module.split(".")[0] in _OURS
 
 
 @contextmanager

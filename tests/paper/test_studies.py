@@ -1,19 +1,28 @@
 """Every study's commands can be run, at both scales, and RESULTS.md is what its tables say."""
 
+import importlib
 import shlex
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import tyro
+from PIL import Image
 
 from experiments.evaluate import TASKS
 from experiments.evaluate_config import EvaluateConfig
 from experiments.paper import document, results
-from experiments.paper.study import SCALES, load, names
+from experiments.paper.execute import Executed, commands
+from experiments.paper.study import SCALES, Run, load, names
 from multiscreen_jax.train.command_line import parse
+from tests.paper import invented
+
+ROOT = Path(__file__).parents[2]
 
 
-def check_command(command, folder):
-    program, *arguments = shlex.split(command.format(run=folder))
+def check_command(command):
+    program, *arguments = shlex.split(command)
     if program == "experiments.train":
         parse("experiments.configs", prog=program, arguments=arguments)
     elif program == "experiments.evaluate":
@@ -21,6 +30,9 @@ def check_command(command, folder):
         assert config.task in TASKS
     else:
         assert program.startswith("experiments.bench.")
+        module = importlib.import_module(program)
+        (bench,) = (kind for name, kind in vars(module).items() if name.endswith("Bench"))
+        tyro.cli(bench, args=arguments)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -30,30 +42,60 @@ def test_commands(name, scale, tmp_path):
     assert planned
     assert len({run.name for run in planned}) == len(planned)
     # One of those that differ in values alone: parsing takes a while.
-    commands = {}
+    chosen = {}
     for run in planned:
-        for command in run.commands:
+        for _, command in commands(run, tmp_path / run.name):
             words = command.split()
             options = tuple(word for word in words if word.startswith("--"))
-            commands[(*words[:2], *options)] = command
-    for command in commands.values():
-        check_command(command, tmp_path)
+            chosen[(*words[:2], *options)] = command
+    for command in chosen.values():
+        check_command(command)
 
 
-def test_studies_that_share_a_run_mean_the_same():
+def test_a_bench_without_such_an_option_is_noticed():
+    with pytest.raises(SystemExit):
+        check_command("experiments.bench.long_context transformer-speeches --parts forward")
+
+
+def test_runs_of_one_name_mean_the_same(tmp_path):
     for scale in SCALES:
-        commands = {}
+        found = {}
         for name in names():
             for run in load(name).runs(scale):
-                assert commands.setdefault(run.name, run.commands) == run.commands
+                for path, command in commands(run, tmp_path / run.name):
+                    assert found.setdefault(path, command) == command
+
+
+@pytest.mark.parametrize("name", names())
+def test_results_at_the_papers_scale(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(document, "names", lambda: [name])
+    study, tables = load(name), tmp_path / "results"
+    planned = study.runs("paper")
+    for number, run in enumerate(planned):
+        invented.leave_files(run, tmp_path / run.name)
+        measured = study.measure(run, tmp_path / run.name)
+        assert measured
+        results.add(name, run, measured, Executed(1.0, "0000000000"), tables)
+        if number == 0:  # most of the plan is still to come
+            document.write(tmp_path / "first.md", tables, "paper")
+    document.write(tmp_path / "RESULTS.md", tables, "paper")
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert f"{len(planned)} of {len(planned)} runs of the plan" in page
+    assert f"1 of {len(planned)} runs of the plan" in (tmp_path / "first.md").read_text()
+    labels = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
+    if name not in ("loss_curves", "embedding_rows", "log_linear_positions"):  # two columns, tables
+        assert len(set(labels)) == len(labels)
 
 
 def test_results_are_those_of_the_tables(tmp_path):
     document.write(tmp_path / "RESULTS.md")
     assert (tmp_path / "RESULTS.md").read_text() == document.PATH.read_text()
-    drawn = {path.name for path in (tmp_path / document.FIGURES).iterdir()}
-    assert drawn == {f"{name}.png" for name in names() if results.read(name)}
-    assert drawn == {path.name for path in (document.PATH.parent / document.FIGURES).iterdir()}
+    drawn = {path.name: path for path in (tmp_path / document.FIGURES).iterdir()}
+    kept = {path.name: path for path in (document.PATH.parent / document.FIGURES).iterdir()}
+    assert set(drawn) == set(kept) == {f"{name}.png" for name in names() if results.read(name)}
+    for name, path in kept.items():
+        if Image.open(path).info["Software"] == document.SOFTWARE:
+            assert path.read_bytes() == drawn[name].read_bytes(), name
 
 
 @pytest.mark.parametrize("name", names())
@@ -64,7 +106,28 @@ def test_rows_say_how_they_came_about(name):
         assert row["seed"] == run.seed
         assert row["command"] == f"python -m experiments.paper run {name} --only {run.name} --again"
         assert row["wall_seconds"] > 0
-        assert len(str(row["commit"]).rstrip("+")) >= 7
+
+
+@pytest.mark.parametrize("name", names())
+def test_rows_come_from_commits_of_this_history(name):
+    if shutil.which("git") is None or git("rev-parse", "--is-shallow-repository") != "false":
+        pytest.skip("needs git and the whole history")
+    for commit in {row["commit"] for row in results.read(name)}:
+        assert git("merge-base", commit, "HEAD") == git("rev-parse", commit), commit
+
+
+def git(*arguments):
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize("name", [name for name in names() if results.read(name)])
+def test_rows_of_others_are_kept_to_the_byte(name, tmp_path):
+    kept = results.FOLDER / f"{name}.csv"
+    shutil.copy(kept, tmp_path)
+    results.add(name, Run("none", ()), [], Executed(0.0, ""), tmp_path)
+    assert (tmp_path / kept.name).read_bytes() == kept.read_bytes()
 
 
 def test_unknown_studies_are_refused():
