@@ -1,18 +1,8 @@
 """Ahead-of-time compilers in processes of their own, with all their optimisations."""
 
-import os
-import subprocess
-import sys
+from tests.programs import OPTIMIZED, run_module
 
 
 def run_compiler(program: str, *arguments: str) -> str:
     """What `tests.aot.PROGRAM` printed; it must succeed."""
-    ended = subprocess.run(
-        [sys.executable, "-m", f"tests.aot.{program}", *arguments],
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "false"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    return ended.stdout
+    return run_module(f"tests.aot.{program}", *arguments, variables=OPTIMIZED).stdout

@@ -3,9 +3,6 @@
 import csv
 import dataclasses
 import importlib.util
-import os
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -19,6 +16,7 @@ from experiments.aot_check import find_config, main, parse_mesh, requested
 from experiments.bench import gpu_compiler
 from multiscreen_jax.train import override
 from tests.aot.test_hlo import CONDITIONAL
+from tests.programs import OPTIMIZED, run_module
 
 
 class Host(Topology):
@@ -186,15 +184,7 @@ def test_a_step_compiles_for_a_slice(topology, mesh, tmp_path):
         pytest.skip(reason)
     table = tmp_path / "table.csv"
     options = ["--config", "tiny", "--topology", topology, "--mesh", mesh, "--csv", str(table)]
-    ended = subprocess.run(
-        [sys.executable, "-m", "experiments.aot_check", *options, "--dtype", "bfloat16"],
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "false"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    run_module("experiments.aot_check", *options, "--dtype", "bfloat16", variables=OPTIMIZED)
     (row,) = csv.DictReader(x for x in table.read_text().splitlines() if not x.startswith("#"))
     assert (row["mesh"], row["fits"]) == (mesh.replace(",", " "), "yes")
     assert float(row["counted PFLOP"]) == pytest.approx(float(row["formula PFLOP"]), rel=0.25)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.common.sharding import shard_op
-from tests.eight_devices import run_module
+from tests.programs import run_module
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 
 from pallas_kernels.linear_attention import parallel
 from tests.common.divided import WHOLE, divide
-from tests.eight_devices import run_module
 from tests.linear_attention.cases import OPS, make_case
 from tests.linear_attention.parallel import apply
+from tests.programs import run_module
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -1,6 +1,6 @@
 """The ops under meshes of eight devices against one device."""
 
-from tests.eight_devices import run_module
+from tests.programs import run_module
 
 
 def test_ops_and_their_gradients_are_divided_over_rows_and_heads():

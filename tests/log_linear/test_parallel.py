@@ -8,9 +8,9 @@ import pytest
 
 from pallas_kernels.log_linear import LogLinearState, empty_state, parallel
 from tests.common.divided import WHOLE, divide
-from tests.eight_devices import run_module
 from tests.log_linear.cases import OPS, inputs
 from tests.log_linear.parallel import apply
+from tests.programs import run_module
 
 
 @pytest.mark.parametrize("op", OPS)

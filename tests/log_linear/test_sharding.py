@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.eight_devices import run_module
+from tests.programs import run_module
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from multiscreen_jax import losses
-from tests.eight_devices import run_module
 from tests.losses.bigram import Bigram, BigramConfig
+from tests.programs import run_module
 
 
 def dense(hidden, table, targets, weights):

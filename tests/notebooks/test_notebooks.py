@@ -9,6 +9,7 @@ pytest.importorskip("nbclient")
 pytest.importorskip("jupytext")
 
 from experiments.notebooks import pairs
+from tests.programs import OPTIMIZED
 
 pytestmark = pytest.mark.slow
 NEEDS = {"04_pytorch_weights": ("torch", "multiscreen")}
@@ -48,7 +49,8 @@ def test_a_notebook_runs(source, monkeypatch):
     for package in NEEDS.get(source.stem, ()):
         pytest.importorskip(package)
     # The suite's own setting would make the training in them several times slower.
-    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
+    for name, value in OPTIMIZED.items():
+        monkeypatch.setenv(name, value)
     notebook, took = pairs.execute(source)
     print(f"{source.stem}: {took.seconds:.0f} s, processor {took.processor:.0f} s")
     assert all(out.output_type != "error" for out in outputs(notebook))

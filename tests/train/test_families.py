@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.eight_devices import run_module
+from tests.programs import run_module
 from tests.train.families import FAMILIES, MESHES
 
 
@@ -12,5 +12,7 @@ def test_meshes_train_alike_and_hold_their_shares(name):
     """Loss curve within 2e-6, gradients 1e-4, parameters 1e-5; no device holds all tokens."""
     ended = run_module("tests.train.families", name)
     assert len(ended.stdout.splitlines()) == len(MESHES)
-    # What the compiler says when it replicates an array to lay it out anew.
-    assert "Involuntary full rematerialization" not in ended.stderr
+    # What the compiler says when it replicates an array to lay it out anew; of fake parameters it
+    # only reckons what that would cost.
+    said = [line for line in ended.stderr.splitlines() if "Involuntary full remat" in line]
+    assert not [line for line in said if "fake_parameter" not in line]

@@ -16,7 +16,7 @@ from multiscreen_jax import sharding
 from multiscreen_jax.models.registry import create, preset_names
 from multiscreen_jax.train import train
 from multiscreen_jax.train.state import abstract_params
-from tests.eight_devices import run_module
+from tests.programs import EIGHT_DEVICES, OPTIMIZED, run_module
 from tests.train import small
 
 ROOT = Path(__file__).parents[2]
@@ -162,8 +162,8 @@ def test_eight_devices_give_the_losses_of_one_and_one_can_continue(text, whole_r
 
 def collectives_of(*arguments):
     """What `tests.train.collectives` prints, of programs compiled as for a run."""
-    optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false", "XLA_FLAGS": ""}
-    return run_module("tests.train.collectives", *arguments, **optimized).stdout
+    variables = EIGHT_DEVICES | OPTIMIZED
+    return run_module("tests.train.collectives", *arguments, variables=variables).stdout
 
 
 @pytest.mark.slow
