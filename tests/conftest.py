@@ -27,12 +27,15 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    named = any(arg.partition("::")[2] for arg in config.args)
-    if config.getoption("--slow") or named or "slow" in (config.getoption("-m") or ""):
+    if any(arg.partition("::")[2] for arg in config.args):  # named one by one
         return
-    slow = [item for item in items if "slow" in item.keywords]
-    items[:] = [item for item in items if "slow" not in item.keywords]
-    config.hook.pytest_deselected(items=slow)
+    wanted = config.getoption("-m") or ""
+    left_out = {"exhaustive"} - {wanted}
+    if not config.getoption("--slow") and "slow" not in wanted:
+        left_out.add("slow")
+    deselected = [item for item in items if not left_out.isdisjoint(item.keywords)]
+    items[:] = [item for item in items if left_out.isdisjoint(item.keywords)]
+    config.hook.pytest_deselected(items=deselected)
 
 
 _PROGRAMS_KEPT = 100  # of so many tests at most

@@ -64,8 +64,9 @@ def cases():
             continue
         for kernel in ("pallas_tpu", "pallas_gpu"):
             yield name, kernel, "float32"
-            if "T96" in name:  # every shape takes seconds to compile
-                yield pytest.param(name, kernel, "bfloat16", marks=pytest.mark.slow)
+            # Every shape takes seconds to compile.
+            mark = pytest.mark.slow if "T96" in name else pytest.mark.exhaustive
+            yield pytest.param(name, kernel, "bfloat16", marks=mark)
 
 
 @pytest.mark.parametrize(("name", "implementation", "dtype"), cases())

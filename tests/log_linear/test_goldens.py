@@ -91,3 +91,10 @@ def test_outputs_states_and_gradients(name, form, dtype):
 )
 def test_all_of_the_full_set(name, form):
     check(name, form, "float32")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("form", ["pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize("name", [name for name in MORE if not name.endswith("T1")])
+def test_kernels_in_bfloat16_on_the_full_set(name, form):
+    check(name, form, "bfloat16")
