@@ -9,42 +9,19 @@ the state's: 2 is to read and to write it once.
 import sys
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from experiments.bench import tpu_compiler  # first, see there
-from experiments.bench.compile_tpu_linear import MODELS
+from experiments.bench.linear_models import LEVELS, MODELS, decoded_token, state_bytes
 from experiments.bench.report import RESULTS, command, machine_facts, write_csv
-from pallas_kernels import log_linear_gated_delta_rule, log_linear_ssd
-from pallas_kernels.log_linear import LogLinearState
-
-LEVELS = 15  # of the released models
 
 
 def row_of(chip: str, name: str, batch: int, implementation: str) -> dict:
-    groups, heads, key_dim, value_dim, delta = MODELS[name]
-    f32, bf16 = jnp.float32, jnp.bfloat16
-
-    def decode(q, k, v, g, beta, scales, levels, length):
-        how = {
-            "initial_state": LogLinearState(levels, length), "return_state": True,
-            "implementation": implementation,
-        }  # fmt: skip
-        if delta:
-            y, state = log_linear_gated_delta_rule(q, k, v, g, beta, scales, **how)
-        else:
-            y, state = log_linear_ssd(q, k, v, g, scales, **how)
-        return y, state.levels
-
-    shapes = [
-        ((1, groups, key_dim), bf16), ((1, groups, key_dim), bf16), ((1, heads, value_dim), bf16),
-        ((1, heads), f32), ((1, heads), f32), ((1, heads, LEVELS), f32),
-        ((heads, LEVELS, key_dim, value_dim), f32), ((), jnp.int32),
-    ]  # fmt: skip
+    decode, shapes = decoded_token(MODELS[name], batch, implementation)
     with tpu_compiler.target(chip) as where:
-        given = [jax.ShapeDtypeStruct((batch, *s), d, sharding=where) for s, d in shapes]
+        given = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for x in shapes]
         compiled = jax.jit(decode, donate_argnums=6).lower(*given).compile()
-    state = batch * heads * LEVELS * key_dim * value_dim * 4
+    state = state_bytes(MODELS[name], batch)
     moved = compiled.cost_analysis()["bytes accessed"]
     if implementation == "pallas_tpu":  # what a kernel moves is not counted
         moved += 2 * state

@@ -14,13 +14,14 @@ counted for one level: a lower bound.
 """
 
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import tyro
 
 from experiments.bench import tpu_compiler  # first, see there
+from experiments.bench.linear_models import MODELS, Model
 from experiments.bench.report import RESULTS, command, machine_facts, write_csv
 from pallas_kernels.linear_attention import tpu_walk
 from pallas_kernels.linear_attention.pallas_tpu import backward_plan, make_plan
@@ -28,25 +29,6 @@ from pallas_kernels.linear_attention.tpu_chunks import CHUNK, Plan
 
 CHIPS = ("v5e", "v5p", "v6e")
 LENGTHS = (4096, 16384, 131072)
-
-
-class Model(NamedTuple):
-    """Sizes of an op in a model."""
-
-    groups: int
-    heads: int
-    key_dim: int
-    value_dim: int
-    delta: bool
-
-
-MODELS = {
-    "Mamba-2 800M": Model(1, 48, 128, 64, False),
-    "GDN 800M": Model(6, 6, 192, 384, True),
-    "Mamba-2 tiny": Model(1, 4, 32, 32, False),
-    "GDN tiny": Model(4, 4, 32, 32, True),
-    "RetNet small": Model(4, 4, 64, 128, False),
-}
 
 
 def plan_of(model: Model, length: int, dtype: Any, levels: bool) -> Plan:

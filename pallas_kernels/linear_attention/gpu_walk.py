@@ -217,7 +217,7 @@ def _run(kernel, maps, schedule, inputs, results):
         return [_spec(layout, x, size.values, sharing) for layout, x in arrays.items()]
 
     results = pl.pallas_call(
-        partial(kernel, parts=_parts(key_dim, size.keys)),
+        partial(kernel, parts=powers_of_two(key_dim, size.keys)),
         grid=(value_dim // size.values, heads, batch),
         in_specs=[
             map_specs,
@@ -253,8 +253,8 @@ def _spec(layout, x, values, sharing):
 # -- one chunk and one state, in parts of keys -----------------------------------------------------
 
 
-def _parts(key_dim, most):
-    """Slices of keys: operands of products have powers of two."""
+def powers_of_two(key_dim: int, most: int) -> list[slice]:
+    """Slices of keys: Triton's arrays have powers of two."""
     parts, start = [], 0
     while start < key_dim:
         size = min(most, 1 << ((key_dim - start).bit_length() - 1))
@@ -332,8 +332,8 @@ def _zeros(ref, parts):
     return [jnp.zeros((part.stop - part.start, ref.shape[-1]), jnp.float32) for part in parts]
 
 
-def _meet():
-    """What threads of a program stored, others may load from here on."""
+def meet():
+    """What threads of a program stored, others may load from here on, and the other way round."""
     if not dispatch.interpretation():
         plgpu.debug_barrier()
 
@@ -393,7 +393,7 @@ def _forward_levels(maps, schedule, inputs, y_ref, last_ref, kept_ref=None, *, p
             return y
 
         def level(back, y):
-            _meet()
+            meet()
             j = levels - 1 - back
             return lax.cond((bits >> j) & 1 == 1, partial(move, j), partial(skip, j), y)
 
@@ -402,7 +402,7 @@ def _forward_levels(maps, schedule, inputs, y_ref, last_ref, kept_ref=None, *, p
 
         @pl.when(target >= 0)
         def _():
-            _meet()
+            meet()
             for part in parts:
                 written = _dot("tn", maps.writes[_time(n), part], maps.updates[_time(n)])
                 last_ref[target, part] = last_ref[target, part] + written
@@ -472,7 +472,7 @@ def _backward_levels(
     def chunk(back, carry):
         n = chunks - 1 - back
         bits, target = schedule.reads[n], schedule.target[n]
-        _meet()
+        meet()
         dupdates = 0
         for part in parts:
             dwritten = dfirst_ref[jnp.maximum(target, 0), part]
@@ -512,7 +512,7 @@ def _backward_levels(
             return dthrough
 
         def level(j, dthrough):
-            _meet()
+            meet()
             return lax.cond((bits >> j) & 1 == 1, partial(move, j), partial(skip, j), dthrough)
 
         dthrough_ref[n] = lax.fori_loop(0, levels, level, jnp.float32(0))

@@ -15,7 +15,6 @@ from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.linear_attention import pallas_gpu, pallas_tpu
 from pallas_kernels.linear_attention.api import (
-    SINGLE_TOKEN,
     check_inputs,
     check_positive_integer,
     repeat_groups,
@@ -23,6 +22,7 @@ from pallas_kernels.linear_attention.api import (
     widen,
     without_padding,
 )
+from pallas_kernels.log_linear import step_gpu, step_tpu
 from pallas_kernels.log_linear.chunked import log_linear_chunked
 from pallas_kernels.log_linear.levels import (
     BEYOND_LEVELS,
@@ -32,7 +32,7 @@ from pallas_kernels.log_linear.levels import (
 )
 from pallas_kernels.log_linear.maps import Inputs
 from pallas_kernels.log_linear.reference import log_linear_recurrence
-from pallas_kernels.log_linear.step_tpu import log_linear_step
+from pallas_kernels.log_linear.step import log_linear_step
 from pallas_kernels.log_linear.tree import log_linear_tree
 from pallas_kernels.log_linear.walks import levels_walk
 
@@ -162,7 +162,7 @@ def _chunked(
     )  # fmt: skip
 
 
-def _by_walk(walk, walk_chunk, step=None):
+def _by_walk(walk, walk_chunk, step):
     """By a kernel that walks over chunks of `walk_chunk` tokens, and one for a single token."""
 
     def run(
@@ -172,9 +172,7 @@ def _by_walk(walk, walk_chunk, step=None):
         del chunk_size
         inputs = Inputs(scale_queries(q, scale), k, v, g, beta, scales)
         if v.shape[1] == 1:
-            if step is None:
-                raise NotImplementedError(SINGLE_TOKEN)
-            return step(inputs, state, docs)
+            return log_linear_step(step, inputs, state, docs)
         return log_linear_chunked(
             inputs, state, continues, docs, walk_chunk, max_documents, precision,
             levels_walk(walk, walk_chunk, precision), return_state,
@@ -186,8 +184,8 @@ def _by_walk(walk, walk_chunk, step=None):
 _AVAILABLE = {
     "reference": _reference,
     "chunked": _chunked,
-    "pallas_tpu": _by_walk(pallas_tpu.walk, pallas_tpu.CHUNK, log_linear_step),
-    "pallas_gpu": _by_walk(pallas_gpu.walk, pallas_gpu.CHUNK),
+    "pallas_tpu": _by_walk(pallas_tpu.walk, pallas_tpu.CHUNK, step_tpu.step),
+    "pallas_gpu": _by_walk(pallas_gpu.walk, pallas_gpu.CHUNK, step_gpu.step),
 }
 
 

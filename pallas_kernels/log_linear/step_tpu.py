@@ -1,4 +1,4 @@
-"""One token of the log-linear ops on a TPU: all levels in one pass over the state."""
+"""One token of the log-linear ops on a TPU: every state is read once and written once."""
 
 from functools import partial
 
@@ -9,43 +9,21 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.common import dispatch
-from pallas_kernels.common.documents import Documents
 from pallas_kernels.common.tpu import kernel_memory
-from pallas_kernels.linear_attention.api import repeat_groups, widen
-from pallas_kernels.log_linear.levels import LogLinearState, bit_length
-from pallas_kernels.log_linear.maps import Inputs
-from pallas_kernels.log_linear.reference import log_linear_recurrence
+from pallas_kernels.log_linear.step import Merges, Token
 
 _STATE_BYTES = 4 * 2**20  # of vector memory, for the states of the heads of one step
 _DECAY, _BETA, _SCALES = 0, 1, 2  # rows of a head's numbers
 
 
-def log_linear_step(
-    inputs: Inputs, state: LogLinearState, documents: Documents | None
-) -> tuple[Float[Array, "B 1 H V"], LogLinearState]:
-    """The result and the state after a single token, T = 1; padding is zero.
-
-        levels 0..z of the state become level z + 1, z the trailing zeros of the token's number
-        S_l = exp(g) (S_l - beta k (k^T S_l))       without beta exp(g) S_l
-        S_0 = beta k v^T                            y = sum_l lambda_l S_l^T q
-
-    Every state is read once and written once, in float32. (Log-Linear Attention, arXiv:2506.04761,
-    section 3.1.) The gradient is that of the recurrence.
+def step(
+    token: Token, levels: Float[Array, "B H J K V"], merges: Merges
+) -> tuple[Float[Array, "B H V"], Float[Array, "B H J K V"]]:
+    """The kernel of `step.log_linear_step`.
 
     Raises:
       NotImplementedError: the states of a head do not fit into vector memory.
     """
-    q, k, v, g, beta, scales = inputs
-    dtype = v.dtype
-    q, k, v, g, beta, scales = widen(q, k, v, g, beta, scales, scale=1.0)
-    real = jnp.ones(len(v), bool) if documents is None else documents.real[:, 0]
-    q, k = repeat_groups(q, k, v)
-    y, levels = _step(q, k, v, g, beta, scales, state.levels, state.length, real)
-    return y.astype(dtype), LogLinearState(levels, state.length + real)
-
-
-@jax.custom_vjp
-def _step(q, k, v, g, beta, scales, levels, length, real):
     batch, heads, count, key_dim, value_dim = levels.shape
     # Keys or values lie on lanes, whichever fill them better: so the states lie in device memory.
     keys_last = _lanes(key_dim) * value_dim < _lanes(value_dim) * key_dim
@@ -59,26 +37,20 @@ def _step(q, k, v, g, beta, scales, levels, length, real):
         )
     most = max(1, _STATE_BYTES // head_bytes)
     block = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= most)
-    zeros = jnp.maximum(bit_length(length & -length) - 1, 0)
-    # Levels below `emptied` become one with level `target`; nothing precedes a first token.
-    emptied = jnp.where(length > 0, jnp.minimum(zeros + 1, count - 1), 0)
-    target = jnp.where(length > 0, jnp.minimum(zeros + 1, count - 1), -1)
-    erase = jnp.zeros_like(g) if beta is None else beta
-    numbers = jnp.concatenate([jnp.exp(g)[..., None], erase[..., None], scales], axis=-1)
-    write = v if beta is None else beta[..., None] * v
+    erase = jnp.zeros_like(token.decay) if token.beta is None else token.beta
+    numbers = jnp.concatenate([token.decay[..., None], erase[..., None], token.scales], axis=-1)
 
     def spec(*sizes):
         return pl.BlockSpec((None, block, *sizes), lambda b, h, *_: (b, h, *[0] * len(sizes)))
 
     def oriented(x, features):
-        """[B,1,H,X], as a row or column of a state."""
-        x = x[:, 0, ..., None]
-        return jnp.swapaxes(x, 2, 3) if (features == "keys") == keys_last else x
+        """[B,H,X], as a row or column of a state."""
+        return x[:, :, None] if (features == "keys") == keys_last else x[..., None]
 
     key, value = ((1, key_dim), (value_dim, 1)) if keys_last else ((key_dim, 1), (1, value_dim))
     states = spec(count, *shape)
     y, levels = pl.pallas_call(
-        partial(_kernel, beta is not None, int(keys_last)),
+        partial(_kernel, token.beta is not None, int(keys_last)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(batch, heads // block),
@@ -97,11 +69,11 @@ def _step(q, k, v, g, beta, scales, levels, length, real):
         interpret=dispatch.interpretation(),
         name="log_linear_step",
     )(
-        emptied, target, real.astype(jnp.int32),
-        oriented(q, "keys"), oriented(k, "keys"), oriented(write, "values"),
-        numbers[:, 0, ..., None], jnp.swapaxes(levels, 3, 4) if keys_last else levels,
+        merges.emptied, merges.target, merges.real,
+        oriented(token.q, "keys"), oriented(token.k, "keys"), oriented(token.write, "values"),
+        numbers[..., None], jnp.swapaxes(levels, 3, 4) if keys_last else levels,
     )  # fmt: skip
-    y = y.reshape(batch, 1, heads, value_dim)
+    y = y.reshape(batch, heads, value_dim)
     return y, jnp.swapaxes(levels, 3, 4) if keys_last else levels
 
 
@@ -149,22 +121,3 @@ def _kernel(
                 read_ref[...] += numbers_ref[h, pl.ds(_SCALES + level, 1)] * state
 
             y_ref[h] = jnp.sum(q_ref[h] * read_ref[...], axis=keys, keepdims=True)
-
-
-def _step_fwd(*inputs):
-    return _step(*inputs), inputs
-
-
-def _step_bwd(inputs, cotangents):
-    *arrays, length, real = inputs
-    documents = Documents(jnp.zeros((len(real), 1), jnp.int32), real[:, None])
-
-    def recurrence(q, k, v, g, beta, scales, levels):
-        state = LogLinearState(levels, length)
-        y, state = log_linear_recurrence(q, k, v, g, beta, scales, state, documents)
-        return y, state.levels
-
-    return *jax.vjp(recurrence, *arrays)[1](cotangents), None, None
-
-
-_step.defvjp(_step_fwd, _step_bwd)

@@ -82,12 +82,7 @@ def test_outputs_states_and_gradients(name, form, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "form"),
-    [
-        (name, form)
-        for name in MORE
-        for form in FORMS
-        if not (form == "pallas_gpu" and name.endswith("T1"))  # a step, which is XLA's on GPUs
-    ],
+    [(name, form) for name in MORE for form in FORMS],
 )
 def test_all_of_the_full_set(name, form):
     check(name, form, "float32")
@@ -95,6 +90,6 @@ def test_all_of_the_full_set(name, form):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("form", ["pallas_tpu", "pallas_gpu"])
-@pytest.mark.parametrize("name", [name for name in MORE if not name.endswith("T1")])
+@pytest.mark.parametrize("name", MORE)
 def test_kernels_in_bfloat16_on_the_full_set(name, form):
     check(name, form, "bfloat16")

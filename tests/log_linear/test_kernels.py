@@ -18,10 +18,10 @@ FEW = [pytest.param("ssd", marks=pytest.mark.slow), "gated_delta_rule"]
 TOLERANCES = {"y": 3e-6, "state": 3e-6, "g": 2e-5}
 
 
-def check(op, x, tolerance=None, **settings):
+def check(op, x, tolerance=None, implementation="pallas_tpu", **settings):
     want = values_and_gradients(op, x, implementation="reference", **settings)
     with interpret_kernels():
-        got = values_and_gradients(op, x, implementation="pallas_tpu", **settings)
+        got = values_and_gradients(op, x, implementation=implementation, **settings)
     assert_close(got[0], want[0], tolerance or TOLERANCES["y"], "y")
     assert_close(got[1].levels, want[1].levels, tolerance or TOLERANCES["state"], "state")
     assert (np.asarray(got[1].length) == np.asarray(want[1].length)).all()
@@ -101,9 +101,10 @@ def test_gradient_of_a_continued_state(op):
     assert_close(got * held, gradient("reference") * held, 5e-6, "state")
 
 
+@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("begun", [1, 7, 8, 31])
-def test_a_single_token(op, begun):
+def test_a_single_token(op, begun, implementation):
     """One step from states of several lengths, and with all levels but three merged."""
     dims = (8, 6) if begun % 2 else (6, 8)  # keys or values on lanes
     x = inputs(32, 6, key_dim=dims[0], value_dim=dims[1])
@@ -111,9 +112,9 @@ def test_a_single_token(op, begun):
         some = {**x, "level_scales": x["level_scales"][..., :3]} if settings else x
         _, state = run(op, part(some, 0, begun), implementation="reference", **settings)
         token = part(some, begun, begun + 1)
-        check(op, token, initial_state=state, **settings)
+        check(op, token, initial_state=state, implementation=implementation, **settings)
         check(op, token, initial_state=state, segment_ids=np.int32([[1], [0]]),
-              max_documents=1, **settings)  # fmt: skip
+              max_documents=1, implementation=implementation, **settings)  # fmt: skip
 
 
 @pytest.mark.parametrize("op", FEW)
@@ -156,10 +157,10 @@ def test_no_races_of_a_single_token(op):
 
 def test_states_of_a_token_that_do_not_fit_are_refused(monkeypatch):
     monkeypatch.setattr(step_tpu, "kernel_memory", lambda: 2**20)
-    x = inputs(32, 6, key_dim=8, value_dim=6)
+    x = inputs(32, 6, key_dim=8, value_dim=7)  # traced anew
     _, state = run("ssd", part(x, 0, 7), implementation="reference")
     with (
         interpret_kernels(),
-        pytest.raises(NotImplementedError, match=r"6 states of K=8, V=6 need 1\.\d MiB of vector"),
+        pytest.raises(NotImplementedError, match=r"6 states of K=8, V=7 need 1\.\d MiB of vector"),
     ):
         run("ssd", part(x, 7, 8), initial_state=state, implementation="pallas_tpu")
