@@ -10,7 +10,7 @@ when the vocabulary is small.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -247,6 +247,9 @@ def token_scores(
 
 
 def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array, Array, Array]:
+    if not isinstance(batch, Mapping):
+        kind = type(batch).__name__
+        raise TypeError(f"a batch is a dict with tokens [B, T+1], got {kind}; {{'tokens': tokens}}")
     if "tokens" not in batch:
         raise ValueError(f"a batch needs tokens [B, T+1], got {', '.join(batch) or 'nothing'}")
     segments = batch.get("segment_ids")

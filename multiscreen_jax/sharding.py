@@ -122,7 +122,10 @@ def make_mesh(
         sizes[sizes.index(-1)] = max(1, len(devices) // known)
     shape = ", ".join(f"mesh.{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     if math.prod(sizes) != len(devices):
-        raise ValueError(f"{shape}: the product must be the number of devices, {len(devices)}")
+        more = "; --mesh.cpu-devices N makes N of a CPU" if devices[0].platform == "cpu" else ""
+        raise ValueError(
+            f"{shape}: the product must be the number of devices, {len(devices)}{more}"
+        )
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     over_data = math.gcd(sizes[0], slices)
     if sizes[1] % (slices // over_data):

@@ -43,6 +43,13 @@ CHIPS = {
 }
 
 
+# What pip installs of the compilers.
+_COMPILERS = {
+    "tpu": "libtpu",
+    "gpu": "--no-deps jax-cuda13-plugin==X jax-cuda13-pjrt==X (X: the version of jax)",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """A slice; of GPUs the shape is (nodes, GPUs of a node)."""
@@ -76,7 +83,10 @@ class Topology:
             return devices({"a100": 80, "h100": 90}[self.name.split(":")[0]], *self.shape)
         except Exception as error:  # whatever a plugin raises
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"no compiler for topology {self.name!r}: {reason}") from None
+            raise ValueError(
+                f"no compiler for topology {self.name!r}: {reason}; it comes with pip install "
+                f"{_COMPILERS[self.chip.platform]}"
+            ) from None
 
 
 def parse_topology(name: str) -> Topology:

@@ -18,7 +18,7 @@ import tyro
 
 from experiments.bench import report
 from experiments.bench.gpu_programs import Case, Program, Table, compile_all, inputs_of, median_ms
-from experiments.bench.gpu_run import TOLERANCES, device_facts, relative_error
+from experiments.bench.gpu_run import TOLERANCES, device_facts, needs_gpu, relative_error
 from pallas_kernels import interpret_kernels
 from pallas_kernels.screening import pallas_gpu
 from pallas_kernels.screening.gpu_block_sizes import Block
@@ -107,6 +107,7 @@ def main(
         seconds: for one time, about.
         tiny: short sequences, and kernels interpreted where there is no GPU.
     """
+    needs_gpu(tiny, output)
     facts = [f"command: {report.command()}", *device_facts(), *report.machine_facts()]
     table = Table(output, facts)
     with interpret_kernels(tiny and jax.default_backend() == "cpu"):

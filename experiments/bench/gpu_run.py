@@ -314,6 +314,16 @@ def shortened(cases: Sequence[Case], length: int = 70) -> list[Case]:
     return [replace(case, length=length, heads=2) for case in cases]
 
 
+def needs_gpu(tiny: bool, output: Path) -> None:
+    """Ends with one line where the tables of a real GPU would be overwritten without one."""
+    if jax.default_backend() == "gpu":
+        return
+    if not tiny:
+        raise SystemExit("error: there is no GPU; --tiny --output PATH interprets the kernels")
+    if output.parent.resolve() == report.RESULTS.resolve():
+        raise SystemExit(f"error: {output} is a GPU's table; give --tiny another --output")
+
+
 def main(
     output: Path = report.RESULTS / "gpu_run.csv",
     parts: tuple[str, ...] = ("right", "kernels", "softmax", "decode", "dense", "torch"),
@@ -330,6 +340,7 @@ def main(
         seconds: for one time, about.
         tiny: small sizes, and kernels interpreted where there is no GPU.
     """
+    needs_gpu(tiny, output)
     facts = [f"command: {report.command()}", *device_facts(), *report.machine_facts()]
     errors = Table(output.with_stem(f"{output.stem}_errors"), facts)
     times = Table(output, facts)

@@ -25,7 +25,7 @@ Here = Annotated[Place, tyro.conf.arg(name="")]
 TPU_TYPE = re.compile(r"(v4|v5litepod|v5p|v6e)-[1-9][0-9]*|tpu7x-[1-9][0-9]*(x[1-9][0-9]*)*")
 IMAGE = re.compile(r"[a-z0-9][-_./a-z0-9]*:[-_.a-zA-Z0-9]+")
 ALLOWED_TYPE = "v4-N, v5litepod-N, v5p-N, v6e-N or tpu7x-N"
-ALLOWED_IMAGE = "a path in a registry with its tag, such as us-docker.pkg.dev/PROJECT/REPO/run:1"
+ALLOWED_IMAGE = "a lower-case path and its tag, such as us-docker.pkg.dev/project/repo/run:1"
 DOCKERFILE = "experiments/launch/Dockerfile"
 # Of a process that ended with an error xpk restarts 42 and 127 to 255 by itself. An error that no
 # one foresaw (a link that failed) is 1, a checkpoint that could not be written is 4; settings that

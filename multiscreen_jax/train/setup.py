@@ -68,7 +68,7 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
         checks.refuse(
             "model.vocab_size",
             config.model.vocab_size,
-            f"at least {pipeline.vocab_size}, the tokens of data.tokenizer {config.data.tokenizer}",
+            f"at least {pipeline.vocab_size}, the tokens of data.source {config.data.source}",
         )
     for name in ("dtype", "param_dtype"):
         dtype = getattr(config.model, name)

@@ -11,6 +11,7 @@ Back, the states before every chunk of a segment are found again from those befo
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,8 @@ def memory(plan: Plan, name: str) -> int:
     total = sum(_padded_bytes(x.shape, x.dtype) for x in _scratch(plan, name))
     for layout, count in counts.items():
         dtype = jnp.float32 if layout in ("rows", "first", "last") else plan.operand
-        shape = [n for n in _spec(plan, layout, name == "backward").block_shape if n is not None]
+        block: Any = _spec(plan, layout, name == "backward").block_shape
+        shape = [n for n in block if n is not None]
         total += (1 if layout in ("first", "last") else 2) * count * _padded_bytes(shape, dtype)
     return total
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from pallas_kernels.common.documents import Documents
 from pallas_kernels.linear_attention.api import repeat_groups, widen
@@ -24,21 +24,29 @@ class Merges(NamedTuple):
         real: 0 for padding, which changes nothing.
     """
 
-    held: Int[Array, "B"]
-    emptied: Int[Array, "B"]
-    target: Int[Array, "B"]
-    real: Int[Array, "B"]
+    held: Any  # of kernels, refs to what a program sees of them
+    emptied: Any
+    target: Any
+    real: Any
 
 
 class Token(NamedTuple):
-    """A token's numbers, float32: `decay` is exp(g), `write` v or beta v; no `beta`, no erasing."""
+    """A token's numbers, float32.
 
-    q: Float[Array, "B H K"]
-    k: Float[Array, "B H K"]
-    write: Float[Array, "B H V"]
-    decay: Float[Array, "B H"]
-    beta: Float[Array, "B H"] | None
-    scales: Float[Array, "B H J"]
+    Attributes:
+        q, k: [B,H,K].
+        write: [B,H,V], v or beta v.
+        decay: [B,H], exp(g).
+        beta: [B,H]; None if nothing is erased.
+        scales: [B,H,J] of J levels.
+    """
+
+    q: Any  # of kernels, refs to what a program sees of them
+    k: Any
+    write: Any
+    decay: Any
+    beta: Any
+    scales: Any
 
 
 def log_linear_step(
@@ -61,17 +69,15 @@ def log_linear_step(
     q, k, v, g, beta, scales = widen(q, k, v, g, beta, scales, scale=1.0)
     real = jnp.ones(len(v), bool) if documents is None else documents.real[:, 0]
     q, k = repeat_groups(q, k, v)
-    y, levels = _step(kernel, q, k, v, g, beta, scales, state.levels, state.length, real)
+    stepped: Any = _step(kernel, q, k, v, g, beta, scales, state.levels, state.length, real)
+    y, levels = stepped
     return y.astype(dtype), LogLinearState(levels, state.length + real)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _step(kernel, q, k, v, g, beta, scales, levels, length, real):
-    token = Token(
-        *(x[:, 0] for x in (q, k, v if beta is None else beta[..., None] * v, jnp.exp(g))),
-        beta=None if beta is None else beta[:, 0],
-        scales=scales[:, 0],
-    )
+    write = v if beta is None else beta[..., None] * v
+    token = jax.tree.map(lambda x: x[:, 0], Token(q, k, write, jnp.exp(g), beta, scales))
     y, levels = kernel(token, levels, _merges(length, real, levels.shape[2]))
     return y[:, None], levels
 

@@ -53,11 +53,13 @@ def _with_past(axis_name: str, settings: tuple[tuple[str, Any], ...]) -> Any:
     Left to itself JAX would keep what either way of the forward pass needs, on both: all keys.
     """
 
-    def run(past: Any, segment_ids: Any, q: Array, k: Array, v: Array, *tile: Array) -> Array:
+    def run(
+        past: Any, segment_ids: Any, q: Array, k: Array, v: Array, window: Array, width: Array
+    ) -> Array:
         # Without keys (zero, never accepted) or documents there is nothing before the first.
         k, v = past(k, axis_name), past(v, axis_name)
         ids = None if segment_ids is None else past(segment_ids, axis_name)
-        return api.screening(q, k, v, *tile, ids, **dict(settings))
+        return api.screening(q, k, v, window, width, ids, **dict(settings))
 
     def either_way(function: Any, window: Array, length: int, *operands: Any) -> Any:
         # All devices have to take the same way, or some would wait for others for ever.

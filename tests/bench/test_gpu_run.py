@@ -1,6 +1,7 @@
 """The benchmark of the GPU kernels, without a GPU."""
 
 import math
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,3 +53,16 @@ def test_flops_are_of_visited_pairs():
     pairs = 2 * 3 * 1024 * 1025 / 2
     assert 1 <= flops["forward"] / (2 * 80 * pairs) < 1.2
     assert 1 <= flops["forward + backward"] / (2 * (80 + 96 + 160) * pairs) < 1.2
+
+
+@pytest.mark.parametrize(
+    ("tiny", "output", "message"),
+    [
+        (False, "elsewhere.csv", "there is no GPU; --tiny --output PATH"),
+        (True, gpu_run.report.RESULTS / "gpu_run.csv", "is a GPU's table; give --tiny another"),
+    ],
+)
+def test_tables_of_a_gpu_are_not_overwritten_without_one(tiny, output, message):
+    with pytest.raises(SystemExit, match=message):
+        gpu_run.needs_gpu(tiny, Path(output))
+    gpu_run.needs_gpu(True, Path("elsewhere.csv"))

@@ -265,7 +265,7 @@ def test_a_bucket_needs_its_driver_once(monkeypatch, capsys):
         ),
         (
             ["gke", "install", "--image", "run"],
-            "--image is 'run'; allowed: a path in a registry wit",
+            "--image is 'run'; allowed: a lower-case path and its tag",
         ),
         (["gke", "mount", *GKE], "nothing to mount is given; allowed: --bucket, --runs-gigabytes"),
         (["gke", "mount", *GKE, "--runs-gigabytes", "5"], "--runs-gigabytes is 5; allowed: 0, or"),

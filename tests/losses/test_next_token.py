@@ -200,5 +200,10 @@ def test_wrong_shapes_are_named(batch, message):
         losses.targets_and_weights({name: jnp.asarray(x) for name, x in batch.items()})
 
 
+def test_an_array_is_no_batch():
+    with pytest.raises(TypeError, match=r"a batch is a dict with tokens \[B, T\+1\], got ndarray"):
+        losses.next_token(None, {}, np.zeros((2, 5), np.int32))
+
+
 def test_eight_devices_divide_any_vocabulary():
     run_module("tests.losses.divided")
