@@ -11,6 +11,9 @@ rule: once each, where the paper has 100 timings of three models, in bfloat16 fr
 float32, where the paper's are in bfloat16.
 
     python -m experiments.paper run long_context
+
+It gave: 2.4 s for Multiscreen with its windows, 129 s for the Transformer with its 24 heads, and
+276 s for Multiscreen with all of its 36 windows infinite; a token more takes 0.36, 56 and 104 ms.
 """
 
 from pathlib import Path

