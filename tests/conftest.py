@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Nearly all the time goes into compiling hundreds of programs that run for milliseconds. XLA's own
 # passes stay; it is LLVM that optimises less.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # of operations: XLA copies them
 # This one flag halves what XLA needs for interpreted kernels; a version that does not know a flag
 # ends the process.
 if version("jaxlib").startswith("0.10."):
@@ -30,9 +30,9 @@ def pytest_collection_modifyitems(config, items):
     if any(arg.partition("::")[2] for arg in config.args):  # named one by one
         return
     wanted = config.getoption("-m") or ""
-    left_out = {"exhaustive"} - {wanted}
-    if not config.getoption("--slow") and "slow" not in wanted:
-        left_out.add("slow")
+    left_out = {mark for mark in ("slow", "exhaustive") if mark not in wanted}
+    if config.getoption("--slow"):
+        left_out.discard("slow")
     deselected = [item for item in items if not left_out.isdisjoint(item.keywords)]
     items[:] = [item for item in items if left_out.isdisjoint(item.keywords)]
     config.hook.pytest_deselected(items=deselected)

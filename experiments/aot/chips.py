@@ -1,12 +1,14 @@
 """Chips with their published peaks, and slices of them: "v5p:4x8x8", "h100:1x8"."""
 
 import dataclasses
+import importlib.util
 import math
 import re
 from typing import Any
 
 from jax.experimental import topologies
 
+from experiments.bench import gpu_compiler
 from multiscreen_jax.models.fields import unknown_name
 
 
@@ -43,13 +45,6 @@ CHIPS = {
 }
 
 
-# What pip installs of the compilers.
-_COMPILERS = {
-    "tpu": "libtpu",
-    "gpu": "--no-deps jax-cuda13-plugin==X jax-cuda13-pjrt==X (X: the version of jax)",
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """A slice; of GPUs the shape is (nodes, GPUs of a node)."""
@@ -78,15 +73,20 @@ class Topology:
                 from experiments.aot import libtpu  # noqa: F401  before the compiler is loaded
 
                 return topologies.get_topology_desc(self.name, platform="tpu").devices
-            from experiments.bench.gpu_compiler import devices
-
-            return devices({"a100": 80, "h100": 90}[self.name.split(":")[0]], *self.shape)
+            return gpu_compiler.devices(
+                {"a100": 80, "h100": 90}[self.name.split(":")[0]], *self.shape
+            )
         except Exception as error:  # whatever a plugin raises
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"no compiler for topology {self.name!r}: {reason}; it comes with pip install "
-                f"{_COMPILERS[self.chip.platform]}"
-            ) from None
+            reason = _missing(self.chip.platform) or str(error).strip().splitlines()[0]
+            raise ValueError(f"no compiler for topology {self.name!r}: {reason}") from None
+
+
+def _missing(platform: str) -> str | None:
+    """What to install of a compiler that is not there."""
+    if platform == "gpu":
+        return gpu_compiler.missing()
+    found = importlib.util.find_spec("libtpu") is not None
+    return None if found else "needs the TPU compiler: pip install libtpu"
 
 
 def parse_topology(name: str) -> Topology:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from multiscreen_jax.layers.embedding import check_tokens
+from multiscreen_jax.layers.embedding import check_segments, check_tokens
 from multiscreen_jax.layers.positions import document_positions
 from multiscreen_jax.models.multiscreen import Multiscreen, ScreeningLayer
 
@@ -55,12 +55,7 @@ def as_batch(
     if segment_ids is None:
         return tokens, None
     segment_ids = _rows("segment_ids", segment_ids)
-    if segment_ids.shape != tokens.shape:
-        raise ValueError(
-            f"segment_ids must have the shape of tokens, {tokens.shape}, got {segment_ids.shape}"
-        )
-    if np.any(np.asarray(segment_ids) < 0):
-        raise ValueError("segment_ids has negative numbers; allowed: from 1, and 0 for padding")
+    check_segments(segment_ids, tokens.shape)
     return tokens, segment_ids
 
 

@@ -56,9 +56,13 @@ def load(name: str, **changes: Any) -> Pretrained:
         raise ValueError(f"no trained model {name!r}{hint}; known: {', '.join(names())}")
     params, config = convert.load_safetensors(_FOLDER / name / _WEIGHTS)
     model = build(dataclasses.replace(config, **changes))
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    needed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-    if jax.tree.map(jnp.shape, needed) != jax.tree.map(jnp.shape, params):
+    if changes and not _fits(model, params):
         given = ", ".join(f"{field}={value!r}" for field, value in changes.items())
         raise ValueError(f"{given} needs other parameters than those of {name}")
     return Pretrained(model, params, open_tokenizer("bytes"))
+
+
+def _fits(model: nn.Module, params: dict[str, Any]) -> bool:
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    needed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    return jax.tree.map(jnp.shape, needed) == jax.tree.map(jnp.shape, params)

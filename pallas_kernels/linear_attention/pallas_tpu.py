@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.common.documents import Documents
-from pallas_kernels.common.tpu import kernel_memory
+from pallas_kernels.common.tpu import kernel_memory, states_too_large
 from pallas_kernels.linear_attention import tpu_walk
 from pallas_kernels.linear_attention.tokens import (
     Levels,
@@ -124,10 +124,7 @@ def make_plan(
         if forward is not None and backward is not None:
             return forward
     needed = tpu_walk.memory(plan, "backward")
-    raise NotImplementedError(
-        f"{states} states of K={plan.key_dim}, V={plan.value_dim} need {needed / 2**20:.1f} MiB of "
-        f"vector memory, and kernels may use {kernel_memory() / 2**20:.1f} MiB"
-    )
+    raise states_too_large(states, plan.key_dim, plan.value_dim, needed, kernel_memory())
 
 
 def backward_plan(plan: Plan) -> Plan:

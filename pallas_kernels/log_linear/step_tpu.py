@@ -9,7 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.common import dispatch
-from pallas_kernels.common.tpu import kernel_memory
+from pallas_kernels.common.tpu import kernel_memory, states_too_large
 from pallas_kernels.log_linear.step import Merges, Token
 
 _STATE_BYTES = 4 * 2**20  # of vector memory, for the states of the heads of one step
@@ -31,10 +31,7 @@ def step(
     head_bytes = count * shape[0] * _lanes(shape[1]) * 4
     needed = 4 * head_bytes + 2**20  # in and out, both twice
     if needed > kernel_memory():
-        raise NotImplementedError(
-            f"{count} states of K={key_dim}, V={value_dim} need {needed / 2**20:.1f} MiB of vector "
-            f"memory, and kernels may use {kernel_memory() / 2**20:.1f} MiB"
-        )
+        raise states_too_large(count, key_dim, value_dim, needed, kernel_memory())
     most = max(1, _STATE_BYTES // head_bytes)
     block = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= most)
     erase = jnp.zeros_like(token.decay) if token.beta is None else token.beta
