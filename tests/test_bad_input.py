@@ -162,6 +162,14 @@ CASES = [
     ("op kernel", lambda p, d: op(implementation="pallas_gpu"), "no usable implementation"),
     ("op segments", lambda p, d: op(segment_ids=jnp.ones((1, 3))), "must be integers"),
     (
+        "op gap segments",
+        lambda p, d: op(segment_ids=jnp.ones((1, 3), int), gap=0),
+        "segment_ids must be [B,S+T] = (1, 6), got (1, 3)",
+    ),
+    ("op gap sign", lambda p, d: op(gap=-1), "gap must not be negative, got -1"),
+    ("op gap dtype", lambda p, d: op(gap=1.5), "gap must be an integer, got float32[]"),
+    ("op gap shape", lambda p, d: op(gap=jnp.ones(2, int)), "must be an integer, got int32[2]"),
+    (
         "cache rows",
         lambda p, d: MODEL.apply(
             {"params": p}, jnp.ones((3, 1), int), cache=MODEL.init_cache(p, 2, 8)

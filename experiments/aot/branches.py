@@ -1,7 +1,8 @@
-"""Which branch of a conditional is taken, where the program decides as it runs.
+"""Which branch of a conditional is taken, and how often a loop runs, where the program decides that
+as it runs.
 
 So does screening of divided sequences: by the windows, devices get the keys of the device before
-theirs or of all. A least time needs the branch that costs least, of links and memory each by
+theirs, or of more. A least time needs the branch that costs least, of links and memory each by
 itself, since one branch may send less and another move less.
 """
 
@@ -15,35 +16,35 @@ Best = Callable[..., str]  # min or max
 
 
 def by_sent(best: Best, module: hlo.Module, chips: int) -> hlo.Choice:
-    """The branch in which a chip sends the fewest (min) or the most (max) bytes."""
+    """The branches in which a chip sends the fewest (min) or the most (max) bytes."""
 
     def cost(inside: hlo.Module) -> float:
-        return sum(x.times * x.sent for x in collectives(inside, chips, choose))
+        return sum(x.times * x.sent for x in collectives(inside, chips, choice))
 
-    choose = _choice(best, module, cost)
-    return choose
+    choice = _choice(best, module, cost)
+    return choice
 
 
 def by_traffic(best: Best, module: hlo.Module) -> hlo.Choice:
-    """The branch in which a chip's memory moves the fewest (min) or the most (max) bytes."""
+    """The branches in which a chip's memory moves the fewest (min) or the most (max) bytes."""
 
     def cost(inside: hlo.Module) -> float:
-        return memory_bytes(inside, choose)
+        return memory_bytes(inside, choice)
 
-    choose = _choice(best, module, cost)
-    return choose
+    choice = _choice(best, module, cost)
+    return choice
 
 
-def count(module: hlo.Module, choose: hlo.Choice) -> int:
+def count(module: hlo.Module, choice: hlo.Choice) -> int:
     """How many conditionals of the program run at least once in a step."""
-    counts, _ = hlo.executions(module, choose)
+    counts, _ = hlo.executions(module, choice)
     return sum(
         x.opcode == "conditional" for name in counts for x in module.computations[name].values()
     )
 
 
 def _choice(best: Best, module: hlo.Module, cost: Callable[[hlo.Module], float]) -> hlo.Choice:
-    def choose(branches: list[str]) -> str:
+    def branch(branches: list[str]) -> str:
         return best(branches, key=lambda name: cost(hlo.Module(name, module.computations)))
 
-    return choose
+    return hlo.Choice(branch, longest=best is max)

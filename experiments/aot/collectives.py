@@ -48,15 +48,15 @@ class Collective:
 
 
 def collectives(
-    module: hlo.Module, chips: int, choose: hlo.Choice | None = None, nodes: int = 1
+    module: hlo.Module, chips: int, choice: hlo.Choice | None = None, nodes: int = 1
 ) -> list[Collective]:
     """Every collective of a program for `chips` chips in which more than one takes part.
 
     Args:
-      choose: the branch that a conditional takes, as in `hlo.executions`.
+      choice: what is decided at run time, as in `hlo.executions`.
       nodes: that the chips belong to, as many to each, one node's after the other's.
     """
-    counts, _ = hlo.executions(module, choose)
+    counts, _ = hlo.executions(module, choice)
     found = {}
     for name, times in counts.items():
         for instruction in module.computations[name].values():

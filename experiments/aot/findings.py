@@ -132,7 +132,9 @@ def check(
         implementations=trace.implementations,
         formula_flops=3 * rows * config.model.forward_flops(length),
         model_flops=model_flops,
-        executed_flops=count(trace.traced.jaxpr, screening_formula(config.model)),
+        executed_flops=count(
+            trace.traced.jaxpr, screening_formula(config.model, length, on_last=True)
+        ),
         loop_flops=rows * _between_tokens(config) if model_flops.uncounted else 0.0,
         program=program,
         collectives=least[0],

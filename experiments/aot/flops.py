@@ -117,7 +117,7 @@ def _kernel(equation: Any, times: float, found: Flops, formula: Formula) -> None
     found.kernels[name] += times * math.prod(grid) * body.total  # pyright: ignore
 
 
-def screening_formula(config: Any, length: int | None = None) -> Formula:
+def screening_formula(config: Any, length: int, on_last: bool = False) -> Formula:
     """FLOPs of one call of a screening kernel of a Multiscreen model, for its initial windows.
 
     Its loops follow the windows. Forward: similarity and values, 2 (K + V) a pair. Of the backward
@@ -125,10 +125,11 @@ def screening_formula(config: Any, length: int | None = None) -> Formula:
     for queries, K + V for keys and values.
 
     Args:
-      length: of whole sequences, of which a device may hold a share: its queries have the pairs
-        of a mean one. None: they are the last T of the S keys that the kernel gets. That is so on
-        the last device; the kernels of the others visit as many pairs, in which what stands before
-        a sequence's start gives nothing. All wait for that.
+      length: of whole sequences, of which a device may hold a share. A call's queries have the
+        pairs of a mean one of the sequence, and a call for keys of devices farther away than the
+        next has none, as they are among these.
+      on_last: the pairs of the sequence's last queries, instead of the mean: all devices wait for
+        the last one.
     """
     multiply_adds = {
         "screening_forward": (1, 1),
@@ -137,22 +138,24 @@ def screening_formula(config: Any, length: int | None = None) -> Formula:
     }
 
     def formula(name: str, shapes: Sequence[Any]) -> float | None:
-        if name not in multiply_adds or not isinstance(config, MultiscreenConfig):
+        kernel = name.removesuffix("_apart")
+        if kernel not in multiply_adds or not isinstance(config, MultiscreenConfig):
             return None
+        if kernel != name:
+            return 0.0
         # Queries, keys, values and cotangents in any order.
         sides = [x.shape for x in shapes if len(x.shape) == 4]
         # [B, T, H, K] on a GPU, [B, H, K, T] on a TPU.
         features = {config.key_dim, config.value_dim}
         is_gpu = all(shape[3] in features for shape in sides)
-        lengths = [shape[1 if is_gpu else 3] for shape in sides]
-        queries, tokens = min(lengths), max(lengths)
-        if length is None:
-            pairs = _pairs(config, tokens) - _pairs(config, tokens - queries)
+        queries = min(shape[1 if is_gpu else 3] for shape in sides)
+        if on_last:
+            pairs = _pairs(config, length) - _pairs(config, max(length - queries, 0))
         else:
             pairs = _pairs(config, length) * queries / length
         heads = sides[0][0] * sides[0][2 if is_gpu else 1]  # of all rows
         pairs *= heads / config.num_heads
-        keys, values = multiply_adds[name]
+        keys, values = multiply_adds[kernel]
         return 2 * pairs * (keys * config.key_dim + values * config.value_dim)
 
     return formula

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16, "token": 0}
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
@@ -106,15 +107,20 @@ def arrays(shape: str) -> Iterator[tuple[int, str]]:
         yield math.ceil(count * width), layout
 
 
-Choice = Callable[[list[str]], str]  # which branch of a conditional is taken
+class Choice(NamedTuple):
+    """What a program does that only decides it as it runs."""
+
+    branch: Callable[[list[str]], str]  # that a conditional takes
+    longest: bool = False  # whether loops run as often as their conditions allow
 
 
-def executions(module: Module, choose: Choice | None = None) -> tuple[Counter[str], list[str]]:
+def executions(module: Module, choice: Choice | None = None) -> tuple[Counter[str], list[str]]:
     """(how often each computation runs in one step, names of loops whose length is not known).
 
-    The body of such a loop counts once. Of a conditional the branch counts that `choose` names;
-    without it every branch, as if it were taken. Computations inside a fusion run as often as it
-    does; those of a reduction (an addition, say) are left out.
+    The body of such a loop counts once, or as often as it can if `choice` says so. Of a conditional
+    the branch counts that `choice` names; without it every branch, as if it were taken.
+    Computations inside a fusion run as often as it does; those of a reduction (an addition, say)
+    are left out.
     """
     counts: Counter[str] = Counter()
     unknown = []
@@ -123,14 +129,16 @@ def executions(module: Module, choose: Choice | None = None) -> tuple[Counter[st
         counts[name] += times
         for instruction in module.computations[name].values():
             if instruction.opcode == "while":
-                trips = trip_count(module, instruction)
-                if trips is None:
+                trips = trip_count(module, name, instruction)
+                if not trips.exact:
                     unknown.append(instruction.name)
+                    if not (choice and choice.longest):
+                        trips = Trips(1, False)
                 for body in instruction.called("body"):
-                    visit(body, times * (1 if trips is None else trips))
+                    visit(body, times * trips.most)
             elif instruction.opcode == "conditional":
                 taken = branches(instruction)
-                for branch in taken if choose is None else [choose(taken)]:
+                for branch in taken if choice is None else [choice.branch(taken)]:
                     visit(branch, times)
             elif instruction.opcode in ("call", "fusion", "async-start"):
                 for called in instruction.called("to_apply", "calls"):
@@ -145,27 +153,49 @@ def branches(conditional: Instruction) -> list[str]:
     return conditional.called("branch_computations", "true_computation", "false_computation")
 
 
-def trip_count(module: Module, loop: Instruction) -> int | None:
-    """How often a while loop's body runs; None where the text does not tell."""
+class Trips(NamedTuple):
+    """How often a while loop's body runs at most, 1 where the text does not tell."""
+
+    most: int
+    exact: bool
+
+
+def trip_count(module: Module, where: str, loop: Instruction) -> Trips:
+    """Of a loop in computation `where`."""
     if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
-        return int(match[1])
+        return Trips(int(match[1]), True)
     condition, body = (
         module.computations[re.search(rf"\b{kind}=%?([\w.\-]+)", loop.attributes)[1]]  # pyright: ignore
         for kind in ("condition", "body")
     )
-    test = next(x for x in condition.values() if x.root)
+    root = next(x for x in condition.values() if x.root)
+    tests = [condition[name] for name in root.operands] if root.opcode == "and" else [root]
+    for test in tests:
+        most = _trips_of(module.computations[where], loop, condition, test, body)
+        if most is not None:
+            return Trips(most, test is root)
+    return Trips(1, False)
+
+
+def _trips_of(around, loop, condition, test, body) -> int | None:
+    """After which a counter has reached a constant; None if this is no test of that."""
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
     counter, limit = (condition[name] for name in test.operands)
-    index = _carried(counter)
-    end = _constant(limit)
-    if index is None or end is None:
-        return None
+    index, end = _carried(counter), _constant(limit)
     result = next(x for x in body.values() if x.root)
-    if result.opcode != "tuple":
+    if index is None or end is None or result.opcode != "tuple":
         return None
     step = _step(body, body[result.operands[index]], index)
-    return None if step is None else -(-end // step)
+    return None if step is None else -(-(end - _start(around, loop, index)) // step)
+
+
+def _start(around: dict[str, Instruction], loop: Instruction, index: int) -> int:
+    """Where a counter starts, part `index` of a loop's state: 0 unless the text tells."""
+    state = _original(around, around[loop.operands[0]])
+    if state.opcode != "tuple":
+        return 0
+    return _constant(_original(around, around[state.operands[index]])) or 0
 
 
 def _carried(instruction: Instruction) -> int | None:

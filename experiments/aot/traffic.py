@@ -20,9 +20,9 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 _PASSING = ("parameter", "tuple", *KINDS)
 
 
-def memory_bytes(module: hlo.Module, choose: hlo.Choice | None = None) -> float:
-    """Bytes of one chip and one step; `choose` as in `hlo.executions`."""
-    counts, _ = hlo.executions(module, choose)
+def memory_bytes(module: hlo.Module, choice: hlo.Choice | None = None) -> float:
+    """Bytes of one chip and one step; `choice` as in `hlo.executions`."""
+    counts, _ = hlo.executions(module, choice)
     fused = {
         name
         for computation in module.computations.values()

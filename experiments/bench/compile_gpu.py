@@ -4,9 +4,10 @@
     JAX_PLATFORMS=cpu python -m experiments.bench.compile_gpu
 
 No GPU is needed. Forward and backward are compiled together, first at the shapes of the models
-(K=16, V=64), then at all other sizes, with and without documents (the latter at a length that is no
-multiple of a block). One row is one kernel. Ends with an error if a kernel spills or has no
-tensor-core instruction, or if memory beyond arguments and results exceeds 5 % of them.
+(K=16, V=64), then with a gap between keys and queries (those of other devices), then at all other
+sizes, with and without documents (the former at a length that is no multiple of a block). One row
+is one kernel. Ends with an error if a kernel spills or has no tensor-core instruction, or if memory
+beyond arguments and results exceeds 5 % of them.
 """
 
 from pathlib import Path
@@ -37,21 +38,24 @@ def compile_screening(
     heads: int = 16,
     length: int = 4096,
     documents: bool = False,
+    apart: bool = False,
     refuse_spills: bool = False,
 ) -> tuple[dict[str, Kernel], Program]:
     """Forward and all gradients of one call at batch 1: the three kernels by name, and the rest."""
 
-    def run(dh, segment_ids, *inputs):
-        h, pullback = jax.vjp(lambda *x: screening_pallas_gpu(*x, segment_ids), *inputs)
+    def run(dh, segment_ids, gap, *inputs):
+        h, pullback = jax.vjp(lambda *x: screening_pallas_gpu(*x, segment_ids, gap), *inputs)
         return h, pullback(dh)
 
     q, v = (jax.ShapeDtypeStruct((1, length, heads, d), dtype) for d in (key_dim, value_dim))
     per_head = jax.ShapeDtypeStruct((heads,), jnp.float32)
-    segment_ids = jax.ShapeDtypeStruct((1, length), jnp.int32) if documents else None
-    program = compile_program(
-        run, (v, segment_ids, q, q, v, per_head, per_head), arch, refuse_spills=refuse_spills
-    )
-    by_name = {kernel.name: kernel for kernel in program.kernels}
+    segment_ids = None
+    if documents:
+        segment_ids = jax.ShapeDtypeStruct((1, (1 + apart) * length), jnp.int32)
+    gap = jax.ShapeDtypeStruct((), jnp.int32) if apart else None
+    arguments = v, segment_ids, gap, q, q, v, per_head, per_head
+    program = compile_program(run, arguments, arch, refuse_spills=refuse_spills)
+    by_name = {kernel.name.removesuffix("_apart"): kernel for kernel in program.kernels}
     return {short: by_name[name] for short, name in KERNELS.items()}, program
 
 
@@ -81,7 +85,8 @@ def main(name: str = "compile_gpu", quick: bool = False) -> None:
     calls, refused = [], []
     for dtype in DTYPES:
         for heads, length in MODEL_SHAPES[: 1 if quick else None]:
-            calls.append((dtype, 16, 64, heads, length, False))
+            calls.append((dtype, 16, 64, heads, length, False, False))
+        calls += [(dtype, 16, 64, 16, 4001, documents, True) for documents in (False, True)]
         for key_dim in () if quick else KEY_DIMS:
             for value_dim in VALUE_DIMS:
                 try:
@@ -90,16 +95,23 @@ def main(name: str = "compile_gpu", quick: bool = False) -> None:
                     refused.append(f"refused: {error}")
                     continue
                 if (key_dim, value_dim) != (16, 64):
-                    calls.append((dtype, key_dim, value_dim, 16, 4096, False))
-                calls.append((dtype, key_dim, value_dim, 16, 4001, True))
+                    calls.append((dtype, key_dim, value_dim, 16, 4096, False, False))
+                calls.append((dtype, key_dim, value_dim, 16, 4001, True, False))
 
     rows, bad = [], []
     for call in calls:
-        dtype, key_dim, value_dim, heads, length, documents = call
+        dtype, key_dim, value_dim, heads, length, documents, apart = call
         sizes = block_sizes(None, dtype, key_dim, value_dim)._asdict()
         for arch in GPUS:
             kernels, program = compile_screening(
-                arch, dtype, key_dim, value_dim, heads=heads, length=length, documents=documents
+                arch,
+                dtype,
+                key_dim,
+                value_dim,
+                heads=heads,
+                length=length,
+                documents=documents,
+                apart=apart,
             )
             bad += [f"sm_{arch} {call}: {fault}" for fault in faults(kernels, program)]
             jax.clear_caches()
@@ -114,6 +126,7 @@ def main(name: str = "compile_gpu", quick: bool = False) -> None:
                         "H": heads,
                         "T": length,
                         "documents": "yes" if documents else "no",
+                        "gap": "yes" if apart else "no",
                         "kernel": kernel_name,
                         "block": f"{queries}x{keys}",
                         "warps": warps,

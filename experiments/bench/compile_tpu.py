@@ -8,7 +8,8 @@ that bound it, and cycles of one part of a tile on the window's edge (`edge`), o
 registers spilled, and vector memory; per program, the temporaries in device memory. A schedule
 counts stalls and no waits for memory. Loops inside a tile are counted once, see `rolled`.
 
-First come the models' shapes at all lengths, then short sequences, documents, and other K and V.
+First come the models' shapes at all lengths, then short sequences, documents, keys with a gap
+between them and the queries (those of other devices), and other K and V.
 """
 
 import sys
@@ -33,26 +34,29 @@ KERNELS = {
 }
 
 
-def forward_and_backward(q, k, v, window, width, dh, *segments):
-    h, pullback = jax.vjp(lambda *x: screening_pallas_tpu(*x, *segments), q, k, v, window, width)
+def forward_and_backward(q, k, v, window, width, dh, segments, gap):
+    h, pullback = jax.vjp(
+        lambda *x: screening_pallas_tpu(*x, segments, gap), q, k, v, window, width
+    )
     return h, pullback(dh)
 
 
-def shapes_of(length, heads, key_dim, value_dim, dtype, packed=False):
+def shapes_of(length, heads, key_dim, value_dim, dtype, packed=False, apart=False):
     vectors = [jax.ShapeDtypeStruct((1, length, heads, d), dtype) for d in (key_dim, value_dim)]
     scalars = jax.ShapeDtypeStruct((heads,), jnp.float32)
-    segments = [jax.ShapeDtypeStruct((1, length), jnp.int32)] * packed
-    return [vectors[0], vectors[0], vectors[1], scalars, scalars, vectors[1], *segments]
+    segments = jax.ShapeDtypeStruct((1, (1 + apart) * length), jnp.int32) if packed else None
+    gap = jax.ShapeDtypeStruct((), jnp.int32) if apart else None
+    return [vectors[0], vectors[0], vectors[1], scalars, scalars, vectors[1], segments, gap]
 
 
-def rows_of(chip, length, heads, key_dim, value_dim, dtype, packed=False):
+def rows_of(chip, length, heads, key_dim, value_dim, dtype, packed=False, apart=False):
     """One row of the table per kernel."""
-    shapes = shapes_of(length, heads, key_dim, value_dim, dtype, packed)
+    shapes = shapes_of(length, heads, key_dim, value_dim, dtype, packed, apart)
     with tpu_compiler.target(chip):
         blocks = tpu_blocks(length, key_dim, value_dim, dtype == jnp.float32)
     kernels, memory = tpu_compiler.compile_for(chip, forward_and_backward, *shapes)
     for kernel in kernels:
-        block = getattr(blocks, KERNELS[kernel.name])
+        block = getattr(blocks, KERNELS[kernel.name.removesuffix("_apart")])
         yield {
             "chip": chip,
             "T": length,
@@ -61,7 +65,8 @@ def rows_of(chip, length, heads, key_dim, value_dim, dtype, packed=False):
             "V": value_dim,
             "dtype": jnp.dtype(dtype).name,
             "packed": int(packed),
-            "kernel": kernel.name,
+            "gap": int(apart),
+            "kernel": kernel.name.removesuffix("_apart"),
             "block": f"{block.rows}x{block.columns}",
             "part": f"{block.part_rows}x{block.part_columns}",
             "rolled": int(block.rolled),
@@ -111,6 +116,9 @@ def main(
     cases += [(t, 16, 16, 64, dtype, False) for dtype in dtypes for t in SHORT]
     cases += [(lengths[0], 16, 16, 64, dtype, True) for dtype in dtypes]
     cases += [
+        (lengths[0], 16, 16, 64, dtype, packed, True) for dtype in dtypes for packed in (0, 1)
+    ]
+    cases += [
         (lengths[0], 16, key_dim, value_dim, dtype, False)
         for dtype in dtypes
         for key_dim in KEY_DIMS
@@ -126,7 +134,7 @@ def main(
                 message = str(error).splitlines()[0][:160]
                 shape = zip(("T", "H", "K", "V"), case, strict=False)
                 found = [{"chip": chip, **dict(shape), "dtype": jnp.dtype(case[4]).name}]
-                found[0] |= {"packed": int(case[5]), "kernel": message}
+                found[0] |= {"packed": int(case[5]), "gap": len(case) - 6, "kernel": message}
             rows += found
             for row in found:
                 print(*row.values(), sep="  ", flush=True)

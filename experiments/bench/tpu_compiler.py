@@ -140,7 +140,9 @@ def compile_for(
 ) -> tuple[list[Kernel], Any]:
     """Compile for one chip; the kernels' reports, and the compiled program's memory analysis."""
     with target(chip) as where:
-        arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for x in shapes]
+        arguments = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
+        )
         compiled = jax.jit(function).lower(*arguments).compile()
     dumps = sorted(_DUMPS.iterdir())
     kernels = _read_kernels(dumps)

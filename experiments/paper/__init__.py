@@ -1,6 +1,7 @@
 """The papers' figures and tables, one study per file, at small scale and at the papers'.
 
     python -m experiments.paper list
+    python -m experiments.paper list scaling
     python -m experiments.paper run learning_rates abcdigits
     python -m experiments.paper report
 

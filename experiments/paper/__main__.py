@@ -21,10 +21,9 @@ Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="
 
 @dataclass(frozen=True)
 class List:
-    """Print the studies, their runs, and the commands of each."""
+    """Print the studies; of those that are named the runs, and the commands of each."""
 
     studies: Names = ()
-    """All, if none is named."""
     scale: str = "small"
     """small: what was run for RESULTS.md. paper: the papers' sizes and budgets."""
 
@@ -69,6 +68,12 @@ def main() -> None:
 
 
 def show(chosen: List) -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader may have seen enough
+    if not chosen.studies:
+        for name in names():
+            study = load(name)
+            print(f"{name}: {study.TITLE}; {len(study.runs(chosen.scale))} runs")
+        return
     for name, one in _runs(chosen):
         print(f"{name}: {one.name}")
         for _, command in commands(one, Path("RUNS") / one.name):

@@ -8,6 +8,9 @@ At the paper's scale also its table of needles in a haystack, by length and numb
 needs models of that size.
 
     python -m experiments.paper run log_linear_positions
+
+It gave, with one seed: both log-linear models above their parents at every position, by 0.01 to
+0.04 nats per byte, unlike the paper: at this size and length the levels do not help.
 """
 
 from pathlib import Path

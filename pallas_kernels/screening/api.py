@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
@@ -28,8 +29,9 @@ def screening(
     v: Float[Array, "B S H V"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B S"] | None = None,
+    segment_ids: Int[Array, "B N"] | None = None,
     *,
+    gap: int | Int[Array, ""] | None = None,
     implementation: str | Sequence[str] | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "B T H V"]:
@@ -45,12 +47,16 @@ def screening(
 
     Args:
         q, k: unit length over K, position encoding (MiPE) already applied. S >= T tokens have keys
-            and values; the queries are those of the last T.
+            and values; the queries are those of the last T, unless there is a gap.
         v: unit length over V.
         window: in tokens, > 1; may be infinite. Per head.
         width: in (0, 1), the acceptance width (the v3 sign: a key lives iff q.k > 1 - width).
-        segment_ids: documents count from 1; 0 is padding, which reads nothing and is read by
-            nothing. Without it each row is one document.
+        segment_ids: N = S; documents count from 1; 0 is padding, which reads nothing and is read by
+            nothing. Without it each row is one document. With a gap [B, S + T], of the keys and
+            then of the queries.
+        gap: tokens between the last key and the first query, >= 0; may be traced. Keys and queries
+            are of other tokens then, S of any length. Since h is a plain sum over keys, that of a
+            long sequence is the sum of what its parts give (see `parallel`).
         implementation: "reference", "chunked", "pallas_tpu", "pallas_gpu", a sequence of names, or
             None: the platform's kernel, and "chunked" where there is none or it does not support
             the arguments. A name never falls back: NotImplementedError.
@@ -71,19 +77,26 @@ def screening(
     q, k, v, window, width = (jnp.asarray(x) for x in (q, k, v, window, width))
     if segment_ids is not None:
         segment_ids = jnp.asarray(segment_ids)
-    _check(q, k, v, window, width, segment_ids)
+    if gap is not None:
+        gap = jnp.asarray(gap)
+    _check(q, k, v, window, width, segment_ids, gap)
     kwargs = {} if implementation == "reference" or precision is None else {"precision": precision}
     op = partial(dispatch.run, "screening", _AVAILABLE, implementation, **kwargs)
-    in_axes = ("b.h.", "b.h.", "b.h.", "h", "h", "b.")
-    return shard_op(op, in_axes, "b.h.", q, k, v, window, width, segment_ids)
+    in_axes = ("b.h.", "b.h.", "b.h.", "h", "h", "b.", "")
+    return shard_op(op, in_axes, "b.h.", q, k, v, window, width, segment_ids, gap)
 
 
-def _check(q, k, v, window, width, segment_ids) -> None:
+def _check(q, k, v, window, width, segment_ids, gap) -> None:
     same = q.ndim == k.ndim == 4 and (*q.shape[:1], *q.shape[2:]) == (*k.shape[:1], *k.shape[2:])
-    if not same or not 1 <= q.shape[1] <= k.shape[1]:
+    if gap is not None:
+        if gap.shape != () or not jnp.issubdtype(gap.dtype, jnp.integer):
+            raise ValueError(f"gap must be an integer, got {gap.dtype}{list(gap.shape)}")
+        if not isinstance(gap, Tracer) and gap < 0:
+            raise ValueError(f"gap must not be negative, got {gap}")
+    if not same or q.shape[1] < 1 or k.shape[1] < (q.shape[1] if gap is None else 1):
         raise ValueError(
-            "q must be [B,T,H,K] and k [B,S,H,K] of the same B, H and K, with 1 <= T <= S; got "
-            f"{q.shape} and {k.shape}"
+            "q must be [B,T,H,K] and k [B,S,H,K] of the same B, H and K, with 1 <= T <= S (with a "
+            f"gap 1 <= T and 1 <= S); got {q.shape} and {k.shape}"
         )
     if v.ndim != 4 or v.shape[:3] != k.shape[:3]:
         raise ValueError(f"v must be [B,S,H,V] with B,S,H = {k.shape[:3]}, got {v.shape}")
@@ -93,7 +106,9 @@ def _check(q, k, v, window, width, segment_ids) -> None:
     for name, x in (("window", window), ("width", width)):
         if x.shape != (q.shape[2],):
             raise ValueError(f"{name} must be [H] = ({q.shape[2]},), got {x.shape}")
-    if segment_ids is not None and segment_ids.shape != k.shape[:2]:
-        raise ValueError(f"segment_ids must be [B,S] = {k.shape[:2]}, got {segment_ids.shape}")
+    tokens = (k.shape[0], k.shape[1] + (0 if gap is None else q.shape[1]))
+    if segment_ids is not None and segment_ids.shape != tokens:
+        shape = "[B,S]" if gap is None else "[B,S+T]"
+        raise ValueError(f"segment_ids must be {shape} = {tokens}, got {segment_ids.shape}")
     if segment_ids is not None and not jnp.issubdtype(segment_ids.dtype, jnp.integer):
         raise ValueError(f"segment_ids must be integers, got {segment_ids.dtype}")

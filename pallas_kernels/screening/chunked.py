@@ -11,8 +11,7 @@ a few compiled ones: most windows fit one band. Inside the loops are products of
 band, small enough for the cache.
 
 Nothing guards the zero padding around a sequence: zero keys, values and cotangents contribute
-nothing, whatever their relevance. Where there are more keys than queries, blocks before the first
-query are not visited.
+nothing, whatever their relevance. Blocks are of queries, whichever keys come before the first.
 """
 
 import math
@@ -26,7 +25,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common.numerics import accumulation_dtype
-from pallas_kernels.screening.extent import Extent
+from pallas_kernels.screening.extent import extent_of
 
 
 class TileShape(NamedTuple):
@@ -56,7 +55,8 @@ def screening_chunked(
     v: Float[Array, "B S H V"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B S"] | None = None,
+    segment_ids: Int[Array, "B N"] | None = None,
+    gap: Int[Array, ""] | None = None,
     *,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "B T H V"]:
@@ -66,7 +66,7 @@ def screening_chunked(
     the backward 2 (3 K + 2 V); it recomputes relevance and keeps only the inputs. Beyond inputs
     and outputs, memory is one head's padded operands and a few [B, C, L] tiles.
     """
-    return _screening(q, k, v, window, width, segment_ids, precision)
+    return _screening(q, k, v, window, width, segment_ids, gap, precision)
 
 
 def count_tiles(length: int, windows) -> list[HeadTiles]:
@@ -90,9 +90,9 @@ def _num_bands(shape, reach):
     return (reach + shape.queries - 1) // shape.keys + 1
 
 
-def _first_block(shape, band):
-    """The first query block for which the band holds any key of the sequence."""
-    return band * shape.keys // shape.queries
+def _first_block(shape, band, before=0):
+    """The first query block for which the band does not end before the first key."""
+    return (band * shape.keys - before) // shape.queries
 
 
 def _num_blocks(shape, length):
@@ -105,10 +105,10 @@ def _num_tiles(shape, length, reach):
     return np.cumsum(per_band)[_num_bands(shape, reach) - 1]
 
 
-def _reach(window, length):
+def _reach(window, farthest):
     """Largest distance at which a key counts; the clip also bounds the loops if window is NaN."""
-    reach = jnp.minimum(jnp.ceil(window) - 1, length - 1)
-    return jnp.clip(reach.astype(jnp.int32), 0, length - 1)
+    reach = jnp.minimum(jnp.ceil(window) - 1, farthest)
+    return jnp.clip(reach.astype(jnp.int32), 0, farthest)
 
 
 @lru_cache
@@ -172,16 +172,24 @@ def _trim_root(similarity, width, segments_by, segments_bx):
 # -- one head --------------------------------------------------------------------------------------
 
 
-def _front_padding(length):
-    return max(TILE_SHAPES[choice].keys for choice in _plan(length)[1])
+def _front_padding(keys):
+    return max(TILE_SHAPES[choice].keys for choice in _plan(keys)[1])
 
 
-def _pad(x, length):
-    """Pads [B,T,...], the last of `length` tokens, so that the first band and the last block of
-    every shape lie inside the array."""
-    front = _front_padding(length) + length - x.shape[1]
-    back = -length % max(shape.queries for shape in TILE_SHAPES)
+def _pad(x, front, back):
     return jnp.pad(x, [(0, 0), (front, back)] + [(0, 0)] * (x.ndim - 2))
+
+
+def _pad_queries(x):
+    """[B,T,...] with whole blocks of every shape."""
+    return _pad(x, 0, -x.shape[1] % max(shape.queries for shape in TILE_SHAPES))
+
+
+def _pad_keys(x, extent):
+    """[B,S,...] with the bands of every shape for every block that they concern."""
+    front = _front_padding(extent.keys)
+    blocks = -extent.queries % max(shape.queries for shape in TILE_SHAPES)
+    return _pad(x, front, front if extent.apart else blocks)
 
 
 def _take(x, start, size, axis=1):
@@ -200,21 +208,32 @@ def _add(x, update, start, axis=1):
     return lax.dynamic_update_slice(x, total, starts, allow_negative_indices=False)
 
 
-def _for_each_block(shape, extent, band, body, carry):
+def _for_each_block(shape, extent, before, band, body, carry):
     """body(row of the query block, row of its band, carry) for the blocks the band concerns."""
-    length = extent.keys
-    first_query_block = extent.before // shape.queries
+    first = jnp.maximum(_first_block(shape, band, before), 0)
+    stop = jnp.int32(_num_blocks(shape, extent.queries))
+    if extent.apart:  # else no band starts after the last key
+        past_keys = extent.keys - before + (band + 1) * shape.keys
+        stop = jnp.minimum(stop, _num_blocks(shape, past_keys) - 1)
 
     def step(block, carry):
-        row = _front_padding(length) + block * shape.queries
-        return body(row, row + shape.queries - (band + 1) * shape.keys, carry)
+        row = block * shape.queries
+        end = before + row + shape.queries - band * shape.keys
+        return body(row, _front_padding(extent.keys) + end - shape.keys, carry)
 
-    blocks = jnp.int32(_num_blocks(shape, length))
-    first = jnp.maximum(_first_block(shape, band), first_query_block)
-    return lax.fori_loop(first, blocks, step, carry)
+    return lax.fori_loop(first, stop, step, carry)
 
 
-def _head_forward(shape, extent, precision, q_btk, k_btk, v_btv, window, width, segments_bt):
+def _for_each_band(shape, extent, before, window, body, carry):
+    """body(band, carry) for the bands that hold keys within the window."""
+    reach = _reach(window, before + extent.queries - 1)
+    first = jnp.maximum((before + shape.queries - extent.keys) // shape.keys, 0)
+    return lax.fori_loop(jnp.int32(first), _num_bands(shape, reach), body, carry)
+
+
+def _head_forward(
+    shape, extent, precision, before, q_btk, k_btk, v_btv, window, width, of_queries_bt, of_keys_bt
+):
     dot = partial(jnp.einsum, precision=precision)
 
     def band_step(band, h_btv):
@@ -223,21 +242,23 @@ def _head_forward(shape, extent, precision, q_btk, k_btk, v_btv, window, width, 
         def block_step(row, key_row, h_btv):
             q_bck, k_blk = _take(q_btk, row, shape.queries), _take(k_btk, key_row, shape.keys)
             v_blv = _take(v_btv, key_row, shape.keys)
-            segments_bc = _take(segments_bt, row, shape.queries)
-            segments_bl = _take(segments_bt, key_row, shape.keys)
+            segments_bc = _take(of_queries_bt, row, shape.queries)
+            segments_bl = _take(of_keys_bt, key_row, shape.keys)
             similarity_bcl = dot("bck,blk->bcl", q_bck, k_blk)
             root_bcl = _trim_root(similarity_bcl, width, segments_bc, segments_bl)
             return _add(h_btv, dot("bcl,blv->bcv", root_bcl * root_bcl * mask_cl, v_blv), row)
 
-        return _for_each_block(shape, extent, band, block_step, h_btv)
+        return _for_each_block(shape, extent, before, band, block_step, h_btv)
 
-    bands = _num_bands(shape, _reach(window, extent.keys))
-    return (lax.fori_loop(jnp.int32(0), bands, band_step, jnp.zeros_like(v_btv)),)
+    h_btv = jnp.zeros((*q_btk.shape[:2], v_btv.shape[2]), q_btk.dtype)
+    h_btv = _for_each_band(shape, extent, before, window, band_step, h_btv)
+    return (h_btv[:, : extent.queries],)
 
 
 def _head_backward(
-    shape, extent, precision, q_btk, k_btk, v_btv, dh_btv, window, width, segments_bt
-):
+    shape, extent, precision, before, q_btk, k_btk, v_btv, dh_btv, window, width, of_queries_bt,
+    of_keys_bt,
+):  # fmt: skip
     # Tiles are keys x queries here, dq is summed transposed, and k is turned once as a whole: so no
     # product has a transposed left operand, for which XLA's CPU compiler takes nine times as long.
     dot = partial(jnp.einsum, precision=precision)
@@ -252,8 +273,8 @@ def _head_backward(
             q_bck, k_blk = _take(q_btk, row, shape.queries), _take(k_btk, key_row, shape.keys)
             k_bkl = _take(k_bkt, key_row, shape.keys, axis=2)
             dh_bcv, v_blv = _take(dh_btv, row, shape.queries), _take(v_btv, key_row, shape.keys)
-            segments_bc = _take(segments_bt, row, shape.queries)
-            segments_bl = _take(segments_bt, key_row, shape.keys)
+            segments_bc = _take(of_queries_bt, row, shape.queries)
+            segments_bl = _take(of_keys_bt, key_row, shape.keys)
             similarity_blc = dot("blk,bck->blc", k_blk, q_bck)
             root_blc = _trim_root(similarity_blc, width, segments_bl, segments_bc)
             droot_blc = dot("blv,bcv->blc", v_blv, dh_bcv) * root_blc
@@ -268,7 +289,7 @@ def _head_backward(
 
         tile = jnp.zeros((q_btk.shape[0], shape.keys, shape.queries), q_btk.dtype)
         *gradients, by_mask_blc, by_width_blc = _for_each_block(
-            shape, extent, band, block_step, (*gradients, tile, tile)
+            shape, extent, before, band, block_step, (*gradients, tile, tile)
         )
         dwindow += jnp.sum(by_mask_blc * slope_lc)
         dwidth += jnp.sum(by_width_blc * dmask_lc)
@@ -276,37 +297,50 @@ def _head_backward(
 
     q_bkt, k_bkt = jnp.swapaxes(q_btk, 1, 2), jnp.swapaxes(k_btk, 1, 2)
     carry = [jnp.zeros_like(x) for x in (q_bkt, k_btk, v_btv, window, width)]
-    bands = _num_bands(shape, _reach(window, extent.keys))
-    dq_bkt, *others = lax.fori_loop(jnp.int32(0), bands, band_step, tuple(carry))
-    return jnp.swapaxes(dq_bkt, 1, 2), *others
+    dq_bkt, *of_keys, dwindow, dwidth = _for_each_band(
+        shape, extent, before, window, band_step, tuple(carry)
+    )
+    front = _front_padding(extent.keys)
+    dk_btk, dv_btv = (x[:, front : front + extent.keys] for x in of_keys)
+    return jnp.swapaxes(dq_bkt, 1, 2)[:, : extent.queries], dk_btk, dv_btv, dwindow, dwidth
 
 
 def _head_axis(x):
     return 2 if x.ndim > 1 else 0
 
 
-def _over_heads(head, arrays, window, width, segment_ids, precision):
-    """Results of head(...) for all heads, [B,S,H,...] where one head gives [B,S,...], else [H].
+def _over_heads(head, of_queries, of_keys, window, width, segment_ids, gap, precision):
+    """Results of head(...) for all heads, [B,T,H,...] where one head gives [B,T,...], else [H].
 
-    `arrays` are q, k, and others of T or S tokens.
+    `of_queries` are q, and in the backward dh; `of_keys` are k and v.
     """
-    extent = Extent(*(x.shape[1] for x in arrays[:2]))
-    length, heads = arrays[1].shape[1:3]
-    dtype = accumulation_dtype(*arrays)
+    extent = extent_of(of_queries[0], of_keys[0], gap)
+    before, heads = extent.before(gap), of_queries[0].shape[2]
+    dtype = accumulation_dtype(*of_queries, *of_keys)
     window, width = window.astype(dtype), width.astype(dtype)
-    segments_bt = None if segment_ids is None else _pad(segment_ids, length)
-    limits, choices = _plan(length)
+    segments = [None, None]
+    if segment_ids is not None:
+        segments = [
+            _pad_queries(segment_ids[:, -extent.queries :]),
+            _pad_keys(segment_ids[:, : extent.keys], extent),
+        ]
+    limits, choices = _plan(extent.keys)
     used, branch_of = np.unique(choices, return_inverse=True)
-    branches = [partial(head, TILE_SHAPES[index], extent, precision) for index in used]
-    rows = slice(_front_padding(length), _front_padding(length) + length)
+    branches = [partial(head, TILE_SHAPES[index], extent, precision, before) for index in used]
 
     def run(index):
-        operands = [lax.dynamic_index_in_dim(x, index, 2, keepdims=False) for x in arrays]
-        operands = [_pad(x, length).astype(dtype) for x in operands]
-        section = jnp.sum(_reach(window[index], length) >= jnp.asarray(limits, jnp.int32))
+        def of_head(x):
+            return lax.dynamic_index_in_dim(x, index, 2, keepdims=False).astype(dtype)
+
+        q, *dh = (_pad_queries(of_head(x)) for x in of_queries)
+        k, v = (_pad_keys(of_head(x), extent) for x in of_keys)
+        reach = _reach(window[index], before + extent.queries - 1)
+        section = jnp.sum(reach >= jnp.asarray(limits, jnp.int32))
         branch = jnp.asarray(branch_of, jnp.int32)[section]
-        results = lax.switch(branch, branches, *operands, window[index], width[index], segments_bt)
-        return [x[:, rows, None] if x.ndim else x[None] for x in results]
+        operands = q, k, v, *dh, window[index], width[index], *segments
+        return [
+            x[:, :, None] if x.ndim else x[None] for x in lax.switch(branch, branches, *operands)
+        ]
 
     def step(index, out):
         # In place, so that no [H, B, T, ...] result has to be transposed afterwards.
@@ -322,10 +356,10 @@ def _over_heads(head, arrays, window, width, segment_ids, precision):
     return lax.fori_loop(jnp.int32(0), jnp.int32(heads), step, out)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _screening(q, k, v, window, width, segment_ids, precision):
-    (h,) = _over_heads(_head_forward, (q, k, v), window, width, segment_ids, precision)
-    return h[:, k.shape[1] - q.shape[1] :].astype(v.dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _screening(q, k, v, window, width, segment_ids, gap, precision):
+    (h,) = _over_heads(_head_forward, (q,), (k, v), window, width, segment_ids, gap, precision)
+    return h.astype(v.dtype)
 
 
 def _screening_fwd(*args):
@@ -333,11 +367,12 @@ def _screening_fwd(*args):
 
 
 def _screening_bwd(precision, residuals, dh):
-    *inputs, segment_ids = residuals
+    *inputs, segment_ids, gap = residuals
     q, k, v, window, width = inputs
-    dq, *others = _over_heads(_head_backward, (q, k, v, dh), window, width, segment_ids, precision)
-    gradients = dq[:, k.shape[1] - q.shape[1] :], *others
-    return *(d.astype(x.dtype) for d, x in zip(gradients, inputs, strict=True)), None
+    gradients = _over_heads(
+        _head_backward, (q, dh), (k, v), window, width, segment_ids, gap, precision
+    )
+    return *(d.astype(x.dtype) for d, x in zip(gradients, inputs, strict=True)), None, None
 
 
 _screening.defvjp(_screening_fwd, _screening_bwd)

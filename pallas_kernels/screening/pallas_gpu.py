@@ -26,7 +26,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
-from pallas_kernels.screening.extent import Extent
+from pallas_kernels.screening.extent import Extent, extent_of
 from pallas_kernels.screening.gpu_block_sizes import Block, BlockSizes, block_sizes
 
 _MIN_DOT = 16  # the least extent of an operand of a product
@@ -39,7 +39,8 @@ def screening_pallas_gpu(
     v: Float[Array, "B S H V"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B S"] | None = None,
+    segment_ids: Int[Array, "B N"] | None = None,
+    gap: Int[Array, ""] | None = None,
     *,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "B T H V"]:
@@ -76,7 +77,7 @@ def screening_pallas_gpu(
     _sizes(q, v)  # refuses what is not supported before anything is traced
     if segment_ids is not None:
         segment_ids = segment_ids.astype(jnp.int32)
-    return _screening(q, k, v, window, width, segment_ids)
+    return _screening(q, k, v, window, width, segment_ids, gap)
 
 
 def visited_tiles(
@@ -112,10 +113,10 @@ def count_visited_pairs(
 def _visited(length, windows, block, over):
     """Of each head and program: its first tile, and where its tiles end, [H, programs]."""
     extent = Extent(length, length)
-    reach = _heads(windows, jnp.ones_like(windows), extent).reach[:, None]
+    reach = _heads(windows, jnp.ones_like(windows), None, extent).reach[:, None]
     rows, span = (block.queries, _key_span) if over == "queries" else (block.keys, _query_span)
     first = jnp.arange(pl.cdiv(length, rows), dtype=jnp.int32) * rows
-    tiles = span(first, block, reach, extent)
+    tiles = span(first, block, reach, 0, extent)
     return tiles.start + 0 * reach, tiles.stop + 0 * reach
 
 
@@ -152,18 +153,25 @@ class _Head(NamedTuple):
     turns: Array  # int32: half a turn per window, in turns / 2^32
     turns_rest: Array  # float32: what the integer leaves, in turns
     sharpness: Array  # float32: 1 / width
+    gap: Array | None  # int32: the call's, the same for all heads
+
+    @classmethod
+    def of(cls, refs: "_Head") -> "_Head":
+        return jax.tree.map(lambda ref: ref[0], refs)
 
 
-def _heads(window, width, extent):
+def _heads(window, width, gap, extent):
     window, width = window.astype(jnp.float32), width.astype(jnp.float32)
-    reach = jnp.minimum(jnp.ceil(window) - 1, extent.keys - 1).astype(jnp.int32)
+    farthest = extent.before(gap) + extent.queries - 1
+    reach = jnp.minimum(jnp.ceil(window) - 1, farthest).astype(jnp.int32)
     turns = jnp.minimum(0.5 / window, 0.5 - 2.0**-20) * _TURN
     whole = jnp.round(turns)
     return _Head(
-        jnp.clip(reach, 0, extent.keys - 1),  # whatever the window is, NaN included
+        jnp.clip(reach, 0, farthest),  # whatever the window is, NaN included
         whole.astype(jnp.int32),
         (turns - whole) / _TURN,
         1 / width,
+        None if gap is None else jnp.full(window.shape, gap, jnp.int32),
     )
 
 
@@ -259,7 +267,7 @@ def _query_segments(ref, start, rows, extent):
     """Documents of queries; those of padding are equal to none of a key."""
     mask = _inside((rows,), start, extent.queries, None)
     segments = plgpu.load(
-        ref.at[pl.ds(extent.before + start, rows)],
+        ref.at[pl.ds(extent.query_segments + start, rows)],
         mask=mask,
         other=None if mask is None else 0,
     )
@@ -288,9 +296,9 @@ class _Span(NamedTuple):
     inner_stop: Array
 
 
-def _key_span(first_query, block, reach, extent):
-    """Blocks of keys that hold a key which some query of the block reads."""
-    first = extent.before + first_query
+def _key_span(first_query, block, reach, before, extent):
+    """Blocks of keys that hold a key which some query of the block reads; stop < start if none."""
+    first = before + first_query
     last = first + block.queries - 1
     return _Span(
         lax.div(jnp.maximum(first - reach, 0), block.keys),
@@ -300,12 +308,13 @@ def _key_span(first_query, block, reach, extent):
     )
 
 
-def _query_span(first_key, block, reach, extent):
+def _query_span(first_key, block, reach, before, extent):
     """Blocks of queries that hold a query which reads some key of the block."""
-    first = first_key - extent.before
+    first = first_key - before
     last = first + block.keys - 1
     # Only keys before the first query can have none at all; elsewhere clipping costs registers.
-    at_least_0 = partial(jnp.maximum, 0) if extent.before else lambda token: token
+    some_before = extent.apart or extent.keys > extent.queries
+    at_least_0 = partial(jnp.maximum, 0) if some_before else lambda token: token
     return _Span(
         lax.div(at_least_0(first), block.queries),
         lax.div(
@@ -319,7 +328,8 @@ def _query_span(first_key, block, reach, extent):
 def _screening_forward(
     head_refs, q_ref, k_ref, v_ref, segments_ref, h_ref, *, block, extent, key_dim
 ):
-    head = _Head(*(ref[0] for ref in head_refs))
+    head = _Head.of(head_refs)
+    before = extent.before(head.gap)
     start = (pl.num_programs(1) - 1 - pl.program_id(1)) * block.queries
     q_ck = _load(q_ref, start, block.queries, extent.queries, key_dim)
     row, column = lax.iota(jnp.int32, block.queries), lax.iota(jnp.int32, block.keys)
@@ -329,7 +339,7 @@ def _screening_forward(
 
     def tile(index, h_cv, edge):
         key_start = index * block.keys
-        distance = extent.before + start - key_start
+        distance = before + start - key_start
         k_lk = _load(k_ref, key_start, block.keys, extent.keys, key_dim)
         segments = None
         if segments_ref is not None:
@@ -350,7 +360,7 @@ def _screening_forward(
         return _unless_all_rejected(root_cl, add, h_cv)
 
     h_cv = jnp.zeros((block.queries, v_ref.shape[1]), jnp.float32)
-    span = _key_span(start, block, head.reach, extent)
+    span = _key_span(start, block, head.reach, before, extent)
     _store(h_ref, _visit(tile, span, h_cv), start, extent.queries)
 
 
@@ -369,7 +379,8 @@ def _screening_backward_queries(
     extent,
     key_dim,
 ):
-    head = _Head(*(ref[0] for ref in head_refs))
+    head = _Head.of(head_refs)
+    before = extent.before(head.gap)
     program = pl.num_programs(1) - 1 - pl.program_id(1)
     start = program * block.queries
     q_ck = _load(q_ref, start, block.queries, extent.queries, key_dim)
@@ -382,7 +393,7 @@ def _screening_backward_queries(
 
     def tile(index, carry, edge):
         key_start = index * block.keys
-        distance = extent.before + start - key_start
+        distance = before + start - key_start
         k_lk = _load(k_ref, key_start, block.keys, extent.keys, key_dim)
         segments = None
         if segments_ref is not None:
@@ -415,7 +426,7 @@ def _screening_backward_queries(
 
     zeros = jnp.zeros(block.queries, jnp.float32)
     carry = jnp.zeros(q_ck.shape, jnp.float32), zeros, zeros
-    span = _key_span(start, block, head.reach, extent)
+    span = _key_span(start, block, head.reach, before, extent)
     dq_ck, dwindow_c, dwidth_c = _visit(tile, span, carry)
     _store(dq_ref, dq_ck * (2 * head.sharpness), start, extent.queries, key_dim)
     dwindow_ref[program] = jnp.sum(dwindow_c)
@@ -425,7 +436,8 @@ def _screening_backward_queries(
 def _screening_backward_keys(
     head_refs, q_ref, k_ref, v_ref, dh_ref, segments_ref, dk_ref, dv_ref, *, block, extent, key_dim
 ):
-    head = _Head(*(ref[0] for ref in head_refs))
+    head = _Head.of(head_refs)
+    before = extent.before(head.gap)
     start = pl.program_id(1) * block.keys
     k_lk = _load(k_ref, start, block.keys, extent.keys, key_dim)
     v_lv = _load(v_ref, start, block.keys, extent.keys)
@@ -436,7 +448,7 @@ def _screening_backward_keys(
 
     def tile(index, carry, edge):
         query_start = index * block.queries
-        distance = extent.before + query_start - start
+        distance = before + query_start - start
         q_ck = _load(q_ref, query_start, block.queries, extent.queries, key_dim)
         segments = None
         if segments_ref is not None:
@@ -464,7 +476,7 @@ def _screening_backward_keys(
         return _unless_all_rejected(root_lc, add, carry)
 
     carry = jnp.zeros(k_lk.shape, jnp.float32), jnp.zeros(v_lv.shape, jnp.float32)
-    dk_lk, dv_lv = _visit(tile, _query_span(start, block, head.reach, extent), carry)
+    dk_lk, dv_lv = _visit(tile, _query_span(start, block, head.reach, before, extent), carry)
     _store(dk_ref, dk_lk * (2 * head.sharpness), start, extent.keys, key_dim)
     _store(dv_ref, dv_lv, start, extent.keys)
 
@@ -472,11 +484,12 @@ def _screening_backward_keys(
 # -- all programs ----------------------------------------------------------------------------------
 
 
-def _run(kernel, block, rows, arrays, window, width, segment_ids, results):
+def _run(kernel, block, rows, arrays, window, width, segment_ids, gap, results):
     """`kernel` for every head, block of `rows` tokens of the first result, and sequence; the heads
     of a block together, since their keys share cache lines."""
     batch, _, num_heads, key_dim = arrays[0].shape
-    extent = Extent(*(x.shape[1] for x in arrays[:2]))
+    q, k, *_ = arrays
+    extent = extent_of(q, k, gap)
 
     def padded(length):
         return max(pl.cdiv(length, n) * n for n in (block.queries, block.keys))
@@ -492,7 +505,7 @@ def _run(kernel, block, rows, arrays, window, width, segment_ids, results):
         shape = (None, padded(x.shape[1]), None, max(x.shape[3], _MIN_DOT))
         return pl.BlockSpec(shape, lambda head, program, row: (row, 0, head, 0))
 
-    operands = (_heads(window, width, extent), *arrays, segment_ids)
+    operands = (_heads(window, width, gap, extent), *arrays, segment_ids)
     return pl.pallas_call(
         partial(kernel, block=block, extent=extent, key_dim=key_dim),
         grid=(num_heads, pl.cdiv(results[0].shape[1], rows), batch),
@@ -501,17 +514,16 @@ def _run(kernel, block, rows, arrays, window, width, segment_ids, results):
         out_shape=results,
         interpret=dispatch.interpretation(),
         compiler_params=plgpu.CompilerParams(num_warps=block.warps, num_stages=block.stages),
-        name=kernel.__name__.lstrip("_"),
+        name=kernel.__name__.lstrip("_") + "_apart" * extent.apart,
     )(*operands)
 
 
 @jax.custom_vjp
-def _screening(q, k, v, window, width, segment_ids):
+def _screening(q, k, v, window, width, segment_ids, gap):
     block = _sizes(q, v).forward
     result = jax.ShapeDtypeStruct((*q.shape[:3], v.shape[3]), v.dtype)
-    (h,) = _run(
-        _screening_forward, block, block.queries, (q, k, v), window, width, segment_ids, [result]
-    )
+    operands = (q, k, v), window, width, segment_ids, gap
+    (h,) = _run(_screening_forward, block, block.queries, *operands, [result])
     return h
 
 
@@ -520,9 +532,9 @@ def _screening_fwd(*args):
 
 
 def _screening_bwd(residuals, dh):
-    q, k, v, window, width, segment_ids = residuals
+    q, k, v, window, width, segment_ids, gap = residuals
     sizes = _sizes(q, v)
-    operands = (q, k, v, dh), window, width, segment_ids
+    operands = (q, k, v, dh), window, width, segment_ids, gap
     dq, dk, dv = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v))
 
     block = sizes.queries
@@ -540,7 +552,7 @@ def _screening_bwd(residuals, dh):
     half_turn = 0.5 / window.astype(jnp.float32)
     dwindow = half_turn * (half_turn * (2 * jnp.pi * jnp.sum(dwindow, (0, 2))))
     dwidth = jnp.sum(dwidth, (0, 2)) * (2 / width.astype(jnp.float32))
-    return dq, dk, dv, dwindow.astype(window.dtype), dwidth.astype(width.dtype), None
+    return dq, dk, dv, dwindow.astype(window.dtype), dwidth.astype(width.dtype), None, None
 
 
 _screening.defvjp(_screening_fwd, _screening_bwd)

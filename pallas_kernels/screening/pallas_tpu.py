@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.screening import tpu_kernels, tpu_tiles
 from pallas_kernels.screening.block_sizes import TpuBlocks, tpu_blocks
+from pallas_kernels.screening.extent import Extent, extent_of
 
 KEY_DIMS = (8, 16, 32, 64, 128)
 VALUE_DIMS = (32, 64, 128)
@@ -22,7 +23,8 @@ def screening_pallas_tpu(
     v: Float[Array, "B S H V"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B S"] | None = None,
+    segment_ids: Int[Array, "B N"] | None = None,
+    gap: Int[Array, ""] | None = None,
     *,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "B T H V"]:
@@ -49,7 +51,7 @@ def screening_pallas_tpu(
     """
     exact = _check(q, k, v, precision)
     blocks = tpu_blocks(q.shape[1], q.shape[3], v.shape[3], exact)
-    return _screening(q, k, v, window, width, segment_ids, exact, blocks)
+    return _screening(q, k, v, window, width, segment_ids, gap, exact, blocks)
 
 
 def _check(q, k, v, precision) -> bool:
@@ -69,29 +71,31 @@ def _check(q, k, v, precision) -> bool:
 # -- the gradient ----------------------------------------------------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _screening(q, k, v, window, width, segment_ids, exact: bool, blocks: TpuBlocks):
-    inputs = _prepare(window, width, segment_ids, [q], [k, v], blocks)
-    (h,) = _launch(tpu_kernels.forward, exact, blocks.forward, True, *inputs)
-    return _public(h, _Padding.of(q, k, blocks).queries)
+@partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _screening(q, k, v, window, width, segment_ids, gap, exact: bool, blocks: TpuBlocks):
+    extent = extent_of(q, k, gap)
+    inputs = _prepare(window, width, segment_ids, gap, [q], [k, v], extent, blocks)
+    (h,) = _launch(tpu_kernels.forward, exact, blocks.forward, True, extent, *inputs)
+    return _public(h, _Padding.of(extent, blocks).queries)
 
 
-def _screening_fwd(q, k, v, window, width, segment_ids, exact, blocks):
-    inputs = (q, k, v, window, width, segment_ids)
+def _screening_fwd(q, k, v, window, width, segment_ids, gap, exact, blocks):
+    inputs = (q, k, v, window, width, segment_ids, gap)
     return _screening(*inputs, exact, blocks), inputs
 
 
 def _screening_bwd(exact, blocks, residuals, dh):
-    q, k, v, window, width, segment_ids = residuals
-    inputs = _prepare(window, width, segment_ids, [q, dh.astype(v.dtype)], [k, v], blocks)
-    dq, sums = _launch(tpu_kernels.backward_queries, exact, blocks.queries, True, *inputs)
-    dk, dv = _launch(tpu_kernels.backward_keys, exact, blocks.keys, False, *inputs)
+    q, k, v, window, width, segment_ids, gap = residuals
+    extent, of_queries = extent_of(q, k, gap), [q, dh.astype(v.dtype)]
+    inputs = _prepare(window, width, segment_ids, gap, of_queries, [k, v], extent, blocks)
+    dq, sums = _launch(tpu_kernels.backward_queries, exact, blocks.queries, True, extent, *inputs)
+    dk, dv = _launch(tpu_kernels.backward_keys, exact, blocks.keys, False, extent, *inputs)
     sums_h2 = jnp.sum(sums, axis=(0, 3))[:, :2]
     dwindow = (-sums_h2[:, 0] / window).astype(window.dtype)
     dwidth = (-sums_h2[:, 1] / width**2).astype(width.dtype)
-    padding = _Padding.of(q, k, blocks)
+    padding = _Padding.of(extent, blocks)
     dq, dk, dv = _public(dq, padding.queries), *(_public(x, padding.keys) for x in (dk, dv))
-    return dq, dk, dv, dwindow, dwidth, None
+    return dq, dk, dv, dwindow, dwidth, None, None
 
 
 _screening.defvjp(_screening_fwd, _screening_bwd)
@@ -108,28 +112,39 @@ class _Padding(NamedTuple):
     keys: tuple[int, int]
 
     @classmethod
-    def of(cls, q, k, blocks: TpuBlocks) -> "_Padding":
-        after = -q.shape[1] % blocks.multiple
-        return cls((0, after), ((q.shape[1] - k.shape[1]) % blocks.multiple, after))
+    def of(cls, extent: Extent, blocks: TpuBlocks) -> "_Padding":
+        after = -extent.queries % blocks.multiple
+        if extent.apart:
+            return cls((0, after), (-extent.keys % blocks.multiple, 0))
+        return cls((0, after), ((extent.queries - extent.keys) % blocks.multiple, after))
 
 
-def _prepare(window, width, segment_ids, of_queries, of_keys, blocks):
+def _prepare(window, width, segment_ids, gap, of_queries, of_keys, extent, blocks):
     """What kernels take: scalars per head, documents of both sides [B,1,T], and time-minor arrays:
     q, k, v, dh."""
     (q, *dh), (k, v) = of_queries, of_keys
-    length = k.shape[1]
-    padding = _Padding.of(q, k, blocks)
-    scalars = tpu_tiles.head_scalars(window.astype(jnp.float32), width.astype(jnp.float32), length)
+    padding, before = _Padding.of(extent, blocks), extent.before(gap)
+    reach, numbers = tpu_tiles.head_scalars(
+        window.astype(jnp.float32), width.astype(jnp.float32), before + extent.queries - 1
+    )
+    if extent.apart:
+        # The kernels' keys start with the padding.
+        reach = jnp.append(reach, (before + padding.keys[0]).astype(jnp.int32))
     segments = None
     if segment_ids is not None:
-        of_keys = jnp.pad(segment_ids.astype(jnp.int32), [(0, 0), padding.keys])[:, None]
-        segments = [of_keys[..., -(q.shape[1] + padding.queries[1]) :], of_keys]
+        segments = [
+            jnp.pad(ids.astype(jnp.int32), [(0, 0), pad])[:, None]
+            for ids, pad in (
+                (segment_ids[:, extent.query_segments :], padding.queries),
+                (segment_ids[:, : extent.keys], padding.keys),
+            )
+        ]
 
     def time_minor(x, pad):
         return jnp.pad(jnp.moveaxis(x, 1, -1), [(0, 0)] * 3 + [pad])
 
     sides = [padding.queries, padding.keys, padding.keys, padding.queries]
-    return *scalars, segments, *map(time_minor, (q, k, v, *dh), sides)
+    return reach, numbers, segments, *map(time_minor, (q, k, v, *dh), sides)
 
 
 def _public(x, padding):
@@ -138,7 +153,7 @@ def _public(x, padding):
     return jnp.moveaxis(x[..., before : x.shape[-1] - after], -1, 1)
 
 
-def _launch(kernel, exact, sizes, rows_are_queries, *inputs):
+def _launch(kernel, exact, sizes, rows_are_queries, extent, *inputs):
     """Runs a kernel; under vmap, more batch for arrays, and one run after the other for windows."""
 
     @custom_vmap
@@ -155,6 +170,7 @@ def _launch(kernel, exact, sizes, rows_are_queries, *inputs):
             rows_are_queries=rows_are_queries,
             exact=exact,
             packed=segments is not None,
+            apart=extent.apart,
         )
         return tuple(kernel(plan, reach, numbers, segments, *arrays))
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common.numerics import accumulation_dtype
+from pallas_kernels.screening.extent import extent_of
 
 
 def trim(similarity: Float[Array, "B H T S"], width: Float[Array, "H"]) -> Float[Array, "B H T S"]:
@@ -27,20 +28,22 @@ def relevance(
     k: Float[Array, "B S H K"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B S"] | None = None,
+    segment_ids: Int[Array, "B N"] | None = None,
+    gap: Int[Array, ""] | None = None,
     *,
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "B H T S"]:
-    """Relevance d_ij = trim x softmask of every pair; memory B H T S. Queries come last."""
+    """Relevance d_ij = trim x softmask of every pair; memory B H T S. Queries come last, or `gap`
+    tokens after the last key: see `pallas_kernels.screening`."""
     dtype = accumulation_dtype(q, k)
     q, k, window, width = (x.astype(dtype) for x in (q, k, window, width))
     similarity = jnp.einsum("bthk,bshk->bhts", q, k, precision=precision)
-    before = k.shape[1] - q.shape[1]
-    position = jnp.arange(k.shape[1])
-    d = trim(similarity, width) * softmask(position[before:, None] - position[None, :], window)
+    queries, keys = (jnp.arange(x.shape[1]) for x in (q, k))
+    queries += extent_of(q, k, gap).before(gap)
+    d = trim(similarity, width) * softmask(queries[:, None] - keys[None, :], window)
     if segment_ids is not None:
-        of_queries = segment_ids[:, None, before:, None]
-        same = of_queries == segment_ids[:, None, None, :]
+        of_queries = segment_ids[:, None, -q.shape[1] :, None]
+        same = of_queries == segment_ids[:, None, None, : k.shape[1]]
         d = jnp.where(same & (of_queries != 0), d, 0)
     return d
 
@@ -51,11 +54,12 @@ def screening_reference(
     v: Float[Array, "B S H V"],
     window: Float[Array, "H"],
     width: Float[Array, "H"],
-    segment_ids: Int[Array, "B S"] | None = None,
+    segment_ids: Int[Array, "B N"] | None = None,
+    gap: Int[Array, ""] | None = None,
     *,
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
 ) -> Float[Array, "B T H V"]:
     """h_i = sum_j d_ij v_j with every pair held in memory; see `pallas_kernels.screening`."""
-    d = relevance(q, k, window, width, segment_ids, precision=precision)
+    d = relevance(q, k, window, width, segment_ids, gap, precision=precision)
     h = jnp.einsum("bhts,bshv->bthv", d, v.astype(d.dtype), precision=precision)
     return h.astype(v.dtype)

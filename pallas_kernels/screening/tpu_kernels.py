@@ -136,7 +136,7 @@ def _call(name, plan, kernel, outputs, with_sums, scratch, reach, numbers, segme
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
         interpret=dispatch.interpretation(),
-        name=f"screening_{name}",
+        name=f"screening_{name}_apart" if plan.apart else f"screening_{name}",
     )(reach, numbers, *inputs)
 
 
@@ -154,7 +154,7 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
     semaphores, slot_ref = shared[8:10]
     row_segments_ref = None
     batch, index, step = (pl.program_id(axis) for axis in range(3))
-    reach = reach_ref[index]
+    reach, before = reach_ref[index], plan.before(reach_ref)
     tiles.keep_head(head_ref, numbers_ref, index, plan.heads)
     sources = [x.at[batch, index] for x in columns]
     if plan.packed:
@@ -174,8 +174,8 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
 
     def start_of(block):
         """Of columns, counted from the first row."""
-        before = -plan.before if plan.rows_are_queries else plan.before
-        return block * plan.columns - step * plan.rows + before
+        offset = -before if plan.rows_are_queries else before
+        return block * plan.columns - step * plan.rows + offset
 
     def tile_of(block, slot):
         distance = -start_of(block) if plan.rows_are_queries else start_of(block)
@@ -214,7 +214,7 @@ def _body(plan, kernel, num_rows, num_inputs, num_outputs, num_shared, *refs):
             tile = tile_of(block, slot)
             tiles.for_parts(tile, plan, partial(work, tile))
 
-        tiles.stream(plan, step, reach, copies, slot_ref, visit)
+        tiles.stream(plan, step, reach, before, copies, slot_ref, visit)
 
     operands = left_ref, right_ref, values_ref
     kernel(plan, step, run, *operands, head_ref, turn_ref, rows, outputs, *scratch)

@@ -50,12 +50,13 @@ class Plan(NamedTuple):
     heads: int
     key_dim: int
     value_dim: int
-    queries: int  # tokens, padded; the last of
+    queries: int  # tokens, padded; the last of the keys', unless apart
     keys: int  # as many
     block: TpuBlock
     rows_are_queries: bool
     exact: bool  # float32 products, else bf16 with float32 sums
     packed: bool  # several documents in a row
+    apart: bool = False  # queries come after the keys and a gap, known at run time
 
     @property
     def rows(self) -> int:
@@ -70,10 +71,9 @@ class Plan(NamedTuple):
         """Tokens of the side that stays."""
         return self.queries if self.rows_are_queries else self.keys
 
-    @property
-    def before(self) -> int:
-        """Keys that come before the first query."""
-        return self.keys - self.queries
+    def before(self, reach_ref) -> jax.Array | int:
+        """Tokens from the first key to the first query: the last of these scalars, if apart."""
+        return reach_ref[self.heads] if self.apart else self.keys - self.queries
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -119,10 +119,12 @@ class Head(NamedTuple):
     row: jax.Array  # 0, 1, ... 7
 
 
-def head_scalars(window: jax.Array, width: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+def head_scalars(
+    window: jax.Array, width: jax.Array, farthest: jax.Array | int
+) -> tuple[jax.Array, jax.Array]:
     """int32 [H], the largest distances at which keys count, and float32 [3 H] for `make_head`."""
     # In this order, a window of infinity or NaN does no harm.
-    reach = jnp.clip(jnp.minimum(jnp.ceil(window) - 1, length - 1).astype(jnp.int32), 0, length - 1)
+    reach = jnp.clip(jnp.minimum(jnp.ceil(window) - 1, farthest).astype(jnp.int32), 0, farthest)
     turns = 0.25 / window
     # Twelve bits, so that the product with a position below 4096 is exact.
     bits = lax.bitcast_convert_type(turns, jnp.int32) & ~0xFFF
@@ -544,22 +546,29 @@ def in_stages(found, flag_ref, plan: Plan, *stages: Callable[[], None]) -> None:
 # -- which blocks ----------------------------------------------------------------------------------
 
 
-def key_blocks(start, plan: Plan, reach):
+def key_blocks(start, plan: Plan, reach, before):
     """First and one past the last block of keys that the queries start ... start + rows - 1 read.
 
-    Works on integers and arrays of Python, numpy and JAX alike.
+    At least one, also where they read none. Works on integers and arrays of Python, numpy and JAX
+    alike.
     """
-    start = start + plan.before
+    start = start + before
     first = (start - reach) // plan.columns
-    return first * (first > 0), (start + plan.rows - 1) // plan.columns + 1
+    first = first * (first > 0)
+    stop = (start + plan.rows - 1) // plan.columns + 1
+    if plan.apart:  # else the last query is the last key, and reads itself
+        last = plan.keys // plan.columns - 1
+        first = first - (first - last) * (first > last)
+        stop = last + 1
+    return first, stop
 
 
-def query_blocks(start, plan: Plan, reach):
+def query_blocks(start, plan: Plan, reach, before):
     """First and one past the last block of queries that read keys start ... start + rows - 1.
 
     At least one, also where none does.
     """
-    start = start - plan.before
+    start = start - before
     first = start // plan.columns
     first = first * (first > 0)
     stop = (start + plan.rows - 1 + reach) // plan.columns + 1
@@ -572,6 +581,7 @@ def stream(
     plan: Plan,
     step,
     reach,
+    before,
     copies: Callable[[Any, Any], Sequence],
     slot_ref,
     body: Callable[[jax.Array, jax.Array], None],
@@ -588,8 +598,8 @@ def stream(
     """
     blocks_of = key_blocks if plan.rows_are_queries else query_blocks
     steps = plan.length // plan.rows
-    first, stop = blocks_of(step * plan.rows, plan, reach)
-    next_first = blocks_of(jnp.minimum(step + 1, steps - 1) * plan.rows, plan, reach)[0]
+    first, stop = blocks_of(step * plan.rows, plan, reach, before)
+    next_first = blocks_of(jnp.minimum(step + 1, steps - 1) * plan.rows, plan, reach, before)[0]
 
     @pl.when(step == 0)
     def _():

@@ -10,17 +10,19 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from experiments.bench.compile_gpu import compile_screening, faults
 
-# dtype, K, V, heads, length, documents
+# dtype, K, V, heads, length, documents, gap
 CALLS = (
-    ("bfloat16", 16, 64, 64, 131072, False),
-    ("bfloat16", 128, 128, 16, 4001, True),
-    ("float32", 16, 64, 16, 4096, False),
-    ("float32", 8, 32, 16, 4001, True),
+    ("bfloat16", 16, 64, 64, 131072, False, False),
+    ("bfloat16", 128, 128, 16, 4001, True, False),
+    ("bfloat16", 16, 64, 16, 4001, True, True),
+    ("float32", 16, 64, 16, 4096, False, False),
+    ("float32", 8, 32, 16, 4001, True, False),
+    ("float32", 16, 64, 16, 4096, False, True),
 )
 
 
 def main(arch: int) -> None:
-    for dtype, key_dim, value_dim, heads, length, documents in CALLS:
+    for dtype, key_dim, value_dim, heads, length, documents, apart in CALLS:
         kernels, program = compile_screening(
             arch,
             dtype,
@@ -29,6 +31,7 @@ def main(arch: int) -> None:
             heads=heads,
             length=length,
             documents=documents,
+            apart=apart,
             refuse_spills=True,
         )
         found = faults(kernels, program)

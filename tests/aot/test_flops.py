@@ -88,12 +88,13 @@ def test_a_kernel_counts_its_grid_times_its_body_or_a_formula():
 @pytest.mark.parametrize("shape", [(2, 16, 16, 4096), (2, 4096, 16, 16)])
 def test_screening_kernels_cost_their_pairs_in_either_layout(shape):
     config = find_config("28m").model
-    formula = screening_formula(config)
+    formula = screening_formula(config, 4096)
     q, window = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, (16,)))
     windows = np.exp(np.linspace(0, np.log(256), 16)) + 1
     pairs = 2 * sum(np.minimum(np.arange(1, 4097), np.ceil(w)).sum() for w in windows)
     assert formula("screening_forward", [window, q]) == pytest.approx(2 * (16 + 64) * pairs)
     assert formula("screening_backward_keys", [window, q]) == pytest.approx(4 * (16 + 64) * pairs)
+    assert formula("screening_forward_apart", [window, q]) == 0  # among those pairs already
     assert formula("linear_forward", [window, q]) is None
 
 
@@ -109,15 +110,17 @@ def test_screening_kernels_of_a_share_cost_their_own_queries():
         tpu = [jax.ShapeDtypeStruct((1, 16, x, length), jnp.float32) for x, length in pairs]
         gpu = [jax.ShapeDtypeStruct((1, length, 16, x), jnp.float32) for x, length in pairs]
         for shapes in (tpu, gpu):
-            last = screening_formula(config)("screening_backward_keys", shapes)
-            mean = screening_formula(config, 512)("screening_backward_keys", shapes)
+            last, mean = (
+                screening_formula(config, 512, on_last)("screening_backward_keys", shapes)
+                for on_last in (True, False)
+            )
             assert last == pytest.approx(cost * reach[-128:].sum())
             assert mean == pytest.approx(cost * reach.sum() / 4)
 
 
 @pytest.mark.parametrize("sizes", [(2, 1), (2, 8)])
 def test_divided_sequences_count_what_the_models_formula_says(sizes):
-    """Devices that hold a share of a sequence get the keys of all of it."""
+    """Devices that hold a share of a sequence get the keys of those before theirs."""
     length, chip = 16384, AbstractDevice("TPU v5 lite", 1, "tpu")
     mesh = AbstractMesh((1, *sizes, 1), MESH_AXES, (AxisType.Auto,) * 4, abstract_device=chip)
     model = {"dtype": "bfloat16", "model_dim": 128, "key_dim": 16, "value_dim": 32}
@@ -126,8 +129,8 @@ def test_divided_sequences_count_what_the_models_formula_says(sizes):
     )
     trace = trace_step(config, mesh)
     assert trace.implementations == {"screening": {"pallas_tpu"}}
-    for whole in (length, None):  # the mean device, and the last
-        found = count(trace.traced.jaxpr, screening_formula(config.model, whole))
+    for on_last in (False, True):
+        found = count(trace.traced.jaxpr, screening_formula(config.model, length, on_last))
         assert not found.uncounted
         np.testing.assert_allclose(
             found.total, 3 * 4 * config.model.forward_flops(length), rtol=0.1

@@ -176,6 +176,7 @@ backend_config={"known_trip_count":{"n":"2"}}
 def test_of_a_conditional_one_branch_counts(notation):
     module = hlo.parse(CONDITIONAL.replace("BRANCHES", notation))
     least, most = (branches.by_sent(best, module, 4) for best in (min, max))
+    assert (least.longest, most.longest) == (False, True)
     assert by_kind(collectives(module, 4, least)) == {"collective-permute": (2, 256, 256)}
     assert by_kind(collectives(module, 4, most)) == {"all-gather": (2, 1024, 768)}
     assert branches.count(module, least) == branches.count(module, most) == 1
@@ -191,6 +192,20 @@ def test_a_loop_of_unknown_length_counts_once_and_is_named():
     text = COUNTED.replace("direction=LT", "direction=NE")
     counts, unknown = hlo.executions(hlo.parse(text))
     assert (counts["body"], unknown) == (1, ["loop"])
+
+
+def test_a_loop_that_may_end_earlier_runs_as_often_as_it_can_where_most_is_asked_for():
+    test = next(line for line in COUNTED.splitlines() if "ROOT" in line and "compare" in line)
+    both = "  %other = pred[] constant(true)\n  ROOT %both = pred[] and(%ends, %other)"
+    name = test.split("=")[0].split()[-1]
+    text = COUNTED.replace(test, f"{test.replace('ROOT ', '')}\n{both.replace('%ends', name)}")
+    module = hlo.parse(text)
+    assert hlo.executions(module)[1] == ["loop"]
+    for longest, times in ((False, 1), (True, 4)):
+        choice = hlo.Choice(lambda branches: branches[0], longest)
+        assert hlo.executions(module, choice)[0]["body"] == times
+        (sent,) = collectives(module, 2, choice)
+        assert sent.times == times
 
 
 def test_bytes_in_main_memory():

@@ -12,12 +12,12 @@ from tests.aot.run_compiler import run_compiler
 FORWARD_CYCLES = {"v5e": 338, "v6e": 245}
 
 
-def compiled(chip, length, dtype, key_dim=16, value_dim=64):
+def compiled(chip, length, dtype, key_dim=16, value_dim=64, *more):
     """The rows of the table, by kernel."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install libtpu")
     printed = run_compiler(
-        "compile_tpu_kernels", chip, str(length), dtype, str(key_dim), str(value_dim)
+        "compile_tpu_kernels", chip, str(length), dtype, str(key_dim), str(value_dim), *more
     )
     rows = json.loads(printed.split("rows", 1)[1])
     kernels = {row["kernel"]: row for row in rows}
@@ -67,3 +67,13 @@ def test_bfloat16_kernels_keep_to_schedule_and_memory(chip, length):
 def test_no_register_spills(chip, dtype, key_dim, value_dim):
     kernels = compiled(chip, 4096, dtype, key_dim, value_dim)
     assert {row["spills"] for row in kernels.values()} == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_keys_of_other_devices_take_the_time_of_own(chip):
+    kernels = compiled(chip, 4096, "bfloat16", 16, 64, "gap", "packed")
+    own = compiled(chip, 4096, "bfloat16", 16, 64, "packed")
+    for name, row in kernels.items():
+        assert row["spills"] == 0, name
+        assert row["edge"] <= 1.02 * own[name]["edge"], name

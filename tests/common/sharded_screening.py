@@ -22,11 +22,14 @@ from tests.screening.test_chunked import make_inputs, make_segments
 LENGTH, WINDOWS = 72, (1.5, 17, 30, np.inf)
 # data, fsdp, seq, model. Heads are 4 and rows 4: eight do not divide either of them.
 MESHES = [(2, 2, 1, 2), (1, 4, 1, 2), (1, 2, 1, 4), (1, 1, 1, 8), (8, 1, 1, 1)]
-# And with windows of which all end among the tokens of the device before, or not.
+# And with windows of which all end among the tokens of the device before, or not; with nine tokens
+# a device, one that reaches a single token five devices before (accepted: that width is large),
+# and all of them.
 DIVIDED = [
     ((4, 1, 2, 1), (1.5, 17, 30, 37)),
     ((1, 2, 2, 2), WINDOWS),
-    ((1, 1, 8, 1), (1.5, 17, 30, 37)),
+    ((1, 1, 8, 1), (1.5, 17, 38, 30)),
+    ((1, 1, 8, 1), WINDOWS),
 ]
 _COLLECTIVE = r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\("
 

@@ -143,6 +143,7 @@ def test_shards_of_a_corpus_give_the_batches_of_its_documents(
                 np.testing.assert_array_equal(other.batch(index)[key], value)
 
 
+@pytest.mark.slow
 def test_killed_and_continued_with_other_workers_gives_the_same_bytes(corpus, tmp_path, in_process):
     options = ("--shards", "40", "--record-tokens", "64")
     run(corpus, tmp_path / "whole", shards=40)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from pallas_kernels import delta_rule, gated_delta_rule, linear_attention, retention, ssd
 from pallas_kernels.linear_attention import NormalizedState
@@ -112,8 +111,3 @@ def assert_close(got, wanted, tolerance=TOLERANCE, gates=GATE_TOLERANCE, what=""
 def assert_same(got, wanted, what=""):
     """Bit for bit."""
     jax.tree.map(partial(np.testing.assert_array_equal, err_msg=str(what)), got, wanted)
-
-
-def slow_unless(few, values):
-    """pytest parameters, those not among the few marked slow."""
-    return [x if x in few else pytest.param(x, marks=pytest.mark.slow) for x in values]

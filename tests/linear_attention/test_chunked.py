@@ -16,8 +16,8 @@ from tests.linear_attention.cases import (
     make_case,
     run,
     run_float64,
-    slow_unless,
 )
+from tests.marks import slow_unless
 
 LENGTHS = (1, 2, 7, 63, 64, 65, 200, 257, 1000)
 SIZES = (16, 32, 64, 128, 256)

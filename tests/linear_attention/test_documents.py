@@ -13,8 +13,8 @@ from tests.linear_attention.cases import (
     make_case,
     run,
     run_float64,
-    slow_unless,
 )
+from tests.marks import slow_unless
 
 LENGTH = 200
 # A row for every second start: documents as (start, stop); what is between them is padding.

@@ -63,13 +63,14 @@ def cases():
         if "__T1." in name:  # a step of the recurrence, and no kernel's
             continue
         for kernel in ("pallas_tpu", "pallas_gpu"):
-            yield name, kernel, "float32"
+            mark = (pytest.mark.slow,) * ("__T7." in name)
+            yield pytest.param(name, kernel, "float32", marks=mark)
             # Every shape takes seconds to compile.
             mark = pytest.mark.slow if "T96" in name else pytest.mark.exhaustive
             yield pytest.param(name, kernel, "bfloat16", marks=mark)
 
 
-@pytest.mark.parametrize(("name", "implementation", "dtype"), cases())
+@pytest.mark.parametrize(("name", "implementation", "dtype"), list(cases()))
 def test_outputs_states_and_gradients(name, implementation, dtype):
     op, case, wanted = load(name)
     with jax.enable_x64(dtype == "float64"), interpret_kernels():

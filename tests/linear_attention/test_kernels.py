@@ -17,10 +17,11 @@ from tests.linear_attention.cases import (
     make_case,
     run,
     run_float64,
-    slow_unless,
 )
+from tests.marks import slow_unless
 
-FEW = ("ssd", "gated_delta_rule")
+OPS = ("ssd", "gated_delta_rule")
+FEW = slow_unless(("gated_delta_rule",), OPS)  # each takes seconds to compile
 BFLOAT16 = 1e-2
 
 
@@ -30,12 +31,16 @@ def interpreted(op, case, segments=None, implementation="pallas_tpu"):
 
 
 @pytest.mark.parametrize("length", slow_unless((300,), (2, 300, 700)))
-@pytest.mark.parametrize(("op", "groups"), [("ssd", 1), ("ssd", 4), ("gated_delta_rule", 4)])
+@pytest.mark.parametrize(
+    ("op", "groups"),
+    [pytest.param("ssd", 1, marks=pytest.mark.slow), ("ssd", 4), ("gated_delta_rule", 4)],
+)
 def test_values_and_gradients(op, groups, length):
     case = make_case(op, length, groups=groups)
     assert_close(interpreted(op, case), run_float64(op, case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("op", "groups"), [("gated_delta_rule", 1), ("delta_rule", 2), ("ssd", 2)])
 def test_groups(op, groups):
     """Other ops, and more lengths, are in the goldens."""
@@ -43,7 +48,8 @@ def test_groups(op, groups):
     assert_close(interpreted(op, case), run_float64(op, case))
 
 
-@pytest.mark.parametrize("op", FEW)
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
 def test_bfloat16(op):
     case = make_case(op, 300)
     inputs = case.inputs | {x: jnp.asarray(case.inputs[x], jnp.bfloat16) for x in "qkv"}
@@ -137,6 +143,7 @@ def test_a_continued_state_is_the_whole():
     assert_close(got, {name: whole[name] for name in got})
 
 
+@pytest.mark.slow
 def test_vmap():
     case = make_case("ssd", 20, batch=3)
     wanted = interpreted("ssd", case)["y"]
@@ -146,7 +153,8 @@ def test_vmap():
     np.testing.assert_allclose(got[:, 0], wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("op", FEW)
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
 def test_no_races(op):
     case = make_case(op, 300, batch=1, heads=2, groups=2)
     wanted = run_float64(op, case)

@@ -11,10 +11,11 @@ from pallas_kernels.linear_attention import parallel
 from tests.common.divided import WHOLE, divide
 from tests.linear_attention.cases import OPS, make_case
 from tests.linear_attention.parallel import apply
+from tests.marks import slow_unless
 from tests.programs import run_module
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", slow_unless(("ssd",), OPS))
 def test_a_divided_sequence_is_the_whole(op):
     run_module("tests.linear_attention.parallel", op)
 

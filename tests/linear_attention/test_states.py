@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.linear_attention.cases import OPS, apply, assert_close, make_case, run, slow_unless
+from tests.linear_attention.cases import OPS, apply, assert_close, make_case, run
+from tests.marks import slow_unless
 
 LENGTH = 70
 

@@ -8,6 +8,7 @@ import pytest
 from pallas_kernels import gated_delta_rule, ssd
 from pallas_kernels.log_linear import LogLinearState, empty_state, level_count
 from tests.log_linear.cases import OPS, assert_close, inputs, part, run
+from tests.marks import slow_unless
 
 
 def values_and_gradients(op, x, cotangent_of_state=True, **settings):
@@ -48,7 +49,7 @@ def test_chunked_is_the_reference(op, length, chunk_size):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("length", [9, 64, 113, 200])
+@pytest.mark.parametrize("length", slow_unless((113,), (9, 64, 113, 200)))
 def test_the_tree_is_the_scan(op, length):
     """Chunks of 8: 2, 8, 15 and 25 of them, so blocks whole and cut short on every level."""
     x = inputs(length, level_count(length), groups=1)

@@ -8,6 +8,7 @@ import pytest
 from pallas_kernels import interpret_kernels
 from tests.goldens import golden_names, golden_path
 from tests.log_linear.cases import assert_close, run
+from tests.marks import slow_unless
 
 NAMES = [
     f"{op}__{tag}" for op in ("loglinear_ssd", "loglinear_gdn") for tag in ("T7", "T96_signed")
@@ -68,13 +69,13 @@ def check(name, form, dtype):
 @pytest.mark.parametrize(
     ("form", "dtype"),
     [
-        (form, dtype)
+        pytest.param(form, dtype, marks=[pytest.mark.slow] if dtype == "bfloat16" else [])
         for form in FORMS
         for dtype in TOLERANCES
         if not ("pallas" in form and dtype == "float64")  # which kernels do not take
     ],
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_unless([n for n in NAMES if "T7" not in n], NAMES))
 def test_outputs_states_and_gradients(name, form, dtype):
     check(name, form, dtype)
 

@@ -12,9 +12,10 @@ from pallas_kernels.log_linear import LogLinearState, level_count, step_tpu
 from tests.jax_internals import races_found
 from tests.log_linear.cases import OPS, assert_close, inputs, part, run
 from tests.log_linear.test_forms import values_and_gradients
+from tests.marks import slow_unless
 
 # Each takes seconds to compile.
-FEW = [pytest.param("ssd", marks=pytest.mark.slow), "gated_delta_rule"]
+FEW = slow_unless(("gated_delta_rule",), OPS)
 TOLERANCES = {"y": 3e-6, "state": 3e-6, "g": 2e-5}
 
 
@@ -30,10 +31,8 @@ def check(op, x, tolerance=None, implementation="pallas_tpu", **settings):
         assert_close(gradient, want[2][name], limit, f"d{name}")
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize(
-    "length", [100, 700, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 1300))]
-)
+@pytest.mark.parametrize("op", FEW)
+@pytest.mark.parametrize("length", slow_unless((100,), (2, 100, 700, 1300)))
 def test_values_states_and_gradients(op, length):
     check(op, inputs(length, level_count(length) + 1, groups=1))
 
@@ -46,7 +45,8 @@ def test_longer_segments_of_many_levels(op, monkeypatch):
     check(op, inputs(1100, level_count(1100), groups=1, batch=1))
 
 
-@pytest.mark.parametrize("op", FEW)
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
 def test_strong_decay(op):
     x = inputs(400, 10, decay=3.0)
     x["g"][:, [5, 127, 128, 300]] = -1e3
@@ -54,7 +54,7 @@ def test_strong_decay(op):
 
 
 @pytest.mark.parametrize("op", FEW)
-@pytest.mark.parametrize("levels", [9, 3])
+@pytest.mark.parametrize("levels", slow_unless((3,), (9, 3)))
 def test_beyond_the_last_level(op, levels):
     check(op, inputs(600, levels), beyond_levels="clamp")
 
@@ -68,7 +68,7 @@ def test_documents(op):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("begun", [77, 300])
+@pytest.mark.parametrize("begun", slow_unless((77,), (77, 300)))
 def test_a_continued_state_is_the_whole(op, begun):
     x = inputs(700, 11)
     want, end = run(op, x, implementation="reference")
@@ -103,7 +103,7 @@ def test_gradient_of_a_continued_state(op):
 
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("begun", [1, 7, 8, 31])
+@pytest.mark.parametrize("begun", slow_unless((7,), (1, 7, 8, 31)))
 def test_a_single_token(op, begun, implementation):
     """One step from states of several lengths, and with all levels but three merged."""
     dims = (8, 6) if begun % 2 else (6, 8)  # keys or values on lanes
@@ -117,13 +117,15 @@ def test_a_single_token(op, begun, implementation):
               max_documents=1, implementation=implementation, **settings)  # fmt: skip
 
 
-@pytest.mark.parametrize("op", FEW)
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
 def test_bfloat16(op):
     x = inputs(260, 10)
     x |= {name: x[name].astype(jnp.bfloat16) for name in "qkv"}
     check(op, x, tolerance=1.5e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_no_races(op):
     x = inputs(400, 10, batch=1)

@@ -10,10 +10,11 @@ from pallas_kernels.log_linear import LogLinearState, empty_state, parallel
 from tests.common.divided import WHOLE, divide
 from tests.log_linear.cases import OPS, inputs
 from tests.log_linear.parallel import apply
+from tests.marks import slow_unless
 from tests.programs import run_module
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", slow_unless(("ssd",), OPS))
 def test_a_divided_sequence_is_the_whole(op):
     run_module("tests.log_linear.parallel", op)
 

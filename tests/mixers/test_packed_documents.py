@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from multiscreen_jax.mixers.mixer import Context
+from tests.marks import slow_unless
 from tests.models.linear_family import CONFIGS
 
 LENGTH, SECOND = 140, 70
@@ -59,7 +60,7 @@ def _close(got, want, label, tolerance=1e-5):
     assert error < tolerance, f"{label}: relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_unless(("retnet", "log-linear-gdn"), NAMES))
 def test_a_document_gives_what_it_gives_alone(name):
     _, params = _mixer(name)
     x = _x(LENGTH)

@@ -49,6 +49,7 @@ def test_ragged_batch(block_summaries):
     cache_suite.check_ragged_batch(*_model(6.0, block_summaries), TOKENS, (11, 4))
 
 
+@pytest.mark.slow
 def test_summaries_are_those_of_the_keys_in_the_cache():
     """Rings overwrite their slots; a summary that missed a write would reject what it must not."""
     model, params = _model(6.0, block_summaries=True)

@@ -23,6 +23,7 @@ from multiscreen_jax.models import (
 from multiscreen_jax.train import config_json
 from multiscreen_jax.train.optimizer import decay_mask
 from multiscreen_jax.train.state import abstract_params
+from tests.marks import slow_unless
 from tests.models.linear_family import CONFIGS, NAMES, logits, params_of
 
 PRESETS = [n for n in preset_names() if not n.startswith(("multiscreen", "transformer"))]
@@ -106,7 +107,7 @@ def test_flops_match_the_compiler(name):
     assert abs(counted / config.forward_flops(length) - 1) < 0.1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_unless(("retnet", "log-linear-gdn+screening"), NAMES))
 def test_packed_documents_are_alone_and_isolated(name):
     segment_ids = jnp.asarray([[1] * 5 + [2] * 39 + [3] * 33 + [0] * 3])
     row = np.asarray(TOKENS[:1])
@@ -166,9 +167,9 @@ def _gradients(name, **fields):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("gdn", {"remat": "mixer"}),
-        ("gdn+attention", {"remat": "full"}),
-        ("gdn+attention", {"unroll_layers": True}),
+        pytest.param("gdn", {"remat": "mixer"}, marks=pytest.mark.slow),
+        pytest.param("gdn+attention", {"remat": "full"}, marks=pytest.mark.slow),
+        pytest.param("gdn+attention", {"unroll_layers": True}, marks=pytest.mark.slow),
         ("mamba2", {"remat": "dots", "unroll_layers": True}),
     ],
 )

@@ -7,12 +7,14 @@ import pytest
 
 import multiscreen_jax as mj
 from multiscreen_jax.models import build
+from tests.marks import slow_unless
 from tests.models.linear_family import CONFIGS, NAMES, params_of
 from tests.suites import cache_suite
 
 TOKENS = jax.random.randint(jax.random.key(1), (2, 23), 0, 61)
 LONG = jax.random.randint(jax.random.key(3), (1, 70), 0, 61)
-models = pytest.mark.parametrize("name", NAMES)
+FEW = ("retnet", "log-linear-gdn+screening")
+models = pytest.mark.parametrize("name", slow_unless(FEW, NAMES))
 
 
 def _model(name):

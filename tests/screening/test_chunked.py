@@ -242,11 +242,12 @@ def tiles_visited(monkeypatch, length, windows):
     with monkeypatch.context() as patch:
         patch.setattr(chunked, "_trim_root", counting)
         per_head = []
-        ones, width = [jnp.ones((1, length, 1, 2))] * 3, jnp.ones(1)
+        ones, width = jnp.ones((1, length, 1, 2)), jnp.ones(1)
 
         @jax.jit
         def run(window):
-            return chunked._over_heads(chunked._head_forward, ones, window, width, None, None)
+            arrays = (ones,), (ones, ones), window, width
+            return chunked._over_heads(chunked._head_forward, *arrays, None, None, None)
 
         for window in windows:
             counts.clear()

@@ -1,4 +1,6 @@
-"""More keys than queries: the queries are those of the last tokens."""
+"""More keys than queries, which are those of the last tokens; and a gap between the two."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +8,11 @@ import numpy as np
 import pytest
 
 from pallas_kernels import interpret_kernels, screening
+from tests.marks import slow_unless
 from tests.screening.decode_cases import unit
 
 KEYS = 430
+NAMES = ("h", "q", "k", "v", "window", "width")
 WINDOWS = (3.5, 90.0, 300.0, np.inf)
 
 
@@ -62,7 +66,58 @@ def test_is_a_part_of_the_whole(implementation, queries, packed):
 
     with interpret_kernels():
         got = got(*inputs)
-    for name, a, b in zip(("h", "q", "k", "v", "window", "width"), got, want, strict=True):
+    for name, a, b in zip(NAMES, got, want, strict=True):
         assert a.shape == b.shape
+        error = np.linalg.norm(a - b) / np.linalg.norm(b)
+        assert error < 2e-5, f"{name}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("packed", slow_unless((True,), (False, True)))
+@pytest.mark.parametrize("implementation", ["reference", "chunked", "pallas_tpu", "pallas_gpu"])
+def test_keys_before_a_gap_give_what_they_give_among_all(implementation, packed):
+    """One program for all gaps: nearest keys, more than a block of any form between, far ones."""
+    queries, keys, segments = 130, 70, documents() if packed else None
+    inputs = inputs_of(queries)
+    first = KEYS - queries  # position of the first query
+
+    def whole(start, q, k, v, *scalars):
+        """With the values of all other tokens gone."""
+        is_key = (jnp.arange(KEYS) >= start) & (jnp.arange(KEYS) < start + keys)
+        v = jnp.where(is_key[:, None, None], v, 0)
+        return of_all_queries(queries, segments)(q, k, v, *scalars)
+
+    @jax.jit
+    def got(start, *inputs):
+        def apart(q, k, v, *scalars):
+            k, v = (jax.lax.dynamic_slice_in_dim(x, start, keys, 1) for x in (k, v))
+            ids = None
+            if segments is not None:
+                ids = jax.lax.dynamic_slice_in_dim(segments, start, keys, 1)
+                ids = jnp.concatenate([ids, segments[:, first:]], 1)
+            gap = first - keys - start
+            return screening(q, k, v, *scalars, ids, gap=gap, implementation=implementation)
+
+        return values_and_gradients(queries, apart, inputs)
+
+    with interpret_kernels():
+        for gap in (0, 1, 130, 230):
+            start = first - keys - gap
+            want = values_and_gradients(queries, partial(whole, start), inputs)
+            for name, a, b in zip(NAMES, got(start, *inputs), want, strict=True):
+                scale = np.linalg.norm(b, axis=None) + 1e-3
+                error = np.linalg.norm(a - b) / scale
+                assert error < 2e-5, f"gap {gap}, {name}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("implementation", ["chunked", "pallas_tpu", "pallas_gpu"])
+def test_more_queries_than_keys_before_a_gap(implementation):
+    q, k, v, window, width, dh = inputs_of(KEYS)
+    inputs = q, k[:, :20], v[:, :20], window, width, dh
+    with interpret_kernels():
+        got, want = (
+            values_and_gradients(KEYS, partial(screening, gap=5, implementation=name), inputs)
+            for name in (implementation, "reference")
+        )
+    for name, a, b in zip(NAMES, got, want, strict=True):
         error = np.linalg.norm(a - b) / np.linalg.norm(b)
         assert error < 2e-5, f"{name}: relative error {error:.1e}"

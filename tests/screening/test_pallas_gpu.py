@@ -25,6 +25,7 @@ from pallas_kernels.screening.pallas_gpu import (
 from pallas_kernels.screening.reference import screening_reference
 from tests.goldens import golden_names, golden_path
 from tests.jax_internals import ir
+from tests.marks import slow_unless
 from tests.screening.test_chunked import (
     assert_close,
     dense_float64,
@@ -54,7 +55,7 @@ def check(segments, inputs, what=""):
     return got
 
 
-@pytest.mark.parametrize("length", [1, 7, 65, 200, 257])
+@pytest.mark.parametrize("length", slow_unless((1, 257), (1, 7, 65, 200, 257)))
 def test_equals_dense_oracle(length):
     inputs = make(length)
     for turn in range(3):  # every window with every width
@@ -69,7 +70,7 @@ def test_other_sizes(key_dim, value_dim):
     check(segments, make(130, (1.5, 17.0, np.inf), key_dim=key_dim, value_dim=value_dim))
 
 
-@pytest.mark.parametrize("length", [7, 200, 257])
+@pytest.mark.parametrize("length", slow_unless((200,), (7, 200, 257)))
 def test_packed_documents(length):
     check(make_segments(length), make(length, batch=2))
 
@@ -123,7 +124,7 @@ def test_mask_is_accurate_at_any_distance():
     for window in windows:
         head = jax.tree.map(
             lambda x: x[0],
-            pallas_gpu._heads(jnp.array([window]), jnp.ones(1), Extent(2**17, 2**17)),
+            pallas_gpu._heads(jnp.array([window]), jnp.ones(1), None, Extent(2**17, 2**17)),
         )
         turns = distance * (0.5 / np.float64(np.float32(window)))
         inside = distance < max(2 * window, 300)

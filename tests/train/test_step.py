@@ -46,6 +46,7 @@ def test_accumulation_equals_one_large_batch(model, batch):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_many_parts_of_bfloat16_parameters_add_up_in_float32():
     model = build(config_for("multiscreen-tiny", param_dtype="bfloat16"))
     tokens = np.random.default_rng(0).integers(0, 255, (256, 17))
