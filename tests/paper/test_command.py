@@ -55,7 +55,7 @@ def test_again_starts_anew(monkeypatch, tmp_path):
     ("arguments", "message"),
     [
         (["list", "--scale", "medium"], "--scale is 'medium'; allowed: small, paper"),
-        (["list", "scalings"], "there is no study 'scalings'; known: learning_rates, "),
+        (["list", "scalings"], "no study 'scalings' (did you mean scaling?); known: "),
         (["run", "windows", "--only", "foo"], "--only has foo; allowed: positions-multiscreen"),
     ],
 )
@@ -96,3 +96,14 @@ def test_commit_is_that_of_the_code(monkeypatch, tmp_path):
     assert commit.commit() == code
     (tmp_path / "experiments" / "config.py").touch()
     assert commit.commit() == f"{code}+"
+
+
+def test_a_list_of_studies_or_of_one_studys_commands(capsys):
+    command.show(command.List())
+    short = capsys.readouterr().out.splitlines()
+    assert len(short) == len(command.names())
+    assert "scaling: Scaling; 8 runs" in short
+    command.show(command.List(("scaling",)))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "scaling: scaling-multiscreen-2x40"
+    assert lines[1].startswith("  python -m experiments.train text_small --train.output-dir RUNS/")

@@ -131,5 +131,5 @@ def test_rows_of_others_are_kept_to_the_byte(name, tmp_path):
 
 
 def test_unknown_studies_are_refused():
-    with pytest.raises(ValueError, match=r"no study 'scalings'; known: .*scaling"):
+    with pytest.raises(ValueError, match=r"no study 'scalings' .*; known: .*mqar"):
         load("scalings")
