@@ -55,7 +55,7 @@ def test_again_starts_anew(monkeypatch, tmp_path):
     ("arguments", "message"),
     [
         (["list", "--scale", "medium"], "--scale is 'medium'; allowed: small, paper"),
-        (["list", "scalings"], "no study 'scalings' (did you mean scaling?); known: "),
+        (["list", "scalings"], "there is no study 'scalings' (did you mean scaling?); known: "),
         (["run", "windows", "--only", "foo"], "--only has foo; allowed: positions-multiscreen"),
     ],
 )
