@@ -13,7 +13,7 @@ def config() -> ExperimentConfig:
     return ExperimentConfig(
         model=config_for("transformer-8m", vocab_size=256, num_layers=3, num_heads=4, model_dim=56),
         data=base.data,
-        optim=transformer_recipe(2.0**-7, warmup_steps=50),
+        optim=transformer_recipe(2.0**-8, warmup_steps=50),
         mesh=base.mesh,
         train=override(base, train={"output_dir": "runs/text_small_transformer"}).train,
     )
