@@ -15,8 +15,13 @@ as learned, which end at some length, 20 to 52 % at 8 times the training length.
 answered nothing at rates 2^-10 to 2^-7, nor at 2^-9 with two more seeds: not solved in these steps.
 """
 
+import itertools
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.paper import plots, text_runs
@@ -117,9 +122,46 @@ def measure(run: Run, folder: Path) -> list[Row]:
 
 
 def figure(rows: list[Row]) -> Figure:
-    drawn, axes = plots.panels(2, sharex=True, sharey=True)
+    """By length, a line per run; below by length and depth, the mean of the runs of a kind."""
+    kinds = _kinds(rows)
+    height, below = 3.5, 2.3 * math.ceil(len(kinds) / _GRIDS)
+    drawn = Figure(figsize=(9.2, height + below), facecolor="white", layout="constrained")
+    parts = drawn.subfigures(2, 1, height_ratios=(height, below))
+    _draw_lines(parts[0].subplots(1, 2, sharex=True, sharey=True), rows)
+    axes = parts[1].subplots(math.ceil(len(kinds) / _GRIDS), _GRIDS, squeeze=False).flat
+    for ax, (kind, curves) in itertools.zip_longest(axes, kinds.items(), fillvalue=("", [])):
+        _draw_grid(ax, kind, curves) if curves else ax.set_axis_off()
+    return drawn
+
+
+_GRIDS = 3  # side by side
+
+
+def _draw_grid(ax: Axes, kind: str, curves: list[list[Row]]) -> None:
+    cells = plots.groups([row for curve in curves for row in curve], "depth", "length")
+    depths, lengths = (sorted({key[n] for key in cells}) for n in (0, 1))
+    shown = [
+        [100 * plots.mean(map(_score, cells.get((depth, n), [_NONE]))) for n in lengths]
+        for depth in depths
+    ]
+    ax.imshow(shown, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(np.array(shown)):
+        if math.isfinite(value):
+            colour = "white" if value < 60 else plots.INK
+            ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    ax.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], fontsize=7.5)
+    ax.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths], fontsize=7.5)
+    ax.set(xlabel=_unit(curves[0]), ylabel="depth")
+    ax.set_title(f"{kind}: %, {len(curves)} runs", fontsize=8.5, color=plots.INK)
+
+
+_NONE = {"exact_match": math.nan}  # a cell that no run was asked in
+
+
+def _draw_lines(axes: Sequence[Axes], rows: list[Row]) -> None:
     lengths = sorted({row["length"] for row in rows})
     for ax, model in zip(axes, ("multiscreen", "transformer"), strict=True):
+        plots.style(ax)
         curves = _curves([row for row in rows if row["model"] == model])
         labels = list(dict.fromkeys(_label(curve[0]) for curve in curves))
         for curve in sorted(curves, key=lambda curve: curve[0]["seed"]):
@@ -136,7 +178,6 @@ def figure(rows: list[Row]) -> Figure:
         ax.set(xlabel=f"{_unit(rows)} (dashed: training length)", ylim=(-0.02, 1.03))
         ax.set_title(model.capitalize(), fontsize=10, color=plots.INK)
     axes[0].set_ylabel("exact match, mean over depths")
-    return drawn
 
 
 def report(rows: list[Row]) -> str:
@@ -155,10 +196,7 @@ def report(rows: list[Row]) -> str:
 
 
 def _verdict(rows: list[Row]) -> str:
-    found: dict[str, list[list[Row]]] = {}
-    for curve in _curves(rows):
-        found.setdefault(_kind(curve[0]), []).append(curve)
-    texts = [_said(kind, curves) for kind, curves in found.items()]
+    texts = [_said(kind, curves) for kind, curves in _kinds(rows).items()]
     if any(row["rule"] == "infinite windows" for row in rows):
         texts.append("Infinite are the windows that reached the training length.")
     others = [row for row in rows if row["model"] == "transformer"]
@@ -180,6 +218,13 @@ def _said(kind: str, curves: list[list[Row]]) -> str:
         f"{kind}, the {which} of {len(curves)}: {', '.join(said)} {_unit(curves[0])}, "
         f"{solved}solved at its training length."
     )
+
+
+def _kinds(rows: list[Row]) -> dict[str, list[list[Row]]]:
+    found: dict[str, list[list[Row]]] = {}
+    for curve in _curves(rows):
+        found.setdefault(_kind(curve[0]), []).append(curve)
+    return found
 
 
 def _kind(row: Row) -> str:

@@ -18,8 +18,9 @@ Every number here comes from a table in [`results`](results), whose rows carry t
 the wall time and the command that made them; this page and its figures are made from the tables
 alone, by `{command}`. {runs}
 """
-_SMALL = """All runs are small: minutes on one core of a shared
-2-core virtual machine. They show which of the papers' findings can be seen at that scale."""
+_SMALL = """All runs are small: minutes to an hour each
+on a virtual machine of two cores, which other runs shared (times of studies whose subject is time
+were taken alone). They show which of the papers' findings can be seen at that scale."""
 _PAPER = "All runs have the papers' sizes and budgets."
 
 

@@ -96,11 +96,11 @@ def _verdict(rows: list[Row]) -> str:
         f"The direction is {'confirmed' if confirmed else 'not confirmed'}: after 400 steps the "
         f"worst seed with rows of norm 1 is at {span(1.0, 400)[0]:.0%} and the best run with norm "
         f"0.1 at {span(0.1, 400)[1]:.0%}, after 800 steps at {span(1.0, 800)[0]:.0%} and "
-        f"{span(0.1, 800)[1]:.0%}. The size is not: a first run with one seed had 98 % at step 500 "
-        f"with norm 1, here {span(1.0, 500)[0]:.0%} to {span(1.0, 500)[1]:.0%}, and learned "
-        "nothing for thousands of steps with norm 0.1, which here reaches "
-        f"{span(0.1, 800)[0]:.0%} to {span(0.1, 800)[1]:.0%} after 800: it learns later, not "
-        "never. Presets for small batches start at norm 1 (`embedding_init_scale`)."
+        f"{span(0.1, 800)[1]:.0%}. A first run with one seed had 98 % at step 500 with norm 1, "
+        f"here {span(1.0, 500)[0]:.0%} to {span(1.0, 500)[1]:.0%}, and learned nothing for "
+        "thousands of steps with norm 0.1, which here reaches "
+        f"{span(0.1, 800)[0]:.0%} to {span(0.1, 800)[1]:.0%} after 800. Presets for small batches "
+        "start at norm 1 (`embedding_init_scale`)."
     )
 
 

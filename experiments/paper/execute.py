@@ -13,6 +13,7 @@ from experiments.paper.commit import commit
 from experiments.paper.study import Run
 
 LOG = "log.txt"
+UNKNOWN = "an unknown one"  # commit of a folder that names none
 
 
 class RunFailed(RuntimeError):
@@ -40,9 +41,8 @@ def execute(run: Run, folder: Path) -> Executed:
     clocks = [_Clock(path, command) for path, command in commands(run, folder)]
     left = [clock for clock in clocks if not clock.ended]
     now = commit()
-    # Folders from before commits were kept have none, and count as this one's.
     commits = {clock.commit for clock in clocks if clock.commit} | ({now} if left else set())
-    if len(commits) > 1:
+    if len(commits) > 1 or UNKNOWN in commits:
         raise RunFailed(
             f"{folder} was begun at another commit ({', '.join(sorted(commits))}; this is {now}); "
             "check that one out to go on, or start anew with --again"
@@ -83,7 +83,7 @@ class _Clock:
                     "start anew with --again, or give another --folder"
                 )
             self.seconds, self.ended = kept["seconds"], kept["ended"]
-            self.commit = kept.get("commit", "")
+            self.commit = kept.get("commit", UNKNOWN)
 
     def save(self, seconds: float, ended: bool) -> None:
         self.seconds, self.ended = seconds, ended

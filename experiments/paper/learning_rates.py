@@ -44,7 +44,7 @@ def measure(run: Run, folder: Path) -> list[Row]:
             "validation_loss": logged[-1]["validation_loss"],
             "first_loss": losses[0],
             "last_loss": plots.mean(losses[-10:]),
-            "highest_loss_after_warmup": max(x for x in finite[10:]) if len(finite) > 10 else "",
+            "highest_loss_after_10_lines": max(x for x in finite[10:]) if len(finite) > 10 else "",
             "largest_gradient_norm": max(line["gradient_norm"] for line in logged),
             "not_finite": len(losses) - len(finite),
         }
@@ -99,7 +99,11 @@ def _verdict(rows: list[Row]) -> str:
         texts.append(
             f"{model.capitalize()} is best at 2^{best} ({means[best]:.3f}) and within 10 % of that "
             f"from 2^{min(good, default=best)} to 2^{max(good, default=best)}"
-            + (f"; at rate 1 its training loss goes from {ends}" if ends else "")
+            + (
+                f"; at rate 1 its training loss goes, from the first step logged, from {ends}"
+                if ends
+                else ""
+            )
             + (", with steps that are not finite." if any(r["not_finite"] for r in at_one) else ".")
         )
     return " ".join(texts)

@@ -81,5 +81,22 @@ def report(rows: list[Row]) -> str:
         }
         lines.append({"": f"{op}, {name}", **ratios})
     return (
-        f"CPU time by that of the parent, by tokens, least of three rounds:\n\n{plots.table(lines)}"
+        "CPU time by that of the parent, by tokens, least of three rounds:\n\n"
+        f"{plots.table(lines)}\n\n{_verdict(rows)}"
+    )
+
+
+def _verdict(rows: list[Row]) -> str:
+    """By how much the ratio grows from the shortest sequence to the longest."""
+    texts = []
+    for (op, name), one in plots.groups(rows, "op", "pass").items():
+        times = {(row["contender"], row["length"]): row["cpu_ms"] for row in one}
+        ends = [pick(length for _, length in times) for pick in (min, max)]
+        first, last = (times[op, n] / times[_PARENTS[op], n] for n in ends)
+        texts.append(f"{last / first:.2f} ({op}, {name})")
+    return (
+        f"From the shortest to the longest the ratio grows by a factor of {', '.join(texts)}; the "
+        "states that a chunk reads grow as the logarithm of the number of chunks, here "
+        f"{ends[1] / ends[0]:g} times as many. Softmax attention, with which the paper compares, "
+        "is not in this table."
     )

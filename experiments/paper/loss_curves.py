@@ -95,9 +95,9 @@ def _verdict(found: dict, late: dict) -> str:
         highest = max(row["loss"] for row in late[model, 0])
         agrees = "as" if (highest < first) == smooth else "unlike"
         texts.append(
-            f"At rate 1 {model.capitalize()} begins at {first:.2f} and reaches {highest:.2f} in "
-            f"the second half: {'smooth' if highest < first else 'diverged'}, {agrees} in the "
-            "paper."
+            f"At rate 1 {model.capitalize()} is at {first:.2f} after {cell[0]['step']} steps and "
+            f"at most at {highest:.2f} in the second half: "
+            f"{'smooth' if highest < first else 'diverged'}, {agrees} in the paper."
         )
     norms = {m: _mean(cell, "gradient_norm") for (m, exponent), cell in late.items() if exponent}
     if len(norms) == 2:

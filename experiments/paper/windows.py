@@ -2,8 +2,10 @@
 
 The paper shows all 64 tiles of a trained model on a text of 203 tokens: ranges differ from tile to
 tile, and many keys are rejected. Here: the Multiscreen of the perplexities by position, trained at
-256 bytes, on the first 203 bytes of the validation split. `relevance.png` in the run's folder, and
-`python -m experiments.evaluate RUN --task relevance` of any run, show the maps themselves.
+256 bytes, on the first 203 bytes of the validation split. (The rows name two commits, of the
+training and of the look at its tiles.) The maps of this model, which is shipped, are drawn in
+[a notebook](../notebooks/02_inside_a_tile.ipynb); `python -m experiments.evaluate RUN --task
+relevance` draws those of any run.
 
 At the paper's scale the model is that of Psi = 8. The paper's text is its own abstract; here it is
 the first 203 tokens of the validation split, and `--relevance.text` takes any other.
@@ -11,7 +13,8 @@ the first 203 tokens of the validation split, and `--relevance.text` takes any o
     python -m experiments.paper run windows
 
 It gave: windows of 2 to 200 bytes, widths of 0.2 to 0.93, 76 % of the pairs inside the windows
-rejected; in the first four of six layers half of a tile's queries or more accept nothing.
+rejected; in the first four of six layers half of the queries or more accept nothing, on average
+over a layer's tiles.
 """
 
 from pathlib import Path
@@ -66,10 +69,14 @@ def report(rows: list[Row]) -> str:
     pairs = sum(row["pairs_in_window"] for row in rows)
     share = sum(row["pairs_accepted"] for row in rows) / pairs
     beyond = sum(row["window"] > (row.get("trained") or positions.TRAINED["base"]) for row in rows)
+    windows = [row["window"] for row in rows]
+    spread, most = max(windows) / min(windows), share < 0.5
     return f"""{plots.table(lines)}
 
-Of all pairs inside the windows {1 - share:.1%} are rejected. {beyond} of {len(rows)} windows are
-longer than the training length; the inference rule makes them infinite."""
+Of all pairs inside the windows {1 - share:.1%} are rejected: {"many, as" if most else "fewer than"}
+in the paper. The longest window is {spread:.0f} times the shortest: ranges differ from tile to
+tile, {"as" if spread > 2 else "unlike"} in the paper. {beyond} of {len(rows)} windows are longer
+than the training length; the inference rule makes them infinite."""
 
 
 def _by_tile(rows: list[Row], column: str) -> np.ndarray:

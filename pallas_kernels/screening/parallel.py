@@ -145,15 +145,15 @@ def _walk(axis_name: str, window: Array, add: Any, past: Any, total: Any) -> tup
 def _home(axis_name: str, steps: Array, x: Any) -> Any:
     """What has travelled so many steps, where it came from, by the shorter way around."""
     size = lax.axis_size(axis_name)
-    is_far = 2 * steps > size
-    for direction, count in ((-1, jnp.where(is_far, 0, steps)), (1, (size - steps) * is_far)):
 
-        def more(state, count=count):
+    def turn(direction, count, x):
+        def more(state):
             # The constant is for those who read how long a program may take.
             return (state[0] < size // 2) & (state[0] < count)
 
-        def visit(state, direction=direction):
+        def visit(state):
             return state[0] + 1, around(state[1], axis_name, direction)
 
-        _, x = lax.while_loop(more, visit, (jnp.int32(0), x))
-    return x
+        return lax.while_loop(more, visit, (jnp.int32(0), x))[1]
+
+    return lax.cond(2 * steps > size, partial(turn, 1, size - steps), partial(turn, -1, steps), x)

@@ -225,8 +225,8 @@ def test_tokenizers_that_do_not_fit():
 
 QUESTIONS = [
     {"question": "what is it", "choices": ["a cat", "a dog", "nothing"], "answer": 1},
-    {"question": "and where", "choices": ["at home", "here", "away"], "answer": 0},
-    {"question": "who", "choices": ["me", "you"], "answer": 1},
+    {"question": "and where", "choices": ["at home", "here", "away"], "answer": 1},
+    {"question": "who", "choices": ["me", "i shhh"], "answer": 1},  # which the model says
 ]
 TASKS = {
     "choose": """
@@ -266,6 +266,7 @@ def tasks(tmp_path_factory):
 
 
 def test_whole_tasks(tasks):
+    """What the model says of each question is right for some, and wrong for others."""
     model, params = small("transformer")
     manager = TaskManager(include_path=tasks, include_defaults=False)
     found = lm_eval.simple_evaluate(
@@ -283,6 +284,7 @@ def test_whole_tasks(tasks):
         exact.append(said == doc["choices"][doc["answer"]])
         text = [LETTERS.eos_id, *LETTERS.encode(doc["question"])]
         nats -= direct(model, params, text, len(text) - 1)[0]
+    assert {*right} == {*exact} == {True, False}
     size = sum(len(doc["question"]) for doc in QUESTIONS)
     assert found["choose"]["acc,none"] == np.mean(right)
     assert found["answer"]["exact_match,none"] == np.mean(exact)

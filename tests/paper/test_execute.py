@@ -41,7 +41,7 @@ def test_a_finished_command_is_not_run_again(tmp_path):
 
 
 def test_seconds_of_an_attempt_that_was_cut_off_count(tmp_path):
-    kept = {"command": PRINT, "seconds": 100.0, "ended": False}
+    kept = {"command": PRINT, "seconds": 100.0, "ended": False, "commit": "a"}
     (tmp_path / "command_0.json").write_text(json.dumps(kept))
     assert 100 < execute(Run("one", (PRINT,)), tmp_path).seconds < 160
 
@@ -64,12 +64,12 @@ def test_rows_are_of_the_commit_at_which_the_run_began(tmp_path, at_commit):
     assert tmp_path.with_name(f"{tmp_path.name}.old1").exists()
 
 
-def test_folders_that_keep_no_commit_are_of_this_one(tmp_path, at_commit):
+@pytest.mark.parametrize("commands", [(PRINT,), (PRINT, PRINT)])
+def test_folders_that_keep_no_commit_are_refused(tmp_path, commands):
     kept = {"command": PRINT, "seconds": 100.0, "ended": True}
     (tmp_path / "command_0.json").write_text(json.dumps(kept))
-    assert execute(Run("one", (PRINT,)), tmp_path) == Executed(100.0, "a")
-    at_commit("b")
-    assert execute(Run("one", (PRINT, PRINT)), tmp_path).commit == "b"
+    with pytest.raises(RunFailed, match=r"at another commit .*an unknown one"):
+        execute(Run("one", commands), tmp_path)
 
 
 def test_runs_that_are_needed_come_first_and_once(tmp_path):
