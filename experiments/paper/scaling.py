@@ -7,7 +7,8 @@ Transformer, good ones of the sweep above (400 steps at 115 and 127 thousand par
 
     python -m experiments.paper run scaling
 
-It gave: runs of the Transformer are under way.
+It gave, with one seed: Multiscreen below the Transformer of as many parameters (interpolated) at
+115 and 270 thousand, by 0.05 and 0.01 nats per byte, and above it at 623 thousand, by 0.05.
 """
 
 import itertools

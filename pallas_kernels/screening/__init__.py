@@ -11,7 +11,9 @@ screening = over_sequence(
         "q": "bth.", "k": "bth.", "v": "bth.", "window": "h", "width": "h", "segment_ids": "bt",
     },
     out_axes="bth.",
-    applies=lambda given, share: given["q"].shape == given["k"].shape,
+    applies=lambda given, share: (
+        given["q"].shape == given["k"].shape and given.get("gap") is None
+    ),
 )  # fmt: skip
 
 __all__ = ["screening", "screening_decode"]

@@ -42,16 +42,15 @@ def screening(
     Cost: the op's, for pairs whose query is here. With n devices and a longest window w on any of
     the mesh, ceil((w - 1) / T) steps, at least one and at most n - 1, and one more if there are
     several; in each a device gets B T H (K + V) numbers in the dtype of k and v, while it works on
-    those of the step before. The backward pass takes the same steps; sums of gradients travel along
-    in float32, and go home in the inputs' dtype. In memory are the keys and values of three
-    devices, however many there are; nothing but this device's own tokens is kept for the backward
-    pass. The last devices of the axis have the most work: all keys are before theirs.
+    those of the step before. The backward pass takes the same steps; after one, gradients go home
+    in the inputs' dtype, else their sums travel along in float32, and home. In memory are the keys
+    and values of three devices, however many there are; nothing but this device's own tokens is
+    kept for the backward pass. The last devices of the axis have the most work: all keys are before
+    theirs.
     """
+    # As a key of a cache.
+    settings = {name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()}
     return _ring(axis_name, tuple(settings.items()))(q, k, v, window, width, segment_ids)
-
-
-def _joined(before: Any, x: Any) -> Any:
-    return None if x is None else jnp.concatenate([before, x], axis=1)
 
 
 @lru_cache
@@ -73,13 +72,12 @@ def _ring(axis_name: str, settings: tuple[tuple[str, Any], ...]) -> Callable[...
         ids = _joined(past_ids, segment_ids)
         h = of_nearest(ids, q, k, v, past_k, past_v, window, width)
 
-        def add(steps, past, total):
+        def add(steps, past, h, _):
             past_k, past_v, past_ids = past
             ids = _joined(past_ids, segment_ids)
-            return total[0] + of_farther(ids, steps, q, past_k, past_v, window, width), ()
+            return h + of_farther(ids, steps, q, past_k, past_v, window, width), ()
 
-        _, (h, _) = _walk(axis_name, window, add, past, (h, ()))
-        return h
+        return _walk(axis_name, window, add, past, h, (), ())[0]
 
     def forward(*inputs):
         return screen(*inputs), inputs
@@ -91,32 +89,36 @@ def _ring(axis_name: str, settings: tuple[tuple[str, Any], ...]) -> Callable[...
         _, pull = jax.vjp(of_these, q, k, v, past_k, past_v, window, width)
         dq, dk, dv, dpast_k, dpast_v, dwindow, dwidth = pull(dh)
 
-        def add(steps, past, total):
+        def add(steps, past, here, travelling):
             past_k, past_v, past_ids = past
             of_these = partial(of_farther, _joined(past_ids, segment_ids), steps)
             _, pull = jax.vjp(of_these, q, past_k, past_v, window, width)
             dq, dpast_k, dpast_v, dwindow, dwidth = pull(dh)
-            return jax.tree.map(jnp.add, total, ((dq, dwindow, dwidth), (dpast_k, dpast_v)))
+            return _sums((here, travelling), ((dq, dwindow, dwidth), (dpast_k, dpast_v)))
 
-        total = (dq, dwindow, dwidth), (dpast_k, dpast_v)
-        steps, total = _walk(axis_name, window, add, past, total)
-        (dq, dwindow, dwidth), travelled = total
-        of_others = _home(axis_name, steps, travelled)
-        dk, dv = jax.tree.map(jnp.add, (dk, dv), of_others)
-        return dq, dk, dv, dwindow, dwidth, None
+        here, travelling = (dq, dwindow, dwidth), (dpast_k, dpast_v)
+        here, own = _walk(axis_name, window, add, past, here, travelling, (dk, dv))
+        return here[0], *own, *here[1:], None
 
     screen.defvjp(forward, backward)
     return screen
 
 
-def _walk(axis_name: str, window: Array, add: Any, past: Any, total: Any) -> tuple[Array, Any]:
-    """total = add(steps, past, total) for the tokens of each device two steps or more before this
-    one, as far as a window on any device reaches; with the steps taken.
+def _walk(
+    axis_name: str, window: Array, add: Any, past: Any, here: Any, travelling: Any, own: Any
+) -> tuple[Any, Any]:
+    """here, travelling = add(steps, past, here, travelling) for the tokens of each device two steps
+    or more before this one, as far as a window on any device reaches.
 
     Args:
         past: the tokens of the device before.
-        total: what stays here, and what belongs to the tokens that travel and goes with them. Sums
-            are in `accumulation_dtype`.
+        here: what stays.
+        travelling: what belongs to the tokens in `past`, and goes with them.
+        own: what belongs to this device's tokens.
+
+    Returns:
+        here, and own with what has travelled of it added. Sums are in `accumulation_dtype`, and
+        rounded once, to the dtypes of `here` and `own`.
     """
     # All devices have to take the same steps, or some would wait for others for ever.
     axes = jax.sharding.get_abstract_mesh().manual_axes
@@ -126,20 +128,24 @@ def _walk(axis_name: str, window: Array, add: Any, past: Any, total: Any) -> tup
         return (steps < lax.axis_size(axis_name)) & ((steps - 1) * length + 1 < longest)
 
     def visit(state):
-        steps, past, (here, travelling) = state
+        steps, past, here, travelling = state
         following = from_before(past, axis_name)  # on its way while this is worked on
-        total = here, around(travelling, axis_name, 1)
+        state = steps, past, here, around(travelling, axis_name, 1)
         is_there = lax.axis_index(axis_name) >= steps
-        total = lax.cond(is_there, add, lambda steps, past, total: total, steps, past, total)
-        return steps + 1, following, total
+        here, travelling = lax.cond(is_there, add, lambda *state: state[2:], *state)
+        return steps + 1, following, here, travelling
 
-    def farther(past, total):
-        sums = jax.tree.map(lambda x: x.astype(accumulation_dtype(x)), total)
-        state = jnp.int32(2), from_before(past, axis_name), sums
-        steps, _, sums = lax.while_loop(lambda state: reaches(state[0]), visit, state)
-        return steps - 1, jax.tree.map(lambda sum, x: sum.astype(x.dtype), sums, total)
+    def farther(past, here, travelling, own):
+        state = jnp.int32(2), from_before(past, axis_name), _wide(here), _wide(travelling)
+        steps, _, sums, travelled = lax.while_loop(lambda state: reaches(state[0]), visit, state)
+        travelled = _home(axis_name, steps - 1, travelled)
+        return _like(here, sums), _like(own, _sums(_wide(own), travelled))
 
-    return lax.cond(reaches(2), farther, lambda past, total: (jnp.int32(1), total), past, total)
+    def nearest(past, here, travelling, own):
+        travelled = around(travelling, axis_name, -1)
+        return here, _like(own, _sums(_wide(own), travelled))
+
+    return lax.cond(reaches(2), farther, nearest, past, here, travelling, own)
 
 
 def _home(axis_name: str, steps: Array, x: Any) -> Any:
@@ -157,3 +163,19 @@ def _home(axis_name: str, steps: Array, x: Any) -> Any:
         return lax.while_loop(more, visit, (jnp.int32(0), x))[1]
 
     return lax.cond(2 * steps > size, partial(turn, 1, size - steps), partial(turn, -1, steps), x)
+
+
+def _joined(before: Any, x: Any) -> Any:
+    return None if x is None else jnp.concatenate([before, x], axis=1)
+
+
+def _wide(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(accumulation_dtype(x)), tree)
+
+
+def _sums(tree: Any, other: Any) -> Any:
+    return jax.tree.map(jnp.add, tree, other)
+
+
+def _like(tree: Any, sums: Any) -> Any:
+    return jax.tree.map(lambda x, total: total.astype(x.dtype), tree, sums)

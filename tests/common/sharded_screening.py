@@ -4,6 +4,7 @@ Ends with an error unless values and all gradients agree under every mesh, and p
 compiled program exchanges between devices.
 """
 
+import math
 import re
 import sys
 from functools import partial
@@ -16,7 +17,7 @@ from multiscreen_jax.sharding import make_mesh
 from pallas_kernels import interpret_kernels, screening
 from pallas_kernels.screening import screening_decode
 from pallas_kernels.screening.summaries import summarize
-from tests.screening.decode_cases import make_case
+from tests.screening.decode_cases import make_case, unit
 from tests.screening.test_chunked import make_inputs, make_segments
 
 LENGTH, WINDOWS = 72, (1.5, 17, 30, np.inf)
@@ -30,6 +31,8 @@ DIVIDED = [
     ((1, 2, 2, 2), WINDOWS),
     ((1, 1, 8, 1), (1.5, 17, 38, 30)),
     ((1, 1, 8, 1), WINDOWS),
+    ((1, 1, 4, 2), WINDOWS),  # with windows on other devices that reach less far
+    ((1, 1, 3, 1), WINDOWS),
 ]
 _COLLECTIVE = r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\("
 
@@ -54,15 +57,59 @@ def main(implementation: str) -> None:
         expected = jax.device_get(step(*inputs))
         meshes = MESHES * (windows == WINDOWS) + [x for x, given in DIVIDED if given == windows]
         for sizes in meshes:
-            with jax.set_mesh(make_mesh(*sizes)):
+            with jax.set_mesh(make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])):
                 text = step.lower(*inputs).compile().as_text()
                 print(*sizes, *sorted(set(re.findall(_COLLECTIVE, text))))
                 got = jax.device_get(step(*inputs))
             for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+    apart(op, *inputs[2:])
     with jax.set_mesh(make_mesh(2, 2, 1, 2)):
         eager = op(*inputs[2:], segments)
         np.testing.assert_allclose(eager, jax.jit(op)(*inputs[2:], segments), rtol=0, atol=1e-6)
+
+
+def apart(op, q, k, v, window, width):
+    """Keys and queries with a gap between them are not one sequence to be divided."""
+    half = LENGTH // 2
+    inputs = q[:, half:], k[:, :half], v[:, :half], window, width
+    want = op(*inputs, gap=8)
+    with jax.set_mesh(make_mesh(1, 1, 4, 2)):
+        got = jax.jit(partial(op, gap=8))(*inputs)
+        named = jax.jit(partial(screening, implementation=["chunked"]))(q, k, v, window, width)
+    np.testing.assert_allclose(named, op(q, k, v, window, width), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+def bfloat16(implementation: str) -> None:
+    """Errors on eight devices are at most one and a half times those on one."""
+    rng = np.random.default_rng(0)
+    q, k = (unit(rng.standard_normal((2, 256, 2, 8)) + 1) for _ in range(2))
+    v = unit(rng.standard_normal((2, 256, 2, 32)))
+    dh = rng.standard_normal(v.shape)
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v, dh)]
+    scalars = jnp.array([200.0, np.inf]), jnp.array([0.95, 0.9])
+
+    def gradients(op, q, k, v, dh):
+        h, pull = jax.vjp(op, q, k, v, *scalars)
+        return h, *pull(dh)
+
+    exact = gradients(
+        partial(screening, implementation="reference"), *(x.astype(jnp.float32) for x in arrays)
+    )
+    op = partial(screening, implementation=implementation)
+    errors = []
+    for devices in (1, 8):
+        with jax.set_mesh(make_mesh(1, 1, devices, 1, devices=jax.devices()[:devices])):
+            got = jax.device_get(jax.jit(partial(gradients, op))(*arrays))
+        errors.append(
+            [
+                np.linalg.norm(np.float64(a) - b) / np.linalg.norm(b)
+                for a, b in zip(got, exact, strict=True)
+            ]
+        )
+    for name, one, eight in zip(("h", "q", "k", "v", "window", "width"), *errors, strict=True):
+        assert eight <= 1.5 * one + 1e-6, f"{name}: {eight:.1e} on eight devices, {one:.1e} on one"
 
 
 def decode(implementation: str) -> None:
@@ -80,4 +127,5 @@ def decode(implementation: str) -> None:
 if __name__ == "__main__":
     with interpret_kernels():
         main(sys.argv[1])
+        bfloat16(sys.argv[1])
         decode(sys.argv[1])

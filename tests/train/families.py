@@ -22,7 +22,13 @@ ROWS, LENGTH, WIDTH, VOCABULARY = 8, 256, 88, 90
 HEADS = {"num_heads": 4}
 FAMILIES = {
     "multiscreen-tiny": {**HEADS, "window_threshold": 40.0},
-    "transformer-8m": {**HEADS, "num_kv_heads": 2, "head_dim": 16, "num_layers": 2},
+    "transformer-8m": {
+        **HEADS,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "num_layers": 2,
+        "feed_forward_dim": 240,
+    },
     "retnet-tiny": HEADS,
     "deltanet-tiny": HEADS,
     "mamba2-mlp-tiny": HEADS,
@@ -35,6 +41,7 @@ MESHES = [  # data, fsdp, seq, model
     (1, 1, 8, 1),
     (1, 1, 2, 4),
 ]
+LENGTHS = [LENGTH // sizes[2] for sizes in MESHES]
 STEPS = 3
 
 
@@ -47,8 +54,9 @@ def optimizer() -> optax.GradientTransformation:
     return optax.chain(optax.trace(0.0), optax.scale(-0.05))
 
 
-def train(model, mesh) -> tuple[list[float], TrainState, TrainState, str]:
-    """Losses, the states after the first and the last step, and the compiled step."""
+def train(model, mesh) -> tuple[list[float], TrainState, TrainState, str, float]:
+    """Losses, the states after the first and the last step, the compiled step, and the share of
+    the last state that one device holds."""
     with jax.set_mesh(mesh):
         state = create_state(model, optimizer(), mesh, seed=0)
         where = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer(), mesh))
@@ -64,7 +72,7 @@ def train(model, mesh) -> tuple[list[float], TrainState, TrainState, str]:
             state, metrics = compiled(state, batch)
             losses.append(float(metrics["loss"]))
             states.append(jax.device_get(state))
-    return losses, states[0], states[-1], compiled.as_text()
+    return losses, states[0], states[-1], compiled.as_text(), share_of_state(state)
 
 
 def check_tree(got, want, limit: float, what: str) -> None:
@@ -75,14 +83,27 @@ def check_tree(got, want, limit: float, what: str) -> None:
         assert error <= limit, f"{what} {sharding.path_name(path)}: relative error {error:.1e}"
 
 
-def most_tokens(program: str) -> int:
-    """Most tokens that an array of the residual stream's width has on one device."""
-    found = [
-        math.prod(dims[:-1])
-        for shape in re.findall(r"\bf32\[([\d,]+)\]", program)
-        if (dims := [int(n) for n in shape.split(",")])[-1] == WIDTH and len(dims) > 1
-    ]
+def most_tokens(program: str, layers: int, rows: int) -> int:
+    """Most tokens of one layer that an array of the residual stream's width has on one device.
+
+    Args:
+        rows: of the batch that a device should have. A single one has no axis, layers have one.
+    """
+    found = []
+    for shape in re.findall(r"\bf32\[([\d,]+)\]", program):
+        *dims, width = (int(n) for n in shape.split(","))
+        # Weights have other numbers of rows; before rows and tokens may be layers.
+        if width == WIDTH and dims and dims[-1] in LENGTHS:
+            only_layers = rows == 1 and dims[-2:-1] == [layers]
+            found.append(dims[-1] if only_layers else math.prod(dims[-2:]))
     return max(found)
+
+
+def share_of_state(state: TrainState) -> float:
+    """Numbers of parameters and optimizer state on one device, by those of all."""
+    leaves = jax.tree.leaves((state.params, state.optimizer_state))
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+    return held / sum(x.size for x in leaves)
 
 
 def main(name: str) -> None:
@@ -92,19 +113,21 @@ def main(name: str) -> None:
         np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), sharding.MESH_AXES,
         axis_types=(jax.sharding.AxisType.Auto,) * 4,
     )  # fmt: skip
-    losses, first, last, program = train(model, one)
+    losses, first, last, program, share = train(model, one)
     assert losses[-1] != losses[0]
-    whole = most_tokens(program)  # of all layers, as the backward pass needs them
-    assert whole >= ROWS * LENGTH
+    layers = model.config.num_layers
+    whole = most_tokens(program, layers, ROWS)
+    assert (whole, share) == (ROWS * LENGTH, 1)
     for sizes in MESHES:
         got = train(model, sharding.make_mesh(*sizes))
         np.testing.assert_allclose(got[0], losses, rtol=2e-6, err_msg=str(sizes))
         check_tree(gradients_of(got[1]), gradients_of(first), 1e-4, f"{sizes} gradient of")
         check_tree(got[2].params, last.params, 1e-5, f"{sizes} last")
-        shares = sizes[0] * sizes[1] * sizes[2]
-        held = most_tokens(got[3])
-        assert held <= whole // shares, f"{sizes}: {held} of {whole} tokens on one device"
-        print(*sizes, held)
+        held = most_tokens(got[3], layers, ROWS // math.prod(sizes[:2]))
+        allowed = whole // math.prod(sizes[:3])
+        assert held <= allowed, f"{sizes}: {held} tokens on one device, allowed {allowed}"
+        shares = sizes[1] * sizes[3]  # fsdp and model divide parameters
+        print(*sizes, held, got[4], got[4] * shares)
 
 
 def gradients_of(state: TrainState):
