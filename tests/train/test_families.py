@@ -3,15 +3,25 @@
 import pytest
 
 from tests.programs import run_module
-from tests.train.families import FAMILIES, MESHES
+from tests.train.families import FAMILIES, MESHES, MORE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_meshes_train_alike_and_hold_their_shares(name):
-    """Loss curve within 2e-6, gradients 1e-4, parameters 1e-5; no device holds all tokens."""
-    ended = run_module("tests.train.families", name)
-    assert len(ended.stdout.splitlines()) == len(MESHES)
+    """Loss curve within 2e-6, gradients 1e-4, parameters 1e-5; no device holds all of anything."""
+    check(run_module("tests.train.families", name), MESHES)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", FAMILIES)
+def test_of_more_meshes(name):
+    """One axis alone, and three."""
+    check(run_module("tests.train.families", name, "more"), MORE)
+
+
+def check(ended, meshes):
+    assert len(ended.stdout.splitlines()) == len(meshes)
     # What the compiler says when it replicates an array to lay it out anew; of fake parameters it
     # only reckons what that would cost.
     said = [line for line in ended.stderr.splitlines() if "Involuntary full remat" in line]
