@@ -5,6 +5,9 @@ five seeds. Here: `mqar_small`, 4 pairs in 16 tokens of a vocabulary of 256, 300
 at the best rate of a first sweep; asked too for 2 pairs, and in 32 tokens, a length never trained.
 
     python -m experiments.paper run mqar
+
+It gave, with three seeds: all six models at 96 % or more of 4 pairs; at twice the trained length
+Mamba-2 keeps 98 %, the log-linear models 73 to 93 %, Multiscreen 73 to 99 %.
 """
 
 from pathlib import Path
@@ -77,4 +80,26 @@ def report(rows: list[Row]) -> str:
             scores = ", ".join(f"{row['accuracy']:.1%}" for row in found)
             line[f"{pairs} pairs in {length}"] = scores
         lines.append(line)
-    return f"Accuracy of the answers, one number per seed:\n\n{plots.table(lines)}"
+    text = f"Accuracy of the answers, one number per seed:\n\n{plots.table(lines)}"
+    for model in ("mamba2", "gdn"):
+        text += _against_parent(f"log_linear_{model}", model, rows)
+    return text
+
+
+def _against_parent(model: str, parent: str, rows: list[Row]) -> str:
+    """The paper's finding: levels help to recall."""
+    cells = plots.groups(rows, "model", "length", "pairs")
+    tasks = list(plots.groups(rows, "length", "pairs"))
+    scores = {
+        (name, task): plots.mean(row["accuracy"] for row in cells.get((name, *task), []))
+        for name in (model, parent)
+        for task in tasks
+        if cells.get((name, *task))
+    }
+    if len(scores) < 2 * len(tasks):
+        return ""
+    better = sum(scores[model, task] > scores[parent, task] for task in tasks)
+    return (
+        f"\n\n{model.replace('_', ' ')} is above {parent} in {better} of {len(tasks)} tasks (means "
+        "of the seeds); in the paper, at every width at which that one is not solved."
+    )
