@@ -109,7 +109,10 @@ def bfloat16(implementation: str) -> None:
             ]
         )
     for name, one, eight in zip(("h", "q", "k", "v", "window", "width"), *errors, strict=True):
-        assert eight <= 1.5 * one + 1e-6, f"{name}: {eight:.1e} on eight devices, {one:.1e} on one"
+        # Half the rounding of an input; the gradient of a window may be far more accurate.
+        assert eight <= max(1.5 * one, 1e-3), (
+            f"{name}: {eight:.1e} on eight devices, {one:.1e} on one"
+        )
 
 
 def decode(implementation: str) -> None:
