@@ -67,8 +67,8 @@ def screening(
         [B, T, H, V] in the dtype of v. Similarities, trim, mask and sums are in
         `promote_types(dtype, float32)`. Differentiable (reverse mode) in q, k, v, window, width.
 
-    Under a mesh (`jax.set_mesh`) every device computes its own rows and heads, and with S = T and no
-    gap its own tokens (see `parallel`).
+    Under a mesh (`jax.set_mesh`) every device computes its own rows and heads, and with S = T and
+    no gap its own tokens (see `parallel`).
 
     Cost: "chunked" visits only blocks of keys inside each head's window: about
     sum_h min(window_h, T / 2) * T pairs at 2 (K + V) FLOPs, memory linear in T. "reference" visits
