@@ -34,11 +34,11 @@ def compile_screening(
     dtype: str,
     key_dim: int = 16,
     value_dim: int = 64,
-    *,
     heads: int = 16,
     length: int = 4096,
     documents: bool = False,
     apart: bool = False,
+    *,
     refuse_spills: bool = False,
 ) -> tuple[dict[str, Kernel], Program]:
     """Forward and all gradients of one call at batch 1: the three kernels by name, and the rest."""
@@ -103,16 +103,7 @@ def main(name: str = "compile_gpu", quick: bool = False) -> None:
         dtype, key_dim, value_dim, heads, length, documents, apart = call
         sizes = block_sizes(None, dtype, key_dim, value_dim)._asdict()
         for arch in GPUS:
-            kernels, program = compile_screening(
-                arch,
-                dtype,
-                key_dim,
-                value_dim,
-                heads=heads,
-                length=length,
-                documents=documents,
-                apart=apart,
-            )
+            kernels, program = compile_screening(arch, *call)
             bad += [f"sm_{arch} {call}: {fault}" for fault in faults(kernels, program)]
             jax.clear_caches()
             for kernel_name, kernel in kernels.items():

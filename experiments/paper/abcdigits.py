@@ -20,12 +20,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.paper import plots, text_runs
 from experiments.paper.study import Row, Run
+from multiscreen_jax.evaluation.figures import draw_retrieval
 
 TITLE = "ABCDigits"
 SEEDS = (0, 1, 2)
@@ -138,24 +138,14 @@ _GRIDS = 3  # side by side
 
 
 def _draw_grid(ax: Axes, kind: str, curves: list[list[Row]]) -> None:
-    cells = plots.groups([row for curve in curves for row in curve], "depth", "length")
-    depths, lengths = (sorted({key[n] for key in cells}) for n in (0, 1))
-    shown = [
-        [100 * plots.mean(map(_score, cells.get((depth, n), [_NONE]))) for n in lengths]
-        for depth in depths
+    cells = plots.groups([row for curve in curves for row in curve], "length", "depth")
+    means = [
+        {"length": length, "depth": depth, "exact_match": plots.mean(map(_score, found))}
+        | {"unit": _unit(found)}
+        for (length, depth), found in sorted(cells.items())
     ]
-    ax.imshow(shown, cmap="viridis", vmin=0, vmax=100, aspect="auto")
-    for (row, column), value in np.ndenumerate(np.array(shown)):
-        if math.isfinite(value):
-            colour = "white" if value < 60 else plots.INK
-            ax.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    ax.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], fontsize=7.5)
-    ax.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths], fontsize=7.5)
-    ax.set(xlabel=_unit(curves[0]), ylabel="depth")
+    draw_retrieval(ax, means)
     ax.set_title(f"{kind}: %, {len(curves)} runs", fontsize=8.5, color=plots.INK)
-
-
-_NONE = {"exact_match": math.nan}  # a cell that no run was asked in
 
 
 def _draw_lines(axes: Sequence[Axes], rows: list[Row]) -> None:

@@ -91,7 +91,7 @@ def _against_parent(model: str, parent: str, rows: list[Row]) -> str:
     cells = plots.groups(rows, "model", "length", "pairs")
     tasks = list(plots.groups(rows, "length", "pairs"))
     scores = {
-        (name, task): plots.mean(row["accuracy"] for row in cells.get((name, *task), []))
+        (name, task): plots.mean(row["accuracy"] for row in cells[name, *task])
         for name in (model, parent)
         for task in tasks
         if cells.get((name, *task))

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 _INK, _FAINT = "#23262d", "#7a808c"
@@ -35,17 +37,27 @@ def plot_positions(rows: Sequence[dict[str, Any]], trained_length: int | None = 
 
 def plot_retrieval(rows: Sequence[dict[str, Any]]) -> Figure:
     """Exact match by context length and depth, from `retrieval_grid`."""
-    lengths = list(dict.fromkeys(row["length"] for row in rows))
-    depths = list(dict.fromkeys(row["depth"] for row in rows))
-    score = np.full((len(depths), len(lengths)), np.nan)
-    for row in rows:
-        score[depths.index(row["depth"]), lengths.index(row["length"])] = row["exact_match"]
+    lengths, depths = ({row[name] for row in rows} for name in ("length", "depth"))
     figure = Figure(
         figsize=(2.4 + 0.85 * len(lengths), 1.4 + 0.55 * len(depths)),
         facecolor="white",
         layout="constrained",
     )
-    ax = figure.subplots()
+    image = draw_retrieval(figure.subplots(), rows)
+    bar = figure.colorbar(image, ax=image.axes, label="exact match", pad=0.03)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.tick_params(labelsize=8, length=2)
+    return figure
+
+
+def draw_retrieval(ax: Axes, rows: Sequence[dict[str, Any]]) -> AxesImage:
+    """The grid of `plot_retrieval`, in percent; a cell without a row stays empty."""
+    lengths = list(dict.fromkeys(row["length"] for row in rows))
+    depths = list(dict.fromkeys(row["depth"] for row in rows))
+    score = np.full((len(depths), len(lengths)), np.nan)
+    for row in rows:
+        score[depths.index(row["depth"]), lengths.index(row["length"])] = row["exact_match"]
     image = ax.imshow(score, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(score):
         if np.isfinite(value):
@@ -58,11 +70,7 @@ def plot_retrieval(rows: Sequence[dict[str, Any]]) -> Figure:
     _style(ax)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    bar = figure.colorbar(image, ax=ax, label="exact match", pad=0.03)
-    bar.outline.set_visible(False)
-    bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.ax.tick_params(labelsize=8, length=2)
-    return figure
+    return image
 
 
 def _style(ax: Any) -> None:

@@ -555,12 +555,10 @@ def key_blocks(start, plan: Plan, reach, before):
     start = start + before
     first = (start - reach) // plan.columns
     first = first * (first > 0)
-    stop = (start + plan.rows - 1) // plan.columns + 1
-    if plan.apart:  # else the last query is the last key, and reads itself
-        last = plan.keys // plan.columns - 1
-        first = first - (first - last) * (first > last)
-        stop = last + 1
-    return first, stop
+    if not plan.apart:  # a query is a key too, and reads itself
+        return first, (start + plan.rows - 1) // plan.columns + 1
+    last = plan.keys // plan.columns - 1
+    return first - (first - last) * (first > last), last + 1
 
 
 def query_blocks(start, plan: Plan, reach, before):

@@ -22,23 +22,13 @@ CALLS = (
 
 
 def main(arch: int) -> None:
-    for dtype, key_dim, value_dim, heads, length, documents, apart in CALLS:
-        kernels, program = compile_screening(
-            arch,
-            dtype,
-            key_dim,
-            value_dim,
-            heads=heads,
-            length=length,
-            documents=documents,
-            apart=apart,
-            refuse_spills=True,
-        )
+    for call in CALLS:
+        kernels, program = compile_screening(arch, *call, refuse_spills=True)
         found = faults(kernels, program)
-        if arch == 90 and dtype == "bfloat16" and not kernels["forward"].wgmma:
+        if arch == 90 and call[0] == "bfloat16" and not kernels["forward"].wgmma:
             found.append("forward has no warpgroup instruction")
         if found:
-            raise SystemExit(f"{dtype}, K={key_dim}, V={value_dim}: {'; '.join(found)}")
+            raise SystemExit(f"{call}: {'; '.join(found)}")
 
 
 if __name__ == "__main__":
