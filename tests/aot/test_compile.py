@@ -15,7 +15,7 @@ from tests.aot.run_compiler import run_compiler
     ("topology", "implementation", "used"),
     [
         ("v5e:1x1", "chunked", "chunked"),
-        ("v6e:1x1", "chunked", "chunked"),
+        pytest.param("v6e:1x1", "chunked", "chunked", marks=pytest.mark.exhaustive),
         ("v5e:1x1", "default", "pallas_tpu"),
         ("v5e:2x2", "default", "pallas_tpu"),
         ("v5p:2x2x1", "default", "pallas_tpu"),

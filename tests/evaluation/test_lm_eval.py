@@ -18,6 +18,7 @@ from multiscreen_jax.data.tokenizers import CharacterTokenizer
 from multiscreen_jax.models import MultiscreenConfig, TransformerConfig, build
 from multiscreen_jax.models.registry import MODELS
 from multiscreen_jax.train import override, train
+from tests.marks import slow_unless
 from tests.models import linear_family
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -31,7 +32,7 @@ CONFIGS = {
     "multiscreen": MultiscreenConfig(**SHAPE, key_dim=4, value_dim=6, window_threshold=9.0),
     "transformer": TransformerConfig(**SHAPE),
 }
-FAST, SLOW = ("multiscreen", "transformer"), pytest.mark.slow
+FAST = ("multiscreen", "transformer")
 PAIRS = [("We the", " people of"), ("", "When in"), ("A", "b"), ("all men are created ", "equal")]
 
 
@@ -80,7 +81,7 @@ def test_every_architecture_is_tried():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in FAST else SLOW) for n in CONFIGS]
+    "name", slow_unless(FAST, CONFIGS, exhaustive=CONFIGS.keys() - {"log-linear-gdn+screening"})
 )
 def test_loglikelihoods_are_the_models_own(name):
     model, params = small(name)

@@ -63,9 +63,12 @@ def cases():
         if "__T1." in name:  # a step of the recurrence, and no kernel's
             continue
         for kernel in ("pallas_tpu", "pallas_gpu"):
-            mark = (pytest.mark.slow,) * ("__T7." in name)
-            yield pytest.param(name, kernel, "float32", marks=mark)
             # Every shape takes seconds to compile.
+            if "T64" in name or "T512" in name:
+                mark = pytest.mark.exhaustive
+            else:
+                mark = (pytest.mark.slow,) * ("__T7." in name)
+            yield pytest.param(name, kernel, "float32", marks=mark)
             mark = pytest.mark.slow if "T96" in name else pytest.mark.exhaustive
             yield pytest.param(name, kernel, "bfloat16", marks=mark)
 

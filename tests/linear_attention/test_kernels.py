@@ -30,7 +30,7 @@ def interpreted(op, case, segments=None, implementation="pallas_tpu"):
         return run(op, case, segments, implementation=implementation)
 
 
-@pytest.mark.parametrize("length", slow_unless((300,), (2, 300, 700)))
+@pytest.mark.parametrize("length", slow_unless((300,), (2, 300, 700), exhaustive=(2,)))
 @pytest.mark.parametrize(
     ("op", "groups"),
     [pytest.param("ssd", 1, marks=pytest.mark.slow), ("ssd", 4), ("gated_delta_rule", 4)],

@@ -80,11 +80,16 @@ def test_outputs_states_and_gradients(name, form, dtype):
     check(name, form, dtype)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [(name, form) for name in MORE for form in FORMS],
-)
+def full_set():
+    for name in MORE:
+        for form in FORMS:
+            # Several batches, chunks that do not divide, and the last level are enough for kernels.
+            many = "pallas" in form and not any(tag in name for tag in ("T100", "T257", "L15"))
+            mark = pytest.mark.exhaustive if many else pytest.mark.slow
+            yield pytest.param(name, form, marks=mark)
+
+
+@pytest.mark.parametrize(("name", "form"), list(full_set()))
 def test_all_of_the_full_set(name, form):
     check(name, form, "float32")
 

@@ -32,7 +32,7 @@ def check(op, x, tolerance=None, implementation="pallas_tpu", **settings):
 
 
 @pytest.mark.parametrize("op", FEW)
-@pytest.mark.parametrize("length", slow_unless((100,), (2, 100, 700, 1300)))
+@pytest.mark.parametrize("length", slow_unless((100,), (2, 100, 700, 1300), exhaustive=(2, 700)))
 def test_values_states_and_gradients(op, length):
     check(op, inputs(length, level_count(length) + 1, groups=1))
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 from multiscreen_jax import losses
 from multiscreen_jax.models import MultiscreenConfig, TransformerConfig, build
+from tests.marks import slow_unless
 from tests.models import linear_family
 
 SHAPE = {"vocab_size": 61, "model_dim": 16, "num_layers": 2, "num_heads": 2}
@@ -34,7 +35,7 @@ def train_step(bridged, optimizer):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CONFIGS]
+    "name", slow_unless(FAST, CONFIGS, exhaustive=CONFIGS.keys() - {"log-linear-gdn+screening"})
 )
 def test_an_nnx_module(name):
     model = build(CONFIGS[name])
