@@ -30,6 +30,8 @@ def tanh_norm(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 # The derivatives are written by hand, and their sums as products of vectors: automatic ones take
 # more passes over the data, and XLA makes sum(x * y) ten times slower than a product on CPUs.
+# What multiplies a tangent is `_scale`d: XLA takes such a product into the pass of the sum beside
+# it, but writes the factor of an ordinary one out first, repeated over the last axis.
 
 
 def _dot(x, y):
@@ -41,7 +43,7 @@ def _scale(x, factor):
 
 
 def _reciprocal_norm(x):
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    square = jnp.sum(x * x, axis=-1)
     alive = ~(square <= jnp.finfo(x.dtype).tiny)  # this way round, NaN stays NaN
     # The inner `where` keeps the reciprocal finite at zero.
     return jnp.where(alive, 1 / jnp.sqrt(jnp.where(alive, square, 1)), 0)
@@ -49,20 +51,20 @@ def _reciprocal_norm(x):
 
 @jax.custom_jvp
 def _unit_norm(x):
-    return x * _reciprocal_norm(x)
+    return x * _reciprocal_norm(x)[..., None]
 
 
 @_unit_norm.defjvp
 def _unit_norm_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     reciprocal = _reciprocal_norm(x)
-    unit, turn = x * reciprocal, dx * reciprocal
+    unit, turn = x * reciprocal[..., None], _scale(dx, reciprocal)
     return unit, turn - _scale(unit, _dot(unit, turn))
 
 
 def _tanh_ratio(x):
     """f = tanh(n) / n and 2 df/d(n^2), for n = |x|."""
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    square = jnp.sum(x * x, axis=-1)
     small = square < 1e-4
     safe = jnp.where(small, 1, square)
     norm = jnp.sqrt(safe)
@@ -78,11 +80,11 @@ def _tanh_ratio(x):
 
 @jax.custom_jvp
 def _tanh_norm(x):
-    return x * _tanh_ratio(x)[0]
+    return x * _tanh_ratio(x)[0][..., None]
 
 
 @_tanh_norm.defjvp
 def _tanh_norm_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     ratio, slope = _tanh_ratio(x)
-    return x * ratio, dx * ratio + _scale(x * slope, _dot(x, dx))
+    return x * ratio[..., None], _scale(dx, ratio) + _scale(x, slope * _dot(x, dx))
