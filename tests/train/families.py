@@ -30,7 +30,7 @@ FAMILIES = {
         "num_layers": 2,
         "feed_forward_dim": 240,
     },
-    "retnet-tiny": {**HEADS, "feed_forward_dim": 176},
+    "retnet-tiny": {**HEADS, "feed_forward_dim": 112},
     "deltanet-tiny": HEADS,
     "mamba2-mlp-tiny": HEADS,
     "gdn-tiny": HEADS,
