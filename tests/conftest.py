@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config, items):
         return
     wanted = config.getoption("-m") or ""
     left_out = {mark for mark in ("slow", "exhaustive") if mark not in wanted}
-    if config.getoption("--slow"):
+    if config.getoption("--slow") or "exhaustive" in wanted:  # some tests are both
         left_out.discard("slow")
     deselected = [item for item in items if not left_out.isdisjoint(item.keywords)]
     items[:] = [item for item in items if left_out.isdisjoint(item.keywords)]

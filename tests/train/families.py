@@ -30,6 +30,7 @@ FAMILIES = {
         "num_layers": 2,
         "feed_forward_dim": 240,
     },
+    # By default its matrices would have half as many rows as a sequence has tokens.
     "retnet-tiny": {**HEADS, "feed_forward_dim": 112},
     "deltanet-tiny": HEADS,
     "mamba2-mlp-tiny": HEADS,
