@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tempfile
 from importlib.metadata import version
 
@@ -55,6 +56,15 @@ def forget_programs():
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers():
+    """A handler that a test leaves behind would fail whichever test comes next to this process."""
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
+    before = {number: signal.getsignal(number) for number in watched}
+    yield
+    assert {number: signal.getsignal(number) for number in watched} == before
 
 
 @pytest.fixture(autouse=True)

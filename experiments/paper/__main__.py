@@ -64,11 +64,16 @@ def main() -> None:
         )
         if chosen.scale not in SCALES:
             raise ValueError(f"--scale is {chosen.scale!r}; allowed: {', '.join(SCALES)}")
+        # Here, since they are the process's: whoever calls `show` or `run` keeps their own.
+        if isinstance(chosen, List):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader may have seen enough
+        if isinstance(chosen, Run):
+            # As an exception it also ends the command that is running.
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         {List: show, Run: run, Report: report}[type(chosen)](chosen)
 
 
 def show(chosen: List) -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader may have seen enough
     if not chosen.studies:
         for name in names():
             study = load(name)
@@ -85,8 +90,6 @@ def run(chosen: Run) -> None:
     known = {one.name for _, one in planned}
     if unknown := sorted(set(chosen.only) - known):
         raise ValueError(f"--only has {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
-    # As an exception it also ends the command that is running.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     tables, failed, moved = _tables(chosen), [], set()
     for name, one in planned:
         done = {row["run"] for row in results.read(name, tables)}

@@ -81,6 +81,7 @@ def test_a_signal_saves_and_stops_at_the_step_boundary(
     number, text, whole_run, tmp_path, monkeypatch, capsys
 ):
     output = tmp_path / "run"
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     original = metrics.JsonLines.write
 
     def write(self, record):
@@ -94,7 +95,7 @@ def test_a_signal_saves_and_stops_at_the_step_boundary(
     assert (result.step, result.stopped_by) == (6, signal.Signals(number).name)
     assert "stopped after step 6 of 12 and saved" in capsys.readouterr().out
     assert steps_in(output / "checkpoints")[-1] == 6
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     monkeypatch.undo()
     assert_same_run(output, train(small.config(text, output)).params, whole_run)
 
