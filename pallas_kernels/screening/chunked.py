@@ -35,9 +35,9 @@ class TileShape(NamedTuple):
     keys: int
 
 
-TILE_SHAPES = (TileShape(64, 96), TileShape(64, 128), TileShape(64, 192), TileShape(64, 336))
+TILE_SHAPES = (TileShape(32, 48), TileShape(64, 96), TileShape(64, 192), TileShape(64, 336))
 # What a tile costs beyond its pairs (loop step, slices, dispatch of the dots), in pairs.
-TILE_OVERHEAD = 2048
+TILE_OVERHEAD = 1536
 
 
 class HeadTiles(NamedTuple):
