@@ -10,16 +10,18 @@ from tests.programs import run_module
 
 
 @pytest.mark.parametrize(
-    "implementation",
+    ("arguments", "meshes"),
     [
-        "chunked",
-        pytest.param("pallas_tpu", marks=pytest.mark.slow),
-        pytest.param("pallas_gpu", marks=pytest.mark.slow),
+        ("chunked", 11),
+        pytest.param("pallas_tpu few", 3, marks=pytest.mark.slow),
+        pytest.param("pallas_gpu few", 3, marks=pytest.mark.slow),
+        pytest.param("pallas_tpu", 11, marks=pytest.mark.exhaustive),
+        pytest.param("pallas_gpu", 11, marks=pytest.mark.exhaustive),
     ],
 )
-def test_screening_and_its_gradients_are_divided_over_rows_heads_and_tokens(implementation):
-    lines = run_module("tests.common.sharded_screening", implementation).stdout.splitlines()
-    assert len(lines) == 11
+def test_screening_and_its_gradients_are_divided_over_rows_heads_and_tokens(arguments, meshes):
+    lines = run_module("tests.common.sharded_screening", *arguments.split()).stdout.splitlines()
+    assert len(lines) == meshes
     # Sums of the loss and of the gradients of windows and widths; no activation is gathered.
     for line in lines:
         assert "all-reduce" in line

@@ -2,7 +2,7 @@
 
 Ends with an error unless the loss curve, the gradients of the first step and the parameters after
 the last agree, and unless every device holds its share of activations, parameters and optimizer
-state.
+state. In float64, so that no wrong division hides behind rounding.
 """
 
 import math
@@ -93,7 +93,7 @@ def most_tokens(program: str, layers: int, rows: int) -> int:
         rows: of the batch that a device should have. A single one has no axis, layers have one.
     """
     found = []
-    for shape in re.findall(r"\bf32\[([\d,]+)\]", program):
+    for shape in re.findall(r"\bf64\[([\d,]+)\]", program):
         *dims, width = (int(n) for n in shape.split(","))
         # Weights have other numbers of rows; before rows and tokens may be layers.
         if width == WIDTH and dims and dims[-1] in LENGTHS:
@@ -110,8 +110,9 @@ def share_of_state(state: TrainState) -> float:
 
 
 def main(name: str, meshes: list[tuple[int, ...]]) -> None:
-    shape = {"model_dim": WIDTH, "vocab_size": VOCABULARY}
-    model, _ = create(name, **{**shape, **FAMILIES[name]})
+    fields = {"model_dim": WIDTH, "vocab_size": VOCABULARY}
+    fields |= {"dtype": "float64", "param_dtype": "float64"}
+    model, _ = create(name, **fields, **FAMILIES[name])
     one = jax.sharding.Mesh(
         np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), sharding.MESH_AXES,
         axis_types=(jax.sharding.AxisType.Auto,) * 4,
@@ -123,9 +124,9 @@ def main(name: str, meshes: list[tuple[int, ...]]) -> None:
     assert (whole, share) == (ROWS * LENGTH, 1)
     for sizes in meshes:
         got = train(model, sharding.make_mesh(*sizes))
-        np.testing.assert_allclose(got[0], losses, rtol=2e-6, err_msg=str(sizes))
-        check_tree(gradients_of(got[1]), gradients_of(first), 1e-4, f"{sizes} gradient of")
-        check_tree(got[2].params, last.params, 1e-5, f"{sizes} last")
+        np.testing.assert_allclose(got[0], losses, rtol=1e-12, err_msg=str(sizes))
+        check_tree(gradients_of(got[1]), gradients_of(first), 1e-10, f"{sizes} gradient of")
+        check_tree(got[2].params, last.params, 1e-10, f"{sizes} last")
         held = most_tokens(got[3], layers, ROWS // math.prod(sizes[:2]))
         allowed = whole // math.prod(sizes[:3])
         assert held <= allowed, f"{sizes}: {held} tokens on one device, allowed {allowed}"
@@ -140,4 +141,5 @@ def gradients_of(state: TrainState):
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
     main(sys.argv[1], MORE if "more" in sys.argv else MESHES)
