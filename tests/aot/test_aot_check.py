@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import importlib.util
 
 import jax
 import pytest
@@ -13,8 +12,8 @@ from experiments.aot.collectives import Collective
 from experiments.aot.findings import check, check_mesh
 from experiments.aot.program import Memory, too_large
 from experiments.aot_check import find_config, main, parse_mesh, requested
-from experiments.bench import gpu_compiler
 from multiscreen_jax.train import override
+from tests.aot.run_compiler import need_gpu_compiler, need_tpu_compiler
 from tests.aot.test_hlo import CONDITIONAL
 from tests.programs import OPTIMIZED, run_module
 
@@ -178,10 +177,8 @@ def test_a_batch_that_is_no_number_of_sequences_is_refused(capsys):
     ("topology", "mesh"), [("v5e:2x2", "fsdp=2,model=2"), ("h100:1x2", "fsdp=2")]
 )
 def test_a_step_compiles_for_a_slice(topology, mesh, tmp_path):
-    if topology.startswith("v5e") and importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install libtpu")
-    if topology.startswith("h100") and (reason := gpu_compiler.missing()):
-        pytest.skip(reason)
+    need_compiler = need_gpu_compiler if topology.startswith("h100") else need_tpu_compiler
+    need_compiler()
     table = tmp_path / "table.csv"
     options = ["--config", "tiny", "--topology", topology, "--mesh", mesh, "--csv", str(table)]
     run_module("experiments.aot_check", *options, "--dtype", "bfloat16", variables=OPTIMIZED)

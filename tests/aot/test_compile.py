@@ -1,13 +1,11 @@
 """The XLA forms compile for accelerators: the real TPU compiler, and lowering for GPUs."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import screening
-from tests.aot.run_compiler import run_compiler
+from tests.aot.run_compiler import need_tpu_compiler, run_compiler
 
 
 @pytest.mark.slow
@@ -22,8 +20,7 @@ from tests.aot.run_compiler import run_compiler
     ],
 )
 def test_training_step_compiles_for_tpu(topology, implementation, used):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install libtpu")
+    need_tpu_compiler()
     printed = run_compiler("compile_tpu", topology, implementation)
     assert f"implementations {used}\n" in printed
     temp_mib = float(printed.split("temp_mib")[1])

@@ -1,12 +1,9 @@
 """The decode kernels compile for TPUs and GPUs without spills or copies of the cache."""
 
-import importlib.util
-
 import pytest
 
-from experiments.bench.gpu_compiler import missing
 from tests.aot import compile_decode
-from tests.aot.run_compiler import run_compiler
+from tests.aot.run_compiler import need_gpu_compiler, need_tpu_compiler, run_compiler
 
 
 def _lines(target):
@@ -23,8 +20,7 @@ def _number(line, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["v5e", "v5p", "v6e"])
 def test_tpu(target):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install libtpu")
+    need_tpu_compiler()
     for line in _lines(target):  # fails if a register is spilled
         # Buffers are read as they lie: a transposed or padded copy would be as large as they are.
         assert _number(line, "temp_mib") < 1
@@ -34,7 +30,6 @@ def test_tpu(target):
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_gpu(target):
-    if reason := missing():
-        pytest.skip(reason)
+    need_gpu_compiler()
     for line in _lines(target):  # fails if a register is spilt
         assert _number(line, "temp_mib") < 8  # the programs' own sums

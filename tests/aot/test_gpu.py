@@ -2,8 +2,7 @@
 
 import pytest
 
-from experiments.bench.gpu_compiler import missing
-from tests.aot.run_compiler import run_compiler
+from tests.aot.run_compiler import need_gpu_compiler, run_compiler
 
 
 @pytest.mark.slow
@@ -11,6 +10,5 @@ from tests.aot.run_compiler import run_compiler
 @pytest.mark.parametrize("program", ["compile_gpu", "compile_gpu_linear"])
 def test_kernels_compile(program, arch):
     """Those of screening, and of the linear family."""
-    if reason := missing():
-        pytest.skip(reason)
+    need_gpu_compiler()
     run_compiler(program, str(arch))

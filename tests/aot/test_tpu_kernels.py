@@ -1,12 +1,11 @@
 """The screening kernels compile for TPUs, within their memory, spills and schedules."""
 
-import importlib.util
 import json
 
 import numpy as np
 import pytest
 
-from tests.aot.run_compiler import run_compiler
+from tests.aot.run_compiler import need_tpu_compiler, run_compiler
 
 # Scheduled cycles per 256 x 256 pairs of a full tile that the forward may take.
 FORWARD_CYCLES = {"v5e": 338, "v6e": 245}
@@ -14,8 +13,7 @@ FORWARD_CYCLES = {"v5e": 338, "v6e": 245}
 
 def compiled(chip, length, dtype, key_dim=16, value_dim=64, *more):
     """The rows of the table, by kernel."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install libtpu")
+    need_tpu_compiler()
     printed = run_compiler(
         "compile_tpu_kernels", chip, str(length), dtype, str(key_dim), str(value_dim), *more
     )

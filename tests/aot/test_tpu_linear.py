@@ -1,11 +1,10 @@
 """The linear family's kernels compile for TPUs: no spills, and levels cost what they may."""
 
-import importlib.util
 import json
 
 import pytest
 
-from tests.aot.run_compiler import run_compiler
+from tests.aot.run_compiler import need_tpu_compiler, run_compiler
 
 
 @pytest.mark.slow
@@ -20,8 +19,7 @@ from tests.aot.run_compiler import run_compiler
     ],
 )
 def test_kernels_keep_to_registers_and_schedule(chip, model, length):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install libtpu")
+    need_tpu_compiler()
     printed = run_compiler("compile_tpu_linear", chip, model, str(length))
     rows = json.loads(printed.split("rows", 1)[1])
     assert [row["kernel"] for row in rows] == ["forward", "backward"] * 2
@@ -38,8 +36,7 @@ def test_kernels_keep_to_registers_and_schedule(chip, model, length):
 @pytest.mark.slow
 def test_a_decoded_token_moves_its_states_once():
     """In and out, and no copy of them is made."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install libtpu")
+    need_tpu_compiler()
     printed = run_compiler("compile_tpu_step", "v5e")
     for row in json.loads(printed.split("rows", 1)[1]):
         assert row["bytes / state"] < 2.3, row
