@@ -11,6 +11,11 @@ Examples:
     python -m experiments.evaluate runs/books --task lm-eval --lm-eval.tasks lambada_openai
 """
 
+from experiments.interrupt import end_on_interrupt
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    end_on_interrupt()
+
 import dataclasses
 import json
 import math
@@ -201,8 +206,9 @@ def relevance(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str,
     texts = loaded.tokenizer.token_texts(tokens)
     name = Path(config.run).absolute().name
     title = f"{name}, step {loaded.facts['step']}"
-    inspect.explore(model, params, tokens, texts, title=title).save(folder / "explorer.html")
+    # First, since maps that are too large are refused, and then nothing is replaced.
     inspect.save_pictures(model, params, tokens, folder, texts, chosen.layers, title)
+    inspect.explore(model, params, tokens, texts, title=title).save(folder / "explorer.html")
     counts = inspect.acceptance(model, params, tokens)
     print(inspect.tile_table(counts))
     rows = tile_rows(counts)

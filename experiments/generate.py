@@ -7,6 +7,11 @@ Examples:
     python -m experiments.generate runs/quickstart --prompt "We" --top-p 0.95 --seed 3
 """
 
+from experiments.interrupt import end_on_interrupt
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    end_on_interrupt()
+
 import dataclasses
 import sys
 import time

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import tyro
 
 from multiscreen_jax.mixers.attention import Attention
 from multiscreen_jax.mixers.delta_net import DeltaNetMixer
@@ -127,5 +128,10 @@ def page() -> str:
     return "\n".join([_TEXT, *(f"| {' | '.join(cells(row))} |" for row in ROWS), _NOTES])
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print docs/costs.md: what a token costs, and what is kept of it, for every mixer."""
     print(page(), end="")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m experiments.bench.mixer_costs")

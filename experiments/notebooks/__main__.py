@@ -6,7 +6,10 @@ python -m experiments.notebooks 02 04           those that begin like this
 
 import sys
 
-from experiments.notebooks import pairs
+try:
+    from experiments.notebooks import pairs
+except ModuleNotFoundError as error:
+    sys.exit(f"error: needs the package {error.name}; run: pip install -e '.[notebooks]'")
 
 
 def main() -> None:

@@ -52,7 +52,10 @@ def save_safetensors(
         raise PermissionError(f"cannot write into {path.parent}")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        part.touch()  # the library writes files that only their owner may read
+        mode = part.stat().st_mode
         save_file(arrays, part, metadata=metadata)
+        part.chmod(mode)
         os.replace(part, path)
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {_one_line(error)}") from None

@@ -163,6 +163,11 @@ def _restore_or_create(
         config_json.refuse_changes(run["config"], now, where, allowed)
         if run["data_fingerprint"] != fingerprint:
             raise ValueError(f"{where} was made with other data: what data.source reads changed")
+        if config.train.steps < run["step"]:
+            raise ValueError(
+                f"train.steps is {config.train.steps}; {where} has taken more; allowed: at least "
+                f"{run['step']}, or another train.output-dir"
+            )
 
     abstract = abstract_state(model, optimizer, mesh)
     restored = checkpoints.restore(abstract, check, say)

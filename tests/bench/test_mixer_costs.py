@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from experiments.bench.mixer_costs import ROWS, kept, page
+from tests.programs import run_module
 
 MIXERS = {row.name: row for row in ROWS}
 
@@ -10,6 +11,10 @@ MIXERS = {row.name: row for row in ROWS}
 def test_the_page_is_up_to_date():
     file = Path(__file__).parents[2] / "docs" / "costs.md"
     assert file.read_text() == page(), "run python -m experiments.bench.mixer_costs"
+
+
+def test_help():
+    assert "usage" in run_module("experiments.bench.mixer_costs", "--help").stdout
 
 
 def decode(name, context):

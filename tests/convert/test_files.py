@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +31,16 @@ def test_round_trip(path, source):
         load_file(path).keys()
         == convert.to_torch(source or "multiscreen/paper", params, config).keys()
     )
+
+
+def test_whoever_may_read_other_files_may_read_these(path):
+    params = random_tree(MULTISCREEN)
+    before = os.umask(0o027)
+    try:
+        convert.save_safetensors(path, params, MULTISCREEN)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_transformer_is_saved_under_llama_names(path):

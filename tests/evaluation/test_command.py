@@ -23,6 +23,7 @@ from experiments.evaluate_config import (
 )
 from experiments.run_tokenizer import run_tokenizer
 from multiscreen_jax.data import DataConfig, MqarConfig, open_pipeline
+from multiscreen_jax.inspect import relevance
 from multiscreen_jax.train import override, train
 
 
@@ -118,6 +119,13 @@ def test_relevance(finished, tmp_path, capsys):
     assert "<title>two-steps, step 2</title>" in page
     assert '"tokens":["m","y"," ","f"' in page
     assert "accepted" in capsys.readouterr().out
+
+
+def test_maps_that_are_too_large_replace_nothing(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(relevance, "MAP_BYTES_LIMIT", 100)
+    with pytest.raises(ValueError, match="Choose layers"):
+        run(EvaluateConfig(run=str(finished), task="relevance", output=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_abcdigits(finished, tmp_path):

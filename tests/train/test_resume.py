@@ -108,6 +108,22 @@ def test_a_finished_run_continues_when_more_steps_are_asked_for(text, whole_run,
     assert len(small.records(output)) == 7
     assert_same_run(output, train(small.config(text, output)).params, whole_run)
     assert "continues" in capsys.readouterr().out
+    described = (output / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"train\.steps is 11; .* allowed: at least 12"):
+        train(small.config(text, output, "--train.steps", "11"))
+    assert (output / "config.json").read_text() == described
+
+
+@pytest.mark.parametrize("program", ["train", "generate", "evaluate"])
+def test_an_interrupt_before_training_ends_the_command(program, tmp_path):
+    # Python says on stderr what it has imported.
+    command = [sys.executable, "-X", "importtime", "-m", f"experiments.{program}", "tiny"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while "numpy" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == -signal.SIGINT
 
 
 def test_metrics_lines_after_the_restored_step_are_dropped(tmp_path):
