@@ -32,7 +32,6 @@ from multiscreen_jax.train import checks, one_line_errors
 from multiscreen_jax.train.checkpoint import find_checkpoint, read_model
 
 PROGRAM = "python -m experiments.generate"
-# UTF-8 spreads a character over at most four bytes, hence over at most four tokens.
 
 
 def _optional(metavar: str, default: str, kind: type) -> object:

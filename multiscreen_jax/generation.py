@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from multiscreen_jax.cache import last_real
-from multiscreen_jax.models.fields import is_number
+from multiscreen_jax.models.fields import is_integer, is_number
 from multiscreen_jax.sampling import sample
 
 # Tokens of each row taken in at a time. Longer prompts loop; the rest is padded to a power of two,
@@ -115,6 +115,8 @@ def _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_d
         raise ValueError('params must be the parameters themselves, got {"params": ...}')
     batch, longest = len(prompts), max(map(len, prompts))
     needed = longest + max_new_tokens
+    if max_length is not None and not is_integer(max_length):
+        raise ValueError(f"max_length must be None or an integer, got {max_length!r}")
     if max_length is not None and needed > max_length:
         raise ValueError(
             f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}: "
@@ -264,7 +266,7 @@ def _row_keys(key: Array | None, batch: int) -> Key[Array, "B"]:
 def _settings(
     model, temperature, key, top_k, top_p, stop_tokens, vocab_limit, max_new_tokens
 ) -> _Settings:
-    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+    if not is_integer(max_new_tokens) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be an integer >= 1, got {max_new_tokens!r}")
     if not is_number(temperature) or not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r}")
@@ -273,7 +275,7 @@ def _settings(
             f"temperature {temperature} samples at random and needs a key: pass "
             "key=jax.random.key(seed), or temperature=0"
         )
-    if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
+    if top_k is not None and (not is_integer(top_k) or top_k < 1):
         raise ValueError(f"top_k must be None or an integer >= 1, got {top_k!r}")
     if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be None or in (0, 1], got {top_p!r}")
@@ -283,16 +285,19 @@ def _settings(
     size = model.config.vocab_size
     if stops.size and not 0 <= stops.min() <= stops.max() < size:
         raise ValueError(f"stop_tokens must be in [0, {size}), got {stop_tokens!r}")
-    if vocab_limit is not None and (
-        not isinstance(vocab_limit, int | np.integer) or vocab_limit < 1
-    ):
-        raise ValueError(f"vocab_limit must be None or an integer >= 1, got {vocab_limit!r}")
+    if vocab_limit is not None and not (is_integer(vocab_limit) and 1 <= vocab_limit <= size):
+        raise ValueError(f"vocab_limit must be None or in [1, {size}], got {vocab_limit!r}")
     return _Settings(temperature, key, top_k, top_p, tuple(stops.tolist()), vocab_limit)
 
 
 def _prompts(prompt_tokens: Any, vocab_size: int) -> tuple[list[np.ndarray], bool]:
     """(one id array per row, whether a batch was given)."""
     if not hasattr(prompt_tokens, "ndim"):
+        if not isinstance(prompt_tokens, Iterable):
+            raise ValueError(
+                "prompt_tokens must be token ids, or a batch of such rows, got "
+                f"{type(prompt_tokens).__name__}"
+            )
         prompt_tokens = list(prompt_tokens)
         batched = any(np.ndim(row) for row in prompt_tokens)
     elif prompt_tokens.ndim in (1, 2):

@@ -21,8 +21,8 @@ def keep_top_p(logits: Float[Array, "*B O"], p: Float[Array, ""] | float) -> Flo
     descending = -jnp.sort(-logits, axis=-1)
     probabilities = jax.nn.softmax(descending, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    # The first is kept by rule: with p below rounding error nothing else would be.
-    kept = (before < p) | (jnp.arange(logits.shape[-1]) == 0)
+    # By rule, since sums are rounded: the first, however small p is, and all of them at p = 1.
+    kept = (before < p) | (jnp.arange(logits.shape[-1]) == 0) | (p >= 1)
     smallest = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= smallest, logits, -jnp.inf)
 

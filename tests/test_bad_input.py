@@ -92,6 +92,12 @@ def segmented(where, p, ids):
 
 # (what is wrong, call(params, tmp_path), a part of the message)
 CASES = [
+    ("no rows", lambda p, d: MODEL.apply({"params": p}, jnp.zeros((0, 4), int)), "got (0, 4)"),
+    (
+        "a document in two parts",
+        lambda p, d: MODEL.apply({"params": p}, jnp.ones((1, 5), int), np.int32([[4, 2, 0, 2, 4]])),
+        "4 comes back in row 0 after another one",
+    ),
     ("vocab_size", lambda p, d: multiscreen(vocab_size=0), "vocab_size must be an integer >= 1"),
     ("num_heads", lambda p, d: multiscreen(num_heads=2.5), "num_heads must be an integer"),
     ("key_dim", lambda p, d: multiscreen(key_dim=1), "key_dim must be an integer >= 2, got 1"),

@@ -122,7 +122,8 @@ def _hint(
         kin = other is not table and type(config) is other.config_class
         if kin and _expected(other, config)[0].keys() <= names:
             return f" (these are the names of source {other.name!r})"
-    prefixes = {name.removesuffix(required[0]) for name in extra if name.endswith(required[0])}
+    longer = [name for name in map(str, extra) if name.endswith(required[0])]
+    prefixes = {name.removesuffix(required[0]) for name in longer}
     for prefix in prefixes - {""}:
         if all(prefix + name in names for name in required):
             return f" (all names begin with {prefix!r}: take it off)"

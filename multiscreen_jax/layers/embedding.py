@@ -19,8 +19,8 @@ def check_tokens(tokens: Int[Array, "B T"], vocab_size: int) -> None:
         raise ValueError(f"tokens must be an array of integers [B,T], got a {_kind(tokens)}")
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers [B,T], got {tokens.dtype} {tokens.shape}")
-    if tokens.shape[1] == 0:
-        raise ValueError(f"tokens must hold at least one position, got shape {tokens.shape}")
+    if tokens.size == 0:
+        raise ValueError(f"tokens must hold at least one row and position, got {tokens.shape}")
     if isinstance(tokens, jax.core.Tracer):
         return
     ids = np.asarray(tokens)
@@ -35,7 +35,10 @@ def check_tokens(tokens: Int[Array, "B T"], vocab_size: int) -> None:
 def check_segments(segment_ids: Any, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `segment_ids` is None or integers >= 0 of the tokens' shape.
 
-    Negative ids can be seen only outside jit; inside, a negative id is a document like any other.
+    Every document must be one stretch of its row, but for padding in it.
+
+    Values can be seen only outside jit; inside, a negative id is a document like any other, and
+    stretches of one id are parts of one document, whose positions start anew.
     """
     if segment_ids is None:
         return
@@ -50,9 +53,18 @@ def check_segments(segment_ids: Any, shape: tuple[int, ...]) -> None:
         )
     if isinstance(segment_ids, jax.core.Tracer):
         return
-    smallest = np.asarray(segment_ids).min(initial=0)
-    if smallest < 0:
-        raise ValueError(f"segment_ids must be >= 0 (0 is padding), got {smallest}")
+    ids = np.asarray(segment_ids)
+    if ids.min(initial=0) < 0:
+        raise ValueError(f"segment_ids must be >= 0 (0 is padding), got {ids.min()}")
+    for number, row in enumerate(ids):
+        row = row[row != 0]
+        starts = row[np.diff(row, prepend=0) != 0]
+        found, counts = np.unique(starts, return_counts=True)
+        if counts.max(initial=1) > 1:
+            raise ValueError(
+                f"segment_ids must differ between documents, but {found[counts.argmax()]} comes "
+                f"back in row {number} after another one"
+            )
 
 
 def _kind(value: Any) -> str:

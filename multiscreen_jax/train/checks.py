@@ -50,7 +50,8 @@ def number(
         parts.append(f"{'>' if above else '>='} {lowest:g}")
     if highest < math.inf:
         parts.append(f"{'<' if below else '<='} {highest:g}")
-    refuse(path, given, "a number " + " and ".join(parts) if parts else "a finite number")
+    kind = "a number" if highest < math.inf else "a finite number"
+    refuse(path, given, " ".join([kind, " and ".join(parts)]).strip())
 
 
 def choice(path: str, given: Any, allowed: Sequence[str]) -> None:

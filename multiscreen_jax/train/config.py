@@ -4,8 +4,8 @@
                      mesh=MeshConfig(...), train=TrainConfig(...))
 
 Every class checks itself when it is built; a bad value is a one-line ValueError that names the
-field as the command line spells it. `multiscreen_jax.train.config_json` writes and reads the
-whole as JSON.
+field, those of optim, mesh and train as the command line spells them.
+`multiscreen_jax.train.config_json` writes and reads the whole as JSON.
 """
 
 import dataclasses

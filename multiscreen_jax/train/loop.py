@@ -140,7 +140,7 @@ class _Collector:
         self._settings, self._checkpoints = run.config.train, run.checkpoints
         self._sinks, self._reporter = sinks, reporter
         self._tokens = data.batch_size * data.sequence_length
-        # One forward and a backward of twice its cost.
+        # One forward and a backward of twice its cost; screening windows count as they begin.
         self._flops = 3 * data.batch_size * model.forward_flops(data.sequence_length)
         self._pending: tuple[int, Any] | None = None
         self._checked: dict[str, Any] | None = None

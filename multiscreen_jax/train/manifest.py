@@ -75,7 +75,7 @@ def _read_body(folder: Path) -> dict[str, Any]:
     try:
         body = json.loads(path.read_bytes())
         digest = body.pop("sha256")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise DamagedCheckpoint(f"{path} cannot be read") from None
     if digest != _digest_of(body):
         raise DamagedCheckpoint(f"{path} does not match its SHA-256 checksum")

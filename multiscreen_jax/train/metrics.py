@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,24 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One run of a project; continued runs of an output folder continue it."""
+    """One run of a project, called as the output folder; continued runs of the folder continue it.
+
+    Folders of one name may lie in different places, so the run's id is drawn, and kept in the
+    folder.
+    """
 
     def __init__(self, project: str, output_dir: Path, config: dict[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
-        name = Path(output_dir).absolute().name
+        file = output_dir / "wandb_id.txt"
+        if not file.exists():
+            file.write_text(secrets.token_hex(4))
         self._run = wandb.init(
-            project=project, name=name, id=name, dir=str(output_dir), config=config, resume="allow"
+            project=project,
+            name=output_dir.absolute().name,
+            id=file.read_text(),
+            dir=str(output_dir),
+            config=config,
+            resume="allow",
         )
 
     def write(self, record: dict[str, Any]) -> None:
@@ -110,19 +122,19 @@ def check(config: Any) -> None:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drops the lines of a metrics file after `step`, and a last line that was cut short."""
+    """Drops the lines of a metrics file after `step`, and those that are no record."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+            if line.endswith(b"\n") and record["step"] <= step:
+                kept.append(line)
+        except (ValueError, TypeError, KeyError):  # cut short, or not ours
             continue
-        if line.endswith("\n") and record["step"] <= step:
-            kept.append(line)
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as stream:
+    with temporary.open("wb") as stream:
         stream.writelines(kept)
         stream.flush()
         os.fsync(stream.fileno())

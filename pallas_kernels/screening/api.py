@@ -49,7 +49,7 @@ def screening(
         q, k: unit length over K, position encoding (MiPE) already applied. S >= T tokens have keys
             and values; the queries are those of the last T, unless there is a gap.
         v: unit length over V.
-        window: in tokens, > 1; may be infinite. Per head.
+        window: in tokens, > 1; may be infinite. Per head. NaN gives NaN.
         width: in (0, 1), the acceptance width (the v3 sign: a key lives iff q.k > 1 - width).
         segment_ids: N = S; documents count from 1; 0 is padding, which reads nothing and is read by
             nothing. Without it each row is one document. With a gap [B, S + T], of the keys and
@@ -80,6 +80,8 @@ def screening(
     if gap is not None:
         gap = jnp.asarray(gap)
     _check(q, k, v, window, width, segment_ids, gap)
+    # No distance lies inside a NaN window, so it would reject every key and look healthy.
+    width = jnp.where(jnp.isnan(window), jnp.nan, width)
     kwargs = {} if implementation == "reference" or precision is None else {"precision": precision}
     op = partial(dispatch.run, "screening", _AVAILABLE, implementation, **kwargs)
     in_axes = ("b.h.", "b.h.", "b.h.", "h", "h", "b.", "")

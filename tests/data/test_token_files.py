@@ -95,6 +95,18 @@ def test_sidecars_that_disagree(written, changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_moved_document_starts_are_noticed(written):
+    before = open_bin(written).fingerprint
+    file = files.documents_path(written)
+    starts = np.load(file)
+    starts[1] += 1
+    np.save(file, starts)
+    with pytest.raises(ValueError, match="npy is damaged: its checksum is not the one in train"):
+        open_bin(written)
+    change_sidecar(written, documents_checksum=None)  # as of files made before there was one
+    assert open_bin(written).fingerprint != before
+
+
 def test_damaged_files(written):
     content = written.read_bytes()
     written.write_bytes(content[:-1])

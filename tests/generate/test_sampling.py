@@ -39,6 +39,9 @@ def test_top_p(p):
 
 def test_top_p_one_keeps_all():
     assert np.isfinite(keep_top_p(jnp.asarray(LOGITS), 1.0)).all()
+    # Rounded, the sum of all but the least likely of these is 1.
+    many = np.random.default_rng(0).normal(scale=4, size=50257).astype(np.float32)
+    assert np.isfinite(keep_top_p(jnp.asarray(many), 1.0)).all()
 
 
 def test_draws_follow_the_filtered_distribution_in_order():

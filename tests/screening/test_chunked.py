@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.common.dispatch import interpret_kernels
 from pallas_kernels.common.numerics import tanh_norm, unit_norm
-from pallas_kernels.screening import chunked
+from pallas_kernels.screening import chunked, screening
 from pallas_kernels.screening.chunked import count_tiles, screening_chunked
 from pallas_kernels.screening.reference import screening_reference
 from tests.goldens import golden_names, golden_path
@@ -195,6 +196,15 @@ def test_documents_are_isolated():
     for x, y in zip((h, *gradients[:3]), expected[:4], strict=True):
         np.testing.assert_allclose(x[:1, 45:130], y, rtol=0, atol=1e-4 * np.abs(y).max())
     assert_close([h, *gradients], dense_float64(segments, *inputs), 1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked", "pallas_tpu", "pallas_gpu"])
+def test_a_window_that_is_nan_gives_nan(implementation):
+    inputs = make_inputs(65, (3.0, np.nan), key_dim=8, value_dim=32, dtype=np.float32)[:5]
+    with interpret_kernels():
+        h = screening(*map(jnp.asarray, inputs), implementation=implementation)
+    assert np.isnan(h[:, :, 1]).all()
+    assert implementation == "pallas_tpu" or np.isfinite(h[:, :, 0]).all()
 
 
 def test_rows_without_keys_and_extreme_scalars_give_no_nan():

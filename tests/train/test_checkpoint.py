@@ -60,7 +60,13 @@ def cut_manifest(folder):
     return path, "cannot be read"
 
 
-DAMAGES = [truncate, flip, delete, lose_manifest, edit_manifest, cut_manifest]
+def other_manifest(folder):
+    path = folder / manifest.NAME
+    path.write_text("[]")
+    return path, "cannot be read"
+
+
+DAMAGES = [truncate, flip, delete, lose_manifest, edit_manifest, cut_manifest, other_manifest]
 
 
 @pytest.fixture

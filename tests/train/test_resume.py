@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -128,6 +129,20 @@ def test_an_interrupt_before_training_ends_the_command(program, tmp_path):
 
 def test_metrics_lines_after_the_restored_step_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    path.write_bytes(b'{"step": 1}\n[1]\n{"loss": 1}\n\xff\n{"step": 2}\n{"step": 3}\n{"ste')
     metrics.keep_until(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_folder_is_one_run_of_weights_and_biases(tmp_path, monkeypatch):
+    started = []
+    stand_in = SimpleNamespace(init=lambda **settings: started.append(settings))
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    folders = [tmp_path / "a" / "seed0", tmp_path / "b" / "seed0"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for folder in [*folders, folders[0]]:
+        metrics.WeightsAndBiases("project", folder, {})
+    first, second, again = (settings["id"] for settings in started)
+    assert first == again != second
+    assert {settings["name"] for settings in started} == {"seed0"}
