@@ -13,7 +13,7 @@ and, as `finish_token_file` writes them, also
     num_tokens            must agree with the size of the file
     checksum              16-byte BLAKE2b of the .bin, in hex
     num_documents         must agree with the file of document starts, NAME.documents.npy (int64)
-    documents_checksum    of that file
+    documents_checksum    of those starts (see packing.checksum_of)
 
 so that a .bin made by other tools needs only a three-line sidecar. Where a path of a token file is
 asked for here, the folder of token shards (see token_shards) has its tokens.json as sidecar.
@@ -66,8 +66,9 @@ def finish_token_file(
     }
     if starts is not None:
         facts["num_documents"] = len(starts)
-        np.save(documents_path(path), np.asarray(starts, np.int64))
-        facts["documents_checksum"] = file_checksum(documents_path(path))
+        starts = np.asarray(starts, np.int64)
+        np.save(documents_path(path), starts)
+        facts["documents_checksum"] = checksum_of(starts, None)
     sidecar_path(path).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return facts
 
@@ -152,7 +153,13 @@ def open_token_file(path: Path) -> tuple[ArrayStore, Tokenizer]:
     starts = _read_starts(path, facts, len(tokens))
     checksum = facts.get("checksum") or _sampled_checksum(tokens)
     if starts is not None:
-        checksum = f"{checksum}/{checksum_of(starts, None)}"
+        of_starts = checksum_of(starts, None)
+        if facts.get("documents_checksum", of_starts) != of_starts:
+            raise ValueError(
+                f"{documents_path(path)} is damaged: its checksum is not the one in "
+                f"{sidecar_path(path).name}"
+            )
+        checksum = f"{checksum}/{of_starts}"
     store = ArrayStore(str(path), tokens, starts, facts["vocab_size"], checksum)
     if tokens.nbytes <= VERIFIED_BYTES:
         if "checksum" in facts and file_checksum(path) != facts["checksum"]:
@@ -202,10 +209,6 @@ def _read_starts(path: Path, facts: dict[str, Any], num_tokens: int) -> np.ndarr
     if starts[0] != 0 or starts[-1] >= num_tokens or np.any(np.diff(starts) <= 0):
         raise ValueError(
             f"{file} is damaged: document starts must ascend from 0 to below {num_tokens}"
-        )
-    if "documents_checksum" in facts and file_checksum(file) != facts["documents_checksum"]:
-        raise ValueError(
-            f"{file} is damaged: its checksum is not the one in {sidecar_path(path).name}"
         )
     return starts
 

@@ -51,7 +51,7 @@ def number(
     if highest < math.inf:
         parts.append(f"{'<' if below else '<='} {highest:g}")
     kind = "a number" if highest < math.inf else "a finite number"
-    refuse(path, given, " ".join([kind, " and ".join(parts)]).strip())
+    refuse(path, given, f"{kind} {' and '.join(parts)}".rstrip())
 
 
 def choice(path: str, given: Any, allowed: Sequence[str]) -> None:

@@ -122,7 +122,9 @@ def _walk(
     """
     # All devices have to take the same steps, or some would wait for others for ever.
     axes = jax.sharding.get_abstract_mesh().manual_axes
-    longest, length = lax.pmax(jnp.max(window), axes), past[0].shape[1]
+    # A window that is NaN makes its own head NaN, and must not keep the others from walking.
+    farthest = jnp.max(window, initial=0, where=~jnp.isnan(window))
+    longest, length = lax.pmax(farthest, axes), past[0].shape[1]
 
     def reaches(steps):
         return (steps < lax.axis_size(axis_name)) & ((steps - 1) * length + 1 < longest)
