@@ -40,7 +40,7 @@ def read_object(
       source: a Path is opened; bytes and str are the JSON itself.
       what: the name in messages; of a file, its path by default.
       keys: keys that must be there, each with the type of its value, such as `str`, `dict` or
-        `int | None`. A bool is no int; an int is a float too, and a float must be finite.
+        `int | None`, or `object`. A bool is no int; an int is a float, which must be finite.
       optional: the same for keys that may be left out.
       largest: bytes above which nothing is parsed.
 
@@ -52,15 +52,21 @@ def read_object(
     what = str(what or (source if isinstance(source, Path) else "JSON"))
     content = _content(source, largest) if isinstance(source, Path) else source
     if len(content) > largest:
-        raise ValueError(f"{what} is too large: allowed are {largest} bytes of JSON")
+        raise ValueError(f"{what}: too large; allowed: {largest} bytes of JSON")
     values = _parse(content, what, _unique)
-    if not isinstance(values, dict):
-        raise ValueError(f"{what} holds {_name_of(type(values))}; allowed: an object, {{...}}")
     _check_inside(values, what)
-    keys, optional = keys or {}, optional or {}
+    return check_keys(values, what, keys or {}, optional)
+
+
+def check_keys(
+    values: Any, what: str, keys: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None
+) -> dict[str, Any]:
+    """`values` if it is an object with these keys; the ValueError of `read_object` otherwise."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{what}: holds {_name_of(type(values))}; allowed: an object, {{...}}")
     if missing := [key for key in keys if key not in values]:
         raise ValueError(f"{what}: lacks {', '.join(missing)}; needed: {', '.join(keys)}")
-    for key, kind in {**keys, **optional}.items():
+    for key, kind in {**keys, **(optional or {})}.items():
         if key in values and not _is(values[key], kind):
             kinds = " or ".join(_name_of(one) for one in _members(kind))
             raise ValueError(f"{what}: {key} is {reprlib.repr(values[key])}; allowed: {kinds}")
@@ -105,9 +111,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _check_inside(values: dict[str, Any], what: str) -> None:
-    level: list[Any] = [values]
-    for _ in range(DEEPEST):
+def _check_inside(values: Any, what: str) -> None:
+    level: list[Any] = [[values]]
+    for _ in range(DEEPEST + 1):
         inner: list[Any] = []
         for container in level:
             entries = container.values() if isinstance(container, dict) else container
@@ -126,7 +132,7 @@ def _members(kind: Kind) -> tuple[type, ...]:
 def _is(value: Any, kind: Kind) -> bool:
     kinds = _members(kind)
     if isinstance(value, bool):
-        return bool in kinds
+        return bool in kinds or object in kinds
     if isinstance(value, int | float) and float in kinds:
         return math.isfinite(value)
     return isinstance(value, kinds)

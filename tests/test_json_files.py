@@ -22,7 +22,7 @@ def nested(depth: int) -> str:
         (b"", "not JSON: Expecting value"),
         (b"{", "not JSON: Expecting property name"),
         (b"\n\n{]", "at line 3 column 2"),
-        (b"[]", "holds a list; allowed: an object"),
+        (b"[]", ": holds a list; allowed: an object"),
         (b"null", "holds null"),
         (b'"text"', "holds a string"),
         (b"\xff{}", "byte 0xff at position 0 is not UTF-8"),
@@ -68,7 +68,7 @@ def test_what_is_read(tmp_path):
 def test_a_large_file_is_not_parsed(tmp_path):
     path = tmp_path / "facts.json"
     path.write_text(GOOD)
-    with pytest.raises(ValueError, match="too large: allowed are 10 bytes"):
+    with pytest.raises(ValueError, match="too large; allowed: 10 bytes"):
         read_object(path, largest=10)
     with pytest.raises(FileNotFoundError):
         read_object(tmp_path / "other.json")

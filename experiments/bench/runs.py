@@ -7,7 +7,6 @@ mqar that `experiments.evaluate RUN --task mqar` has seen, every setting has a c
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
@@ -15,17 +14,17 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.bench import report
+from multiscreen_jax.json_files import read_object
 from multiscreen_jax.train import ExperimentConfig, config_json
 
 
 def read(run: Path) -> tuple[ExperimentConfig, dict[str, Any]]:
     """The config of a run, and its row of the table."""
-    config = config_json.from_dict(json.loads((run / "config.json").read_text()))
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    if not records or records[-1]["step"] != config.train.steps:
+    config = config_json.from_dict(read_object(run / "config.json"))
+    lines = (run / "metrics.jsonl").read_text().splitlines() or ['{"step": 0}']
+    last, data = read_object(lines[-1], f"{run / 'metrics.jsonl'}: the last line"), config.data
+    if last.get("step") != config.train.steps:
         raise ValueError(f"{run} has not finished its {config.train.steps} steps")
-    last, data = records[-1], config.data
     row = {
         "model": type(config.model).__name__.removesuffix("Config"),
         "parameters": config.model.parameter_count(),
@@ -39,7 +38,7 @@ def read(run: Path) -> tuple[ExperimentConfig, dict[str, Any]]:
     measures["accuracy"] = last["validation_accuracy"]
     settings = run / "evaluation" / "mqar.json"
     if settings.exists():
-        for part in json.loads(settings.read_text())["rows"]:
+        for part in read_object(settings, keys={"rows": list})["rows"]:
             measures[f"{part['length']}:{part['pairs']}"] = part["accuracy"]
     return config, row | {name: f"{value:.4f}" for name, value in measures.items()}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experiments.paper.commit import commit
 from experiments.paper.study import Run
+from multiscreen_jax.json_files import read_object
 
 LOG = "log.txt"
 UNKNOWN = "an unknown one"  # commit of a folder that names none
@@ -69,6 +70,9 @@ def move_away(folder: Path) -> None:
         folder.rename(folder.with_name(f"{folder.name}.old{earlier + 1}"))
 
 
+_KEPT = {"command": str, "seconds": float, "ended": bool}
+
+
 class _Clock:
     """Seconds spent on a command, over all attempts, and its commit, kept in a file."""
 
@@ -76,7 +80,7 @@ class _Clock:
         self.path, self.command = path, command
         self.seconds, self.ended, self.commit = 0.0, False, ""
         if path.exists():
-            kept = json.loads(path.read_text())
+            kept = read_object(path, keys=_KEPT)
             if kept["command"] != command:
                 raise RunFailed(
                     f"{path.parent} holds results of another command, {kept['command']!r}; "
@@ -130,6 +134,6 @@ def _reached_its_end(words: list[str]) -> bool:
     if words[0] != "experiments.train":
         return True
     folder = Path(words[words.index("--train.output-dir") + 1])
-    steps = json.loads((folder / "config.json").read_text())["train"]["steps"]
+    steps = read_object(folder / "config.json", keys={"train": dict})["train"]["steps"]
     last = (folder / "metrics.jsonl").read_text().splitlines()[-1]  # the last step always has one
-    return json.loads(last)["step"] == steps
+    return read_object(last, str(folder / "metrics.jsonl"))["step"] == steps

@@ -1,6 +1,5 @@
 """What the studies' figures and tables share."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.paper.study import Row
+from multiscreen_jax.json_files import read_object
 
 COLOURS = {"multiscreen": "#7b2382", "transformer": "#1f77a4"}
 INK, FAINT = "#23262d", "#7a808c"
@@ -69,9 +69,10 @@ def mean(values: Iterable[float]) -> float:
 
 def metrics(folder: Path) -> list[Row]:
     """The lines of a training run's log."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    path = folder / "metrics.jsonl"
+    return [read_object(line, str(path)) for line in path.read_text().splitlines()]
 
 
 def evaluation(path: Path) -> Row:
     """What `experiments.evaluate` wrote of a task."""
-    return json.loads(path.read_text())
+    return read_object(path)

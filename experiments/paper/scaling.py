@@ -12,7 +12,6 @@ It gave, with one seed: Multiscreen below the Transformer of as many parameters 
 """
 
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 from experiments.paper import plots, text_runs
 from experiments.paper.loss_curves import GOOD
 from experiments.paper.study import Row, Run
+from multiscreen_jax.json_files import read_object
 from multiscreen_jax.train import config_json
 
 TITLE = "Scaling"
@@ -69,7 +69,7 @@ def _run(model: str, layers: int, heads: int, dim: int) -> Run:
 
 
 def measure(run: Run, folder: Path) -> list[Row]:
-    config = config_json.from_dict(json.loads((folder / "train" / "config.json").read_text()))
+    config = config_json.from_dict(read_object(folder / "train" / "config.json"))
     last = plots.metrics(folder / "train")[-1]
     found = {"parameters": config.model.parameter_count()}
     return [{**found, "validation_loss": last["validation_loss"], "last_loss": last["loss"]}]

@@ -10,8 +10,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from multiscreen_jax.json_files import check_keys, read_object
+
 NAME = "manifest.json"
 _FORMAT = 1
+_KEYS = {"format": int, "facts": dict, "files": dict, "sha256": str}
+_FACTS_KEYS = {"step": int, "validation_loss": object}
+_ENTRY_KEYS = {"bytes": int, "sha256": str}
 
 
 class DamagedCheckpoint(ValueError):
@@ -73,11 +78,13 @@ def _read_body(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DamagedCheckpoint(f"{path} is missing")
     try:
-        body = json.loads(path.read_bytes())
-        digest = body.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise DamagedCheckpoint(f"{path} cannot be read") from None
-    if digest != _digest_of(body):
+        body = read_object(path, f"{path} cannot be read", _KEYS)
+        check_keys(body["facts"], f"{path}: facts", _FACTS_KEYS)
+        for name, entry in body["files"].items():
+            check_keys(entry, f"{path}: {name!r}", _ENTRY_KEYS)
+    except ValueError as error:
+        raise DamagedCheckpoint(str(error)) from None
+    if body.pop("sha256") != _digest_of(body):
         raise DamagedCheckpoint(f"{path} does not match its SHA-256 checksum")
     if body["format"] != _FORMAT:
         raise DamagedCheckpoint(f"{path} has format {body['format']}; this version reads {_FORMAT}")

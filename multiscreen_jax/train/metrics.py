@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from multiscreen_jax.json_files import read_object
+
 FILE = "metrics.jsonl"
 
 
@@ -128,10 +130,10 @@ def keep_until(path: Path, step: int) -> None:
     kept = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            record = json.loads(line)
+            record = read_object(line, keys={"step": int})
             if line.endswith(b"\n") and record["step"] <= step:
                 kept.append(line)
-        except (ValueError, TypeError, KeyError):  # cut short, or not ours
+        except ValueError:  # cut short, or not ours
             continue
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as stream:
