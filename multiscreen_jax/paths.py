@@ -18,3 +18,15 @@ def checked_path(given: object, name: str = "path") -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:  # a home that nobody has
         raise ValueError(f"{name} is {text!r}: {error}") from None
+
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """ValueError in one line for the small text that git-lfs leaves in place of a large file."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise ValueError(
+                f"{path} is a git-lfs pointer, not the file itself; fetch it with: git lfs pull"
+            )

@@ -31,6 +31,11 @@ def check_state_dict(table: Source, state_dict: Mapping[str, Any], config: Any) 
             "state_dict must map names to tensors (a module's .state_dict()), "
             f"got {type(state_dict).__name__}"
         )
+    if config.num_layers > len(state_dict) + MAX_NAMED:  # before work for every layer
+        raise ValueError(
+            f"{table.name}: config.num_layers is {config.num_layers}, which {len(state_dict)} "
+            "tensors cannot fill"
+        )
     sizes = dim_lengths(table, config)
     required, optional = _expected(table, config)
     missing, wrong = [], []
@@ -46,7 +51,7 @@ def check_state_dict(table: Source, state_dict: Mapping[str, Any], config: Any) 
     unnamed += [re.escape(buffer.name).replace(r"\{layer\}", r"\d+") for buffer in table.lengths]
     skip = re.compile("|".join(unnamed) or r"(?!)")
     extra = [name for name in state_dict if name not in known and not skip.fullmatch(str(name))]
-    unexpected = [f"unexpected {name} {_shape(state_dict[name])}" for name in extra]
+    unexpected = [f"unexpected {_shown(name)} {_shape(state_dict[name])}" for name in extra]
     problems = [*wrong, *missing, *unexpected]
     if problems:
         hint = _hint(table, state_dict, config, list(required), extra)
@@ -87,6 +92,10 @@ def _expected(table: Source, config: Any) -> tuple[dict[str, str], dict[str, str
     }
     optional = {copy.name: axes_of[copy.of] for copy in table.copies if holds(copy.when, config)}
     return required, optional
+
+
+def _shown(name: Any) -> str:
+    return name if isinstance(name, str) and name.isprintable() else repr(name)
 
 
 def _shape(value: Any) -> str:

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from multiscreen_jax.convert.engine import from_torch, named_arrays
 from multiscreen_jax.convert.sources import TABLES, canonical_source, table_for
+from multiscreen_jax.convert.stored import one_line, open_weights, shard_number
+from multiscreen_jax.json_files import read_object
+from multiscreen_jax.paths import checked_path
 
 CONFIG_CLASSES = {table.config_class.__name__: table.config_class for table in TABLES.values()}
+LARGEST_CONFIG = 1 << 20  # bytes of JSON
 
 
 def save_safetensors(
@@ -34,7 +38,7 @@ def save_safetensors(
         ValueError, TypeError: as `to_torch`.
         FileNotFoundError, PermissionError, IsADirectoryError: the path cannot be written.
     """
-    path = Path(path)
+    path = checked_path(path)
     source = canonical_source(config) if source is None else source
     arrays = named_arrays(table_for(source, config), params, config)
     metadata = {
@@ -58,7 +62,7 @@ def save_safetensors(
         part.chmod(mode)
         os.replace(part, path)
     except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {_one_line(error)}") from None
+        raise OSError(f"cannot write {path}: {one_line(error)}") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -66,10 +70,11 @@ def save_safetensors(
 def load_safetensors(
     path: str | os.PathLike, source: str | None = None, config: Any = None
 ) -> tuple[dict, Any]:
-    """Parameters and config from a safetensors file.
+    """Parameters and config from a safetensors file, or from the shards of one model.
 
     Args:
-        path: a file of `save_safetensors`, or any other when both of the next are given.
+        path: a file of `save_safetensors`; or, when both of the next are given, any other, the
+            `.safetensors.index.json` of a model in shards, or the folder of one model.
         source: names and layout in the file, where the file does not say or to overrule it.
         config: likewise the config.
 
@@ -77,20 +82,17 @@ def load_safetensors(
         (params, config): as `from_torch` gives them, and the config that was stored or given.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a safetensors file, cut short or damaged; no stored config and none given;
-            a config of an unknown class or with unknown fields; tensors that do not fit.
+        FileNotFoundError: there is no such file, or a shard of it is missing.
+        ValueError: not safetensors, cut short or damaged; shards that disagree with their index
+            or each other; no stored config and none given; a config of an unknown class or with
+            unknown fields; tensors that do not fit.
+
+    Tensors are read one at a time, when their place is ready: memory holds the result, and one
+    stacked parameter beside it.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "a directory, not a safetensors file" if path.is_dir() else "not there"
-        raise FileNotFoundError(f"{path} is {what}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {_one_line(error)}") from None
+    path = checked_path(path)
+    weights = open_weights(path)
+    metadata = weights.metadata[weights.files[0]]
     absent = [
         name
         for name, given, key in (("source", source, "source"), ("config", config, "config_class"))
@@ -101,13 +103,21 @@ def load_safetensors(
             f"{path} has no {' and no '.join(absent)} in its metadata, so it was not written by "
             f"save_safetensors: pass {' and '.join(f'{name}=' for name in absent)}"
         )
-    if "crc32" in metadata and metadata["crc32"] != _checksum(arrays):
-        raise ValueError(f"{path} is damaged: its tensors do not match their checksum")
+    for file, facts in weights.metadata.items():
+        if "crc32" in facts and facts["crc32"] != _checksum(weights.in_file(file)):
+            raise ValueError(f"{file} is damaged: its tensors do not match their checksum")
     config = _stored_config(path, metadata) if config is None else config
     try:
-        return from_torch(source or metadata["source"], arrays, config), config
+        return from_torch(source or metadata["source"], weights, config), config
     except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {error}") from None
+        raise type(error)(f"{path}{_part_of(path)}: {error}") from None
+
+
+def _part_of(path: Path) -> str:
+    number = None if path.is_dir() else shard_number(path)
+    if number is None:
+        return ""
+    return f" is shard {number[0]} of {number[1]}; give their folder or its index"
 
 
 def _stored_config(path: Path, metadata: Mapping[str, str]) -> Any:
@@ -116,25 +126,20 @@ def _stored_config(path: Path, metadata: Mapping[str, str]) -> Any:
         raise ValueError(
             f"{path} holds a config of unknown class {name!r} (known: {', '.join(CONFIG_CLASSES)})"
         )
+    what = f"{path} holds no usable {name}"
+    fields = read_object(metadata.get("config", ""), what, largest=LARGEST_CONFIG)
+    # JSON has no tuples, and a frozen config must stay hashable
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     try:
-        fields = json.loads(metadata.get("config", ""))
-        if not isinstance(fields, dict):
-            raise ValueError(f"expected an object, got {type(fields).__name__}")
-        # JSON has no tuples, and a frozen config must stay hashable
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return CONFIG_CLASSES[name](**fields)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} holds no usable {name}: {_one_line(error)}") from None
+        raise ValueError(f"{what}: {one_line(error)}") from None
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+def _checksum(arrays: Mapping[str, Any]) -> str:
     """CRC-32 over names and bytes, which safetensors itself does not protect."""
     crc = 0
     for name in sorted(arrays):
         crc = zlib.crc32(name.encode(), crc)
         crc = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8), crc)
     return f"{crc:08x}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -10,6 +10,7 @@ Letters are dims; their lengths come from the config. Our side is a plain list s
 Reshape, transpose, cut and join are all there is, so every layout can be read both ways.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -43,7 +44,7 @@ def shape_of(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The tensor's shape for these dim lengths."""
     blocks, axis = _blocks(axes)
     shapes = [
-        [int(np.prod([_length(token, sizes) for token in group])) for group in axis_groups(block)]
+        [math.prod(_length(token, sizes) for token in group) for group in axis_groups(block)]
         for block in blocks
     ]
     shape = shapes[0]

@@ -120,7 +120,7 @@ def test_missing_file_and_directory(path, tmp_path):
     [
         ({"config_class": "GPT"}, "unknown class 'GPT'"),
         ({"config": "{"}, "no usable MultiscreenConfig"),
-        ({"config": "[1]"}, "expected an object, got list"),
+        ({"config": "[1]"}, "holds a list; allowed: an object"),
         ({"config": json.dumps({"vocab_size": 13, "colour": 3})}, "colour"),
         ({"config": json.dumps(dataclasses.asdict(MULTISCREEN) | {"key_dim": 1})}, "key_dim"),
         ({"source": "multiscreen/pap"}, "did you mean multiscreen/paper"),
