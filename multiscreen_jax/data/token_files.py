@@ -3,7 +3,7 @@
 `NAME.bin` holds little-endian unsigned integers, nothing else, and is memory-mapped. Beside it
 `NAME.json` holds
 
-    dtype        "uint16" or "uint32"
+    dtype        "uint16", "uint32", or "int32" without negative ones
     vocab_size   every token is smaller
     tokenizer    "bytes", "characters", "gpt2", or a tokenizer.json, relative to this folder
 
@@ -15,7 +15,9 @@ and, as `finish_token_file` writes them, also
     num_documents         must agree with the file of document starts, NAME.documents.npy (int64)
     documents_checksum    of those starts (see packing.checksum_of)
 
-so that a .bin made by other tools needs only a three-line sidecar. Where a path of a token file is
+so that a .bin made by other tools needs only a three-line sidecar. Headers that other programs
+write are known (see foreign_tokens): the dtype may then be left out, and the documents of a
+Megatron index are those of packing "segments". Where a path of a token file is
 asked for here, the folder of token shards (see token_shards) has its tokens.json as sidecar.
 """
 
@@ -30,15 +32,26 @@ from typing import Any
 import numpy as np
 
 from multiscreen_jax.data.config import NAMED_TOKENIZERS, near_matches
+from multiscreen_jax.data.foreign_tokens import (
+    document_starts,
+    likely_reading,
+    read_header,
+    refuse_halves,
+)
 from multiscreen_jax.data.packing import ArrayStore, checksum_of
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
+from multiscreen_jax.json_files import check_keys, read_object
+from multiscreen_jax.paths import refuse_lfs_pointer
 
-DTYPES = ("uint16", "uint32")
+DTYPES = ("uint16", "uint32", "int32")
 REQUIRED = ("dtype", "vocab_size", "tokenizer")
 SHARDS_SIDECAR = "tokens.json"
 # Files up to this size are read whole when opened, to compare their checksum and their tokens
 # with the sidecar. Of larger ones every row is still checked against vocab_size when it is read.
 VERIFIED_BYTES = 1 << 28
+SAMPLED_BYTES = 1 << 22  # of those that are larger, looked at for a wrong dtype
+KEYS = {"vocab_size": int, "tokenizer": str}
+OPTIONAL = {"alphabet": str | None, "eos_token": str | None}
 
 
 def sidecar_path(path: Path) -> Path:
@@ -97,28 +110,40 @@ def read_sidecar(path: Path) -> dict[str, Any]:
             f"{path} has no sidecar {sidecar.name}; a token file needs one with "
             f"{', '.join(REQUIRED)}"
         )
-    try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{sidecar}: not JSON: {error}") from None
-    missing = [key for key in REQUIRED if not isinstance(facts, dict) or key not in facts]
+    refuse_lfs_pointer(sidecar)
+    facts = read_object(sidecar)
+    header = None if path.is_dir() else read_header(path)
+    if header is not None:
+        _check_dtype(header.file, header.dtype)
+        facts.setdefault("dtype", header.dtype)
+    missing = [key for key in REQUIRED if key not in facts]
     if missing:
         raise ValueError(f"{sidecar}: lacks {', '.join(missing)}; needed: {', '.join(REQUIRED)}")
-    if facts["dtype"] not in DTYPES:
+    check_keys(facts, str(sidecar), KEYS, OPTIONAL)
+    _check_dtype(sidecar, facts["dtype"])
+    facts["dtype"] = _unsigned(facts["dtype"])
+    if header is not None and facts["dtype"] != _unsigned(header.dtype):
         raise ValueError(
-            f"{sidecar}: dtype is {facts['dtype']!r}; allowed: {', '.join(DTYPES)}"
-            f"{near_matches(str(facts['dtype']), DTYPES)}"
+            f"{sidecar}: dtype is {facts['dtype']}, but the header in {header.file.name} says "
+            f"{header.dtype}; allowed: what the header says"
         )
-    size = facts["vocab_size"]
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+    if facts["vocab_size"] < 1:
         raise ValueError(
             f"{sidecar}: vocab_size is {facts['vocab_size']!r}; allowed: an integer >= 1"
         )
-    for key in ("tokenizer", "alphabet", "eos_token"):
-        given = facts.get(key)
-        if not isinstance(given, str) and (key in REQUIRED or given is not None):
-            raise ValueError(f"{sidecar}: {key} is {given!r}; allowed: a string")
     return facts
+
+
+def _check_dtype(file: Path, dtype: object) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"{file}: dtype is {dtype!r}; allowed: {', '.join(DTYPES)}"
+            f"{near_matches(str(dtype), DTYPES)}"
+        )
+
+
+def _unsigned(dtype: str) -> str:
+    return "uint32" if dtype == "int32" else dtype  # a negative token is beyond every vocabulary
 
 
 def open_own_tokenizer(path: Path) -> Tokenizer:
@@ -142,15 +167,22 @@ def open_own_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def open_token_file(path: Path) -> tuple[ArrayStore, Tokenizer]:
+def open_token_file(path: Path, segments: bool = False) -> tuple[ArrayStore, Tokenizer]:
     """Maps a .bin and opens the tokenizer its sidecar names.
 
-    ValueError or FileNotFoundError, in one line, if file, sidecar and document starts disagree.
+    Documents are those of NAME.documents.npy; or, where `segments` are asked for, of a Megatron
+    index. ValueError or FileNotFoundError, in one line, if file, sidecar, header and document
+    starts disagree.
     """
+    refuse_lfs_pointer(path)
     facts = read_sidecar(path)
     tokenizer = open_own_tokenizer(path)
-    tokens = _map_tokens(path, facts)
+    header = read_header(path)
+    tokens = _map_tokens(path, facts, 0 if header is None else header.offset)
     starts = _read_starts(path, facts, len(tokens))
+    # A stream stays what it was before indices were read, and is held out by tokens.
+    if segments and starts is None and header is not None and header.sequences:
+        starts = document_starts(header, len(tokens))
     checksum = facts.get("checksum") or _sampled_checksum(tokens)
     if starts is not None:
         of_starts = checksum_of(starts, None)
@@ -161,21 +193,34 @@ def open_token_file(path: Path) -> tuple[ArrayStore, Tokenizer]:
             )
         checksum = f"{checksum}/{of_starts}"
     store = ArrayStore(str(path), tokens, starts, facts["vocab_size"], checksum)
-    if tokens.nbytes <= VERIFIED_BYTES:
-        if "checksum" in facts and file_checksum(path) != facts["checksum"]:
-            raise ValueError(
-                f"{path} is damaged: its checksum is not the one in {sidecar_path(path).name}"
-            )
-        store.check_ids(tokens, 0)
+    whole = tokens.nbytes <= VERIFIED_BYTES
+    if whole and "checksum" in facts and file_checksum(path) != facts["checksum"]:
+        raise ValueError(
+            f"{path} is damaged: its checksum is not the one in {sidecar_path(path).name}"
+        )
+    _check_tokens(store, tokens, whole, counted="num_tokens" in facts)
     return store, tokenizer
 
 
-def _map_tokens(path: Path, facts: dict[str, Any]) -> np.ndarray:
+def _check_tokens(store: ArrayStore, tokens: np.ndarray, whole: bool, counted: bool) -> None:
+    """Compares tokens with the vocabulary, and says so where another dtype would fit."""
+    sample = tokens[: min(SAMPLED_BYTES, VERIFIED_BYTES) // tokens.itemsize]
+    try:
+        store.check_ids(tokens if whole else sample, 0)
+    except ValueError as error:
+        raise ValueError(f"{error}{likely_reading(sample, store.vocab_size)}") from None
+    if not counted:
+        refuse_halves(Path(store.name), sample)
+
+
+def _map_tokens(path: Path, facts: dict[str, Any], offset: int) -> np.ndarray:
     dtype = np.dtype(facts["dtype"]).newbyteorder("<")
-    size = path.stat().st_size
+    size = path.stat().st_size - offset
     if size % dtype.itemsize:
+        hint = "; they are of uint16 tokens" if size % 2 == 0 else ""
         raise ValueError(
-            f"{path} is damaged: its {size} bytes are no whole number of {facts['dtype']} tokens"
+            f"{path} is damaged: its {size} bytes are no whole number of {facts['dtype']} "
+            f"tokens{hint}"
         )
     if size == 0:
         raise ValueError(f"{path} is empty; at least one row of tokens is needed")
@@ -185,7 +230,7 @@ def _map_tokens(path: Path, facts: dict[str, Any]) -> np.ndarray:
             f"{path} is damaged: it has {count} tokens but {sidecar_path(path).name} says "
             f"{facts['num_tokens']}"
         )
-    return np.memmap(path, dtype, mode="r")
+    return np.memmap(path, dtype, mode="r", offset=offset)
 
 
 def _read_starts(path: Path, facts: dict[str, Any], num_tokens: int) -> np.ndarray | None:
@@ -198,9 +243,11 @@ def _read_starts(path: Path, facts: dict[str, Any], num_tokens: int) -> np.ndarr
             "documents"
         )
     try:
-        starts = np.load(file, mmap_mode="r")
+        starts = np.lib.format.open_memmap(file, mode="r")
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{file}: not a numpy array: {str(error).splitlines()[0]}") from None
+    if starts.dtype != np.int64:
+        raise ValueError(f"{file} holds {starts.dtype}; allowed: document starts, int64")
     if starts.ndim != 1 or len(starts) != facts["num_documents"] or len(starts) == 0:
         raise ValueError(
             f"{file} has {starts.size} document starts but {sidecar_path(path).name} says "

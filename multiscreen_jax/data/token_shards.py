@@ -244,6 +244,10 @@ def open_token_shards(folder: Path) -> tuple[ShardStore, Tokenizer]:
                 f"{path} is damaged: it has {sizes[path.name]} bytes but tokens.json says "
                 f"{shard['num_bytes']}"
             )
+        if shard["num_tokens"] * np.dtype(facts["dtype"]).itemsize > shard["num_bytes"]:
+            raise ValueError(
+                f"{path} cannot hold the {shard['num_tokens']} tokens that tokens.json says"
+            )
     if sum(shard["num_bytes"] for shard in listed) <= token_files.VERIFIED_BYTES:
         for path, shard in zip(paths, listed, strict=True):
             if token_files.file_checksum(path) != shard["checksum"]:

@@ -74,7 +74,7 @@ def test_tokenizer_json_travels_with_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dtype": "int16"}, r"dtype is 'int16'; allowed: uint16, uint32 \(did you mean uint16"),
+        ({"dtype": "int16"}, r"dtype is 'int16'; allowed: uint16, uint32, int32 \(did you mean"),
         ({"dtype": None}, "lacks dtype; needed: dtype, vocab_size, tokenizer"),
         ({"vocab_size": None, "tokenizer": None}, "lacks vocab_size, tokenizer"),
         ({"vocab_size": 7}, "vocab_size is 7 but tokenizer 'characters' has 5 tokens"),
