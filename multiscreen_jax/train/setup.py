@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from multiscreen_jax import sharding
-from multiscreen_jax.data import Pipeline, Tokenizer, open_pipeline
+from multiscreen_jax.data import Pipeline, Tokenizer, describe_data, open_pipeline
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.train import checkpoint, checks, config_json, distributed
 from multiscreen_jax.train.checkpoint import Checkpoints
@@ -64,6 +64,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
         say(note)
     where = sharding.batch_sharding(mesh)
     pipeline = _open(config, "train", where)
+    if files := describe_data(config.data):
+        say(files)
     if pipeline.vocab_size > config.model.vocab_size:
         checks.refuse(
             "model.vocab_size",
