@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from multiscreen_jax.data.config import DataConfig
+from multiscreen_jax.data.kinds import TOKENS, extension_of
 from multiscreen_jax.data.loading import encode_documents
 from multiscreen_jax.data.packing import cut_starts, split_point, token_dtype
-from multiscreen_jax.data.sources import TOKENS, Document, extension_of, read_file, source_files
+from multiscreen_jax.data.sources import Document, read_file, source_files
 from multiscreen_jax.data.token_files import documents_path, finish_token_file, sidecar_path
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 

@@ -44,11 +44,13 @@ from rich.console import Console
 
 from experiments.prepare_data import ProgressReport, document_files, own_tokenizer
 from multiscreen_jax.data.config import DataConfig, require_integer
+from multiscreen_jax.data.kinds import JSON_LINES, extension_of
 from multiscreen_jax.data.loading import encode_document
 from multiscreen_jax.data.packing import token_dtype
-from multiscreen_jax.data.sources import JSON_LINES, extension_of, file_extent, read_file
+from multiscreen_jax.data.sources import file_extent, read_file
 from multiscreen_jax.data.token_files import SHARDS_SIDECAR, file_checksum, read_sidecar
 from multiscreen_jax.data.token_shards import (
+    COUNTS,
     PLAN,
     RECORD_TOKENS,
     finish_token_shards,
@@ -56,9 +58,11 @@ from multiscreen_jax.data.token_shards import (
     write_shard,
 )
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
+from multiscreen_jax.json_files import read_object
 
 MOST_SHARDS = 99_999  # five digits in a file's name
 RECEIPT = ".receipt.json"
+RECEIPT_KEYS = {**dict.fromkeys(COUNTS, int), "checksum": str}
 TOKENIZERS = ("bytes", "gpt2")
 Part = tuple[str, int, int]  # file, first, last, in the units of file_extent
 
@@ -192,9 +196,9 @@ _cached_tokenizer = functools.cache(
 
 def _valid_receipt(shard: Path) -> dict[str, Any] | None:
     try:
-        receipt = json.loads(shard.with_suffix(RECEIPT).read_text())
+        receipt = read_object(shard.with_suffix(RECEIPT), keys=RECEIPT_KEYS)
         same = file_checksum(shard) == receipt["checksum"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return None
     return receipt if same else None
 
@@ -248,7 +252,7 @@ def _agree(path: Path, plan: dict[str, Any]) -> None:
     if not path.is_file():
         _write_json(path, plan)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_object(path)
     changed = [key for key in plan if plan[key] != before.get(key)]
     if changed:
         raise ValueError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def checked_path(given: object, name: str = "path") -> Path:
-    """`given` as a Path, "~" expanded; ValueError in one line where no file can be called so."""
+    """`given` as a Path; ValueError in one line where no file can be called so."""
     if not isinstance(given, str | os.PathLike) or not os.fspath(given):
         raise ValueError(f"{name} is {given!r}; allowed: the path of a file or folder")
     text = os.fsdecode(given)
@@ -14,10 +14,16 @@ def checked_path(given: object, name: str = "path") -> Path:
             raise ValueError(f"{name} is {text!r}; allowed: a path without the NUL character")
     except UnicodeEncodeError:
         raise ValueError(f"{name} is {text!r}; allowed: characters that a file name has") from None
+    return Path(text)
+
+
+def expanded_path(given: object, name: str = "path") -> Path:
+    """The same with "~" as the home folder."""
+    path = checked_path(given, name)
     try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # a home that nobody has
-        raise ValueError(f"{name} is {text!r}: {error}") from None
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name} is {str(path)!r}: {error}") from None
 
 
 _LFS_BYTES = 1024  # which no pointer reaches

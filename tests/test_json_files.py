@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from multiscreen_jax.json_files import DEEPEST, parse, read_object
-from multiscreen_jax.paths import checked_path
+from multiscreen_jax.paths import checked_path, expanded_path
 
 KEYS = {"name": str, "size": int}
 GOOD = '{"name": "a", "size": 3}'
@@ -90,4 +90,7 @@ def test_paths_that_no_file_can_have(given):
 def test_paths_that_a_file_can_have():
     assert checked_path("a/b") == checked_path(Path("a/b")) == Path("a/b")
     assert checked_path("\udcff.txt") == Path("\udcff.txt")  # Latin-1 bytes in a name
-    assert checked_path("~") == Path.home()
+    assert checked_path("~") == Path("~")
+    assert expanded_path("~") == Path.home()
+    with pytest.raises(ValueError, match=r"^path is '~nobody-here/x': "):
+        expanded_path("~nobody-here/x")

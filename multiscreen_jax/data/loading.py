@@ -16,7 +16,7 @@ from multiscreen_jax.data.sources import Document, choose_files
 from multiscreen_jax.data.token_files import SHARDS_SIDECAR, open_own_tokenizer, open_token_file
 from multiscreen_jax.data.token_shards import PLAN, open_token_shards
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
-from multiscreen_jax.paths import checked_path
+from multiscreen_jax.paths import expanded_path
 
 BATCH_CHARACTERS = 1 << 22  # text encoded at once: enough to keep threads busy
 
@@ -139,7 +139,7 @@ def _describe(source: str, split: str) -> str:
 
 
 def _is_shards(source: str) -> bool:
-    return (checked_path(source, "source") / SHARDS_SIDECAR).is_file()
+    return (expanded_path(source, "source") / SHARDS_SIDECAR).is_file()
 
 
 def prepared_tokens(source: str, split: str = "train") -> Path | None:
@@ -149,7 +149,7 @@ def prepared_tokens(source: str, split: str = "train") -> Path | None:
     """
     if source in sources.NAMED:
         return None
-    folder = checked_path(source, "source")
+    folder = expanded_path(source, "source")
     if _is_shards(source):
         return folder
     if (folder / PLAN).is_file():

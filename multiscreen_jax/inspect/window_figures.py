@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
 
 from multiscreen_jax.inspect.figures import INK, OUTSIDE, accepted_colours
+from multiscreen_jax.inspect.texts import figure_text
 
 
 def plot_windows_widths(
@@ -54,7 +55,7 @@ def plot_windows_widths(
     _bar_above(figure, left, shown, "width r", None)
     _bar_above(figure, right, points, "layer", MaxNLocator(8, integer=True))
     if title:
-        figure.suptitle(title, fontsize=11, color=INK, x=0.08, ha="left", y=0.99)
+        figure.suptitle(figure_text(title), fontsize=11, color=INK, x=0.08, ha="left", y=0.99)
     return figure
 
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline, Tokenizer, describe_data, open_pipeline
 from multiscreen_jax.models.registry import build
+from multiscreen_jax.paths import checked_path
 from multiscreen_jax.train import checkpoint, checks, config_json, distributed
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, override
@@ -111,7 +112,7 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
 
 def make_output_dir(path: str) -> Path:
     """Creates the output folder; ValueError when nothing can be written there."""
-    folder = Path(path)
+    folder = checked_path(path, "train.output-dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

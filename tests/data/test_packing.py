@@ -96,6 +96,18 @@ def test_a_part_keeps_documents():
     assert store.cut(4, 12).starts.tolist() == [0, 3]
 
 
+@pytest.mark.parametrize("segments", [False, True])
+def test_a_batch_larger_than_the_corpus_is_refused(segments):
+    store = make_store([41])  # 42 tokens: 10 rows of T = 4, the last target is in the tenth
+    assert len(WindowSource(store, 4, segments, batch_size=10)) == 10
+    with pytest.raises(ValueError, match="batch_size is 11, but the corpus has 10 rows") as caught:
+        WindowSource(store, 4, segments, batch_size=11)
+    assert "allowed: a batch_size of at most 10" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    # Validation counts every target once: its last batch, and so its only one, is filled up.
+    assert len(WindowSource(store, 4, segments, complete=True, batch_size=16)) == 16
+
+
 def test_errors_name_the_corpus():
     with pytest.raises(ValueError, match="corpus: the corpus is empty"):
         make_store([0, 0])

@@ -183,6 +183,25 @@ def test_a_finished_dataset_is_left_alone(corpus, tmp_path, in_process):
         run(corpus, tmp_path, shards=6, record_tokens=32)
 
 
+@pytest.mark.parametrize("plan", ["[]", "{", "[" * 10**5, "", "7", b"\xff"])
+def test_a_plan_that_is_none_is_named(corpus, tmp_path, in_process, plan):
+    path = tmp_path / "tokens.plan.json"
+    path.write_bytes(plan if isinstance(plan, bytes) else plan.encode())
+    with pytest.raises(ValueError, match=r"tokens\.plan\.json: ") as caught:
+        run(corpus / "f.txt", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("receipt", ["[]", "{", "[" * 10**5, '{"checksum": "x"}'])
+def test_a_receipt_that_is_none_counts_for_nothing(corpus, tmp_path, in_process, receipt):
+    expected = run(corpus / "f.txt", tmp_path / "whole")
+    (tmp_path / "again").mkdir()
+    name = "tokens-00001-of-00005"
+    (tmp_path / "again" / f"{name}.array_record").write_bytes(b"half")
+    (tmp_path / "again" / f"{name}.receipt.json").write_text(receipt)
+    assert run(corpus / "f.txt", tmp_path / "again") == expected
+
+
 def test_a_tokenizer_json_comes_along(tmp_path, in_process):
     source = write_json_lines(tmp_path / "c.jsonl")
     tokenizer = byte_level_tokenizer(tmp_path / "small.json")

@@ -111,6 +111,26 @@ def test_saved_and_shown_in_a_notebook(tmp_path, prompt):
     assert "MB of HTML" in repr(page)
 
 
+@pytest.mark.parametrize("title", ["\ud800", "a\0b", "\ud83d\ude00", "<script>", "$\\frac{"])
+def test_any_title_is_shown(tmp_path, title):
+    model, params = tiny()
+    page = inspect.explore(model, params, [1, 2, 3], ["\ud800", "a\0b", "$"], title=title)
+    assert page.save(tmp_path / "page.html").read_text(encoding="utf-8") == page.html
+    maps = inspect.relevance_maps(model, params, [1, 2, 3])
+    inspect.plot_relevance(maps, ["\ud800", "\0", "$\\frac{"], title).savefig(tmp_path / "a.png")
+    figure = inspect.plot_windows_widths(maps.window, maps.width, title)
+    figure.savefig(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "", None])
+def test_pages_and_pictures_go_where_a_file_can_be(path):
+    model, params = tiny()
+    with pytest.raises(ValueError, match=r"^path is .*; allowed: "):
+        inspect.explore(model, params, [1, 2, 3]).save(path)
+    with pytest.raises(ValueError, match=r"^folder is .*; allowed: "):
+        inspect.save_pictures(model, params, [1, 2, 3], path)
+
+
 def test_bad_arguments():
     model, params = tiny()
     with pytest.raises(ValueError, match="2 entries for 3 tokens"):
@@ -119,5 +139,7 @@ def test_bad_arguments():
         inspect.explore(model, params, [1, 2, 3], most=0)
     with pytest.raises(TypeError, match=r"tokens_text\[1\] is b'x'; allowed: strings"):
         inspect.explore(model, params, [1, 2], ["a", b"x"])
+    with pytest.raises(TypeError, match="title is None; allowed: a string"):
+        inspect.explore(model, params, [1, 2], title=None)
     with pytest.raises(TypeError, match="needs a Multiscreen"):
         inspect.explore(None, {}, [1, 2, 3])

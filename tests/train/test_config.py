@@ -99,6 +99,8 @@ def test_values_of_another_shape_are_refused_by_name(fields, message):
         ({"mesh": {"data": 3}}, "mesh.data 3, mesh.fsdp 1, mesh.seq 1, mesh.model 1"),
         ({"mesh": {"model": 2}}, "the product must be the number of devices, 1"),
         ({"train": {"output_dir": "/proc/nowhere"}}, "a folder that can be written"),
+        ({"train": {"output_dir": "a\0b"}}, "a path without the NUL character"),
+        ({"train": {"output_dir": "\ud800"}}, "characters that a file name has"),
         ({"train": {"wandb_project": "p"}}, "the package wandb is not installed"),
         ({"train": {"sample_prompts": ("the", "")}}, "train.sample-prompts has ''; allowed:"),
         ({"train": {"sample_prompts": ("\ud800",)}}, "train.sample-prompts has '\\ud800': 'utf-8'"),
