@@ -1,8 +1,12 @@
 """Checkpoints are found and read, also while their run goes on and removes old ones."""
 
 import contextlib
+import functools
+import gc
+import logging
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,14 +143,21 @@ def read_newest(
     """
     for _ in range(_TRIES):
         folder, run = find_checkpoint(path, step)
-        try:
-            result = read(folder, run)
-        except Exception:
-            if manifest.is_complete(folder):
-                raise
-            continue
-        if manifest.is_complete(folder):
-            return result
+        failure = result = None
+        with _held_back() as held:
+            try:
+                result = read(folder, run)
+            except Exception as error:
+                failure = error
+            if not manifest.is_complete(folder):
+                failure = None
+                gc.collect()  # while nobody hears what reads under way have to say
+                continue
+        for tell in held:
+            tell()
+        if failure is not None:
+            raise failure
+        return result
     raise _too_fast(checkpoints_in(path)[0])
 
 
@@ -214,6 +225,26 @@ def _newest_whole(
 
 def _sealed_in(folder: Path) -> list[int]:
     return [step for step in steps_in(folder) if manifest.exists(folder / str(step))]
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[list[Callable[[], object]]]:
+    """What Python would print of errors that nobody can catch, such as those of several reads at
+    once, is kept: the list's functions print it."""
+    held: list[Callable[[], object]] = []
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def keep(record: logging.LogRecord) -> bool:
+        held.append(functools.partial(logger.handle, record))
+        return False
+
+    sys.unraisablehook = lambda late: held.append(functools.partial(hook, late))
+    logger.addFilter(keep)
+    try:
+        yield held
+    finally:
+        sys.unraisablehook = hook
+        logger.removeFilter(keep)
 
 
 def _too_fast(folder: Path) -> FileNotFoundError:
