@@ -3,6 +3,7 @@
 Examples:
 
     python -m experiments.evaluate runs/quickstart
+    python -m experiments.evaluate multiscreen-speeches
     python -m experiments.evaluate runs/quickstart --task relevance --relevance.text "It is so"
     python -m experiments.evaluate runs/quickstart --task positions --sequence-length 2048
     python -m experiments.evaluate runs/abcdigits --task abcdigits --abcdigits.lengths 512 4096
@@ -29,7 +30,6 @@ import tyro
 
 from experiments.evaluate_config import EvaluateConfig
 from experiments.harness import run_harness
-from experiments.run_tokenizer import run_tokenizer
 from multiscreen_jax import evaluation, inspect
 from multiscreen_jax.data import DataConfig, Pipeline, Tokenizer, open_pipeline
 from multiscreen_jax.data.config import SYNTHETIC
@@ -38,8 +38,8 @@ from multiscreen_jax.data.sources import NAMED
 from multiscreen_jax.evaluation import figures
 from multiscreen_jax.inspect.tables import text_table, tile_rows
 from multiscreen_jax.models import Multiscreen, Transformer, build
-from multiscreen_jax.train import one_line_errors
-from multiscreen_jax.train.checkpoint import FOLDER, find_checkpoint, read_model
+from multiscreen_jax.train import checks, one_line_errors
+from multiscreen_jax.train.trained_run import open_run
 
 PROGRAM = "python -m experiments.evaluate"
 
@@ -53,6 +53,7 @@ class Loaded:
     data: DataConfig
     tokenizer: Tokenizer
     facts: dict[str, Any]
+    results: Path  # where they go by default
 
 
 def main() -> None:
@@ -72,7 +73,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     if config.task not in TASKS:
         raise ValueError(f"--task is {config.task!r}; allowed: {', '.join(TASKS)}")
     loaded = load(config)
-    folder = Path(config.output) if config.output else _run_folder(config.run) / "evaluation"
+    folder = Path(config.output) if config.output else loaded.results
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,27 +88,30 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 def load(config: EvaluateConfig) -> Loaded:
     """The checkpoint, its model under the chosen inference rule, and the data to evaluate on."""
-    if not Path(config.run).is_dir():
-        raise FileNotFoundError(f"no run at {config.run}: there is no such folder")
-    folder, facts = find_checkpoint(config.run, config.step)
-    print(f"checkpoint of step {facts['step']}")
-    params, model, experiment = read_model(folder, facts)
+    if config.relevance.text is not None:
+        checks.text("--relevance.text", config.relevance.text)
+    trained = open_run(config.run, config.step)
+    print(trained.title)
+    model, tokenizer = trained.model, trained.tokenizer
     if config.infinite_windows:
         _require_kind("--infinite-windows", Multiscreen, model, config.run)
         model = build(dataclasses.replace(model.config, infinite_windows=True))
     if config.rope_factor is not None:
         _require_kind("--rope-factor", Transformer, model, config.run)
         model = build(dataclasses.replace(model.config, rope_factor=config.rope_factor))
-    tokenizer = run_tokenizer(experiment.data)
-    data = _data_config(config, experiment.data, tokenizer)
+    data = _data_config(config, trained.readable(), tokenizer)
     facts = {
         "run": str(config.run),
-        "step": facts["step"],
+        "step": trained.step,
         "model": type(model).__name__,
         "infinite_windows": config.infinite_windows,
         "rope_factor": getattr(model.config, "rope_factor", None),
     }
-    return Loaded(model, params, data, tokenizer, facts)
+    # A shipped model lies among the library's files, where nothing is to be written.
+    results = Path("evaluation") / config.run
+    if trained.folder is not None:
+        results = trained.folder / "evaluation"
+    return Loaded(model, trained.params, data, tokenizer, facts, results)
 
 
 def perplexity(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str, Any]:
@@ -291,15 +295,6 @@ def _data_facts(loaded: Loaded) -> dict[str, Any]:
     data = loaded.data
     source = data.valid_source or data.source
     return {"source": source, "sequence_length": data.sequence_length, "packing": data.packing}
-
-
-def _run_folder(path: str) -> Path:
-    """The run that a path means: itself, or what holds it if it is a checkpoint or all of them."""
-    folder = Path(path)
-    # The name of a run may be a number too.
-    while not (folder / FOLDER).is_dir() and (folder.name.isdecimal() or folder.name == FOLDER):
-        folder = folder.parent
-    return folder
 
 
 def _print_cell(row: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ class EvaluateConfig:
     """Settings of one evaluation."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
-    """Output folder of a training run (or one checkpoint's folder in it)."""
+    """Output folder of a training run (or one checkpoint's folder in it), or a shipped model."""
     task: str = "perplexity"
     """perplexity: loss and bits per byte. positions: loss by position in the row. abcdigits and
     needle: exact match by length and depth. mqar: accuracy by length and number of pairs.
@@ -122,7 +122,7 @@ class EvaluateConfig:
     """Rows, or prompts, at a time."""
     max_batches: _optional("INT", "whole split", int) = None
     """Stop after so many batches."""
-    output: _optional("DIR", "RUN_DIR/evaluation", str) = None
+    output: _optional("DIR", "RUN_DIR/evaluation, of a shipped model evaluation/NAME", str) = None
     """Folder for the results."""
     data: TextConfig = field(default_factory=TextConfig)
     positions: PositionsConfig = field(default_factory=PositionsConfig)

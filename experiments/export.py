@@ -15,7 +15,7 @@ import tyro
 
 from multiscreen_jax import convert
 from multiscreen_jax.train import one_line_errors
-from multiscreen_jax.train.checkpoint import find_checkpoint, read_model
+from multiscreen_jax.train.trained_run import open_run
 
 PROGRAM = "python -m experiments.export"
 
@@ -25,7 +25,7 @@ class ExportConfig:
     """What to write, and where."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
-    """Output folder of a training run (or one checkpoint's folder in it)."""
+    """Output folder of a training run (or one checkpoint's folder in it), or a shipped model."""
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """The safetensors file; one that is there is replaced."""
     step: Annotated[
@@ -42,10 +42,9 @@ def main() -> None:
     """Reads a checkpoint and writes the file."""
     with one_line_errors():
         config = tyro.cli(ExportConfig, prog=PROGRAM, description=__doc__)
-        folder, facts = find_checkpoint(config.run, config.step)
-        params, model, _ = read_model(folder, facts)
-        convert.save_safetensors(config.output, params, model.config, config.source)
-        print(f"step {facts['step']} written to {config.output}")
+        run = open_run(config.run, config.step)
+        convert.save_safetensors(config.output, run.params, run.model.config, config.source)
+        print(f"{run.title} written to {config.output}; its tokenizer: {run.tokenizer.name}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Examples:
     python -m experiments.generate runs/quickstart --prompt "My fellow citizens"
     python -m experiments.generate runs/quickstart --prompt "We" --temperature 0
     python -m experiments.generate runs/quickstart --prompt "We" --top-p 0.95 --seed 3
+    python -m experiments.generate multiscreen-speeches --prompt "My fellow citizens"
 """
 
 from experiments.interrupt import end_on_interrupt
@@ -17,19 +18,17 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import jax
 import numpy as np
 import tyro
 
-from experiments.run_tokenizer import run_tokenizer
 from multiscreen_jax.data import Tokenizer
 from multiscreen_jax.generation import stream
 from multiscreen_jax.models import Multiscreen, build
 from multiscreen_jax.train import checks, one_line_errors
-from multiscreen_jax.train.checkpoint import find_checkpoint, read_model
+from multiscreen_jax.train.trained_run import open_run
 
 PROGRAM = "python -m experiments.generate"
 
@@ -44,7 +43,7 @@ class GenerateConfig:
     """Settings of one continuation."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
-    """Output folder of a training run (or one checkpoint's folder in it)."""
+    """Output folder of a training run (or one checkpoint's folder in it), or a shipped model."""
     prompt: str = ""
     """Text to continue; empty starts a new document."""
     max_new_tokens: int = 200
@@ -79,11 +78,10 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
 
 def run(config: GenerateConfig) -> str:
     """Prints prompt and continuation to standard output, and returns the continuation."""
-    if not Path(config.run).is_dir():
-        raise FileNotFoundError(f"no run at {config.run}: there is no such folder")
+    checks.text("--prompt", config.prompt)
     checks.integer("--seed", config.seed, 0, checks.LARGEST_SEED)
-    folder, facts = find_checkpoint(config.run, config.step)
-    params, model, experiment = read_model(folder, facts)
+    trained = open_run(config.run, config.step)
+    model, tokenizer = trained.model, trained.tokenizer
     if config.infinite_windows:
         if not isinstance(model, Multiscreen):
             raise ValueError(
@@ -91,11 +89,10 @@ def run(config: GenerateConfig) -> str:
                 f"{type(model).__name__}"
             )
         model = build(dataclasses.replace(model.config, infinite_windows=True))
-    tokenizer = run_tokenizer(experiment.data)
     ends = () if config.past_end or tokenizer.eos_id is None else (tokenizer.eos_id,)
     steps = stream(
         model,
-        params,
+        trained.params,
         prompt_ids(tokenizer, config.prompt),
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -105,7 +102,7 @@ def run(config: GenerateConfig) -> str:
         stop_tokens=ends,
         vocab_limit=tokenizer.vocab_size,
     )
-    print(f"[checkpoint of step {facts['step']}]", file=sys.stderr)
+    print(f"[{trained.title}]", file=sys.stderr)
     print(config.prompt, end="", flush=True)
     times: list[float] = []
 

@@ -15,7 +15,6 @@ arrays' shares, and the first process does everything else.
 import json
 import shutil
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +26,38 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
-from multiscreen_jax.models.registry import build
 from multiscreen_jax.train import config_json, distributed, manifest
 from multiscreen_jax.train.errors import CheckpointNotSaved
 from multiscreen_jax.train.manifest import DamagedCheckpoint
-from multiscreen_jax.train.state import TrainState, abstract_params
+from multiscreen_jax.train.reading import (
+    FOLDER,
+    find_checkpoint,
+    load_params,
+    read_item,
+    read_model,
+    read_state,
+    steps_in,
+    verified_run,
+)
+from multiscreen_jax.train.reading import is_unfinished as _unfinished
+from multiscreen_jax.train.reading import marker as _marker
+from multiscreen_jax.train.reading import optimizer_item as _optimizer_item
+from multiscreen_jax.train.reading import run_of as _run_of
+from multiscreen_jax.train.state import TrainState
 
-FOLDER = "checkpoints"
+__all__ = [
+    "FOLDER",
+    "Checkpoints",
+    "find_checkpoint",
+    "load_params",
+    "read_item",
+    "read_model",
+    "read_state",
+    "run_facts",
+    "steps_in",
+    "verified_run",
+]
+
 _REFUSED = "refused"
 _ITEMS = ("params", "optimizer", "run")
 _COMMITTED = "commit_success.txt"  # Orbax's last file in a folder, before it gets its name
@@ -244,16 +268,6 @@ def _saving(step: int) -> Iterator[None]:
         raise CheckpointNotSaved(f"could not save checkpoint {step}: {reason}") from error
 
 
-def _marker(folder: Path) -> Path:
-    """The file that exists while a checkpoint's folder is being written."""
-    return folder.with_name(f".pending-{folder.name}")
-
-
-def _unfinished(folder: Path) -> bool:
-    """Whether a checkpoint is being written, or was when its run was killed."""
-    return not manifest.exists(folder) and _marker(folder).exists()
-
-
 def _committed(folder: Path) -> bool:
     """Whether Orbax has written all of a checkpoint, so that nothing but its manifest lacks.
 
@@ -271,9 +285,12 @@ def _pending_facts(folder: Path) -> dict[str, Any]:
         return {"step": int(folder.name), "validation_loss": None}
 
 
-def run_facts(config: Any, step: int, fingerprint: str, skipped: int = 0) -> dict[str, Any]:
-    """The JSON saved beside a state: all that a continued run has to know."""
+def run_facts(
+    config: Any, step: int, fingerprint: str, skipped: int, origin: dict[str, Any]
+) -> dict[str, Any]:
+    """The JSON saved beside a state: all that a continued run has to know (see `setup.Run`)."""
     return {
+        **origin,
         "step": step,
         "skipped_updates": skipped,
         "data_fingerprint": fingerprint,
@@ -281,105 +298,5 @@ def run_facts(config: Any, step: int, fingerprint: str, skipped: int = 0) -> dic
     }
 
 
-def steps_in(folder: Path) -> list[int]:
-    """Numbers of the checkpoints in a `checkpoints` folder, ascending; [] when there is none."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-
-
-def verified_run(folder: Path) -> dict[str, Any]:
-    """The run facts of one checkpoint, after every byte of it was compared with its manifest."""
-    manifest.verify(folder)
-    return _run_of(folder)
-
-
-def read_item(folder: Path, item: str, abstract: Any) -> Any:
-    """One item of a checkpoint, onto the shapes, dtypes and shardings of `abstract`."""
-    with ocp.StandardCheckpointer() as reader:
-        return reader.restore(folder / item, abstract)
-
-
-def read_state(folder: Path, abstract: TrainState) -> TrainState:
-    """A whole state, onto the shapes, dtypes and shardings of `abstract`."""
-    optimizer = read_item(folder, "optimizer", _optimizer_item(abstract))
-    return TrainState(params=read_item(folder, "params", abstract.params), **optimizer)
-
-
-def find_checkpoint(path: str | Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:
-    """(folder, run facts) of the newest whole checkpoint, or of the one of a step.
-
-    Args:
-      path: a run's output folder, its `checkpoints` folder, or one checkpoint's folder.
-      step: which checkpoint; None takes the newest that is whole.
-
-    A newer one that is damaged is named in a warning; one that is being written is passed over.
-
-    Raises:
-      FileNotFoundError: there is no checkpoint.
-      DamagedCheckpoint: the one asked for, or all of them, are damaged.
-    """
-    path = Path(path).absolute()
-    # First, since a run's folder may have a number for its name too.
-    folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    if folder.name.isdecimal() and folder.is_dir():
-        return folder, verified_run(folder)
-    steps = steps_in(folder)
-    if step is not None:
-        if step not in steps:
-            raise FileNotFoundError(f"no checkpoint of step {step} in {folder}; there are {steps}")
-        steps = [step]
-    if not steps:
-        raise FileNotFoundError(f"no checkpoint in {path}")
-    damaged: dict[int, str] = {}
-    for number in reversed(steps):
-        found = folder / str(number)
-        try:
-            run = verified_run(found)
-        except DamagedCheckpoint as error:
-            damaged[number] = str(error)
-            continue
-        for newer, reason in damaged.items():
-            if not _unfinished(folder / str(newer)):
-                warnings.warn(
-                    f"checkpoint {newer} is damaged, {number} is used instead: {reason}",
-                    stacklevel=2,
-                )
-        return found, run
-    raise DamagedCheckpoint(f"no usable checkpoint in {folder}: {'; '.join(damaged.values())}")
-
-
-def load_params(path: str | Path, step: int | None = None) -> tuple[Any, Any, Any]:
-    """(params, model, config) of a trained model, for evaluation and generation.
-
-    Args:
-      path, step: see `find_checkpoint`.
-    Returns:
-      The parameters on the default device, the Linen module, and the run's ExperimentConfig
-      (its `model` carries the trained length).
-    """
-    return read_model(*find_checkpoint(path, step))
-
-
-def read_model(folder: Path, run: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """`load_params` of a checkpoint that `find_checkpoint` returned."""
-    config = config_json.from_dict(run["config"])
-    model = build(config.model)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        abstract_params(model),
-    )
-    return read_item(folder, "params", abstract), model, config
-
-
-def _run_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "run" / "metadata").read_text())
-
-
 def _is_first() -> bool:
     return jax.process_index() == 0
-
-
-def _optimizer_item(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "optimizer_state": state.optimizer_state}

@@ -58,3 +58,14 @@ def choice(path: str, given: Any, allowed: Sequence[str]) -> None:
     """One of a few words."""
     if given not in allowed:
         refuse(path, given, ", ".join(allowed))
+
+
+def text(path: str, given: str) -> None:
+    """Characters that UTF-8 can encode; bytes of a command line that are no UTF-8 become others."""
+    try:
+        given.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{flag_name(path)} has {given[error.start]!r} at position {error.start}; allowed: "
+            "text that UTF-8 can encode"
+        ) from None

@@ -8,8 +8,10 @@
 
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _OURS = ("multiscreen_jax", "pallas_kernels", "experiments")
 _USER_ERRORS = (
@@ -33,6 +35,10 @@ class CheckpointNotSaved(RuntimeError):
     """A checkpoint could not be written (a full disk, ...); the cause is chained."""
 
     exit_code = 4
+
+
+class RunWarning(UserWarning):
+    """Something about a run that whoever reads it should know; commands print it in one line."""
 
 
 def is_ours(error: BaseException) -> bool:
@@ -61,9 +67,26 @@ def one_line_errors() -> Iterator[None]:
     # With frames of JAX left out of tracebacks, its errors would look like ours.
     jax.config.update("jax_traceback_filtering", "off")
     try:
-        yield
+        with _one_line_warnings():
+            yield
     except Exception as error:
         if not is_ours(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    as_before = warnings.formatwarning
+
+    def show(message: Any, category: type, *where: Any, **more: Any) -> str:
+        if issubclass(category, RunWarning):
+            return f"warning: {message}\n"
+        return as_before(message, category, *where, **more)
+
+    warnings.formatwarning = show
+    try:
+        yield
+    finally:
+        warnings.formatwarning = as_before

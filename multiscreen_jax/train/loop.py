@@ -121,7 +121,7 @@ def _steps(
             collector.flush(extra)
         if save:
             facts = checkpoint.run_facts(
-                run.config, number, run.pipeline.fingerprint, collector.skipped
+                run.config, number, run.pipeline.fingerprint, collector.skipped, run.origin
             )
             run.checkpoints.save(run.state, facts, extra.get("validation_loss"))
             collector.restart_clock()

@@ -1,6 +1,7 @@
 """Everything a run needs before its first step: checked, opened, restored and compiled."""
 
 import dataclasses
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -11,13 +12,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline, Tokenizer, describe_data, open_pipeline
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.paths import checked_path
-from multiscreen_jax.train import checkpoint, checks, config_json, distributed
+from multiscreen_jax.train import (
+    checks,
+    config_json,
+    continuing,
+    distributed,
+    manifest,
+    reading,
+    run_tokenizer,
+)
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, override
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
@@ -48,6 +58,7 @@ class Run:
     state: TrainState
     start: int
     skipped: int
+    origin: dict[str, Any]  # what every checkpoint says of where the run comes from
     step: Callable | None
     implementations: dict[str, set[str]]  # of every op in the step
     batch_sharding: NamedSharding
@@ -78,15 +89,17 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             checks.refuse(f"model.{name}", dtype, f"{dtype} with JAX_ENABLE_X64=1, else float32")
     prompts = [_prompt_tokens(pipeline.tokenizer, text) for text in config.train.sample_prompts]
+    # Opened for its fingerprint too, so that it is known again when it has moved.
+    is_held_out = bool(config.train.evaluate_every) or config.data.valid_source is not None
+    held_out = _open(config, "valid", where) if is_held_out else None
     optimizer = make_optimizer(config.optim, config.train.steps)
-    state, start, skipped, trained_length = _restore_or_create(
-        config, optimizer, mesh, checkpoints, pipeline.fingerprint, say
+    state, start, skipped, trained_length, origin = _restore_or_create(
+        config, optimizer, mesh, checkpoints, pipeline, held_out, say
     )
     config = override(config, model={"trained_length": trained_length})
     model, step = build(config.model), experiment_step(config)
     validation = None
-    if config.train.evaluate_every:
-        held_out = _open(config, "valid", where)
+    if config.train.evaluate_every and held_out is not None:
         validation = Validation(model, held_out, config.train.evaluate_batches, where)
     compiled, implementations = None, {}  # a finished run has no step to make
     if start < config.train.steps:
@@ -104,6 +117,7 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
         state=state,
         start=start,
         skipped=skipped,
+        origin=origin,
         step=compiled,
         implementations=implementations,
         batch_sharding=where,
@@ -147,63 +161,83 @@ def _restore_or_create(
     optimizer: Any,
     mesh: Mesh,
     checkpoints: Checkpoints,
-    fingerprint: str,
+    pipeline: Pipeline,
+    held_out: Pipeline | None,
     say: Say,
-) -> tuple[TrainState, int, int, int]:
-    """Of the newest checkpoint or of a new run.
+) -> tuple[TrainState, int, int, int, dict[str, Any]]:
+    """Of the newest checkpoint or of a new run. The tokenizer is in the run's folder afterwards.
 
     Returns:
-      The state, steps taken, updates skipped, and the longest length that its parameters were
-      trained at, by this run or the one it started from.
+      The state, steps taken, updates skipped, the longest length that its parameters were trained
+      at, by this run or the one it started from, and the run's origin.
     """
-    now = config_json.to_dict(config)
+    now, output = config_json.to_dict(config), checkpoints.folder.parent
     model = build(config.model)
-    # Of a continued run the checkpoint knows the length that was inherited.
-    allowed = () if config.train.init_from is None else ("model.trained_length",)
+    origin = {
+        "tokenizer": run_tokenizer.facts_of(pipeline.tokenizer),
+        "working_directory": os.getcwd(),
+        "valid_fingerprint": None if held_out is None else held_out.fingerprint,
+        "inherited": None,
+    }
 
     def check(run: dict[str, Any]) -> None:
         where = f"{checkpoints.folder / str(run['step'])}"
-        config_json.refuse_changes(run["config"], now, where, allowed)
-        if run["data_fingerprint"] != fingerprint:
-            raise ValueError(f"{where} was made with other data: what data.source reads changed")
-        if config.train.steps < run["step"]:
-            raise ValueError(
-                f"train.steps is {config.train.steps}; {where} has taken more; allowed: at least "
-                f"{run['step']}, or another train.output-dir"
-            )
+        continuing.refuse_other(run, now, origin, pipeline.fingerprint, where)
+        copy = run_tokenizer.kept(output)
+        if copy is not None:
+            holds = f"{output / run_tokenizer.FOLDER} holds tokenizer"
+            kept, here = run_tokenizer.facts_of(copy), origin["tokenizer"]
+            run_tokenizer.refuse_other(kept, here, holds, "data.source is read with")
 
     abstract = abstract_state(model, optimizer, mesh)
     restored = checkpoints.restore(abstract, check, say)
+    is_first = jax.process_index() == 0
     if restored is not None:
         state, run = restored
-        say(f"continues {checkpoints.folder.parent} after step {run['step']}")
+        if is_first and run_tokenizer.kept(output) is None:  # of an earlier version's run
+            run_tokenizer.keep(output, pipeline.tokenizer)
+        say(f"continues {output} after step {run['step']}")
         trained_length = run["config"]["model"]["trained_length"]
-        return state, run["step"], run["skipped_updates"], trained_length
+        origin["inherited"] = run.get("inherited")
+        return state, run["step"], run["skipped_updates"], trained_length, origin
     length = config.data.sequence_length
-    if config.train.init_from is not None:
-        state, inherited = _inherit(config.train.init_from, now, abstract, say)
+    if config.train.init_from is None:
+        state = create_state(model, optimizer, mesh, config.train.seed)
+    else:
+        state, inherited, origin["inherited"] = _inherit(
+            config.train.init_from, now, origin["tokenizer"], abstract, say
+        )
         updates = int(update_count(state.optimizer_state))
         rate = np.asarray(make_schedule(config.optim, config.train.steps)(updates)).item()
         say(f"the learning rate starts at {rate:g}, after {updates} inherited updates")
-        return state, 0, 0, max(length, inherited or 0)
-    return create_state(model, optimizer, mesh, config.train.seed), 0, 0, length
+        length = max(length, inherited or 0)
+    if is_first:
+        run_tokenizer.keep(output, pipeline.tokenizer)
+    return state, 0, 0, length, origin
 
 
 def _inherit(
-    path: str, now: dict[str, Any], abstract: TrainState, say: Say
-) -> tuple[TrainState, int | None]:
-    """(parameters and optimizer state, trained length) of another run; steps and data start from 0.
+    path: str, now: dict[str, Any], tokenizer: dict[str, Any], abstract: TrainState, say: Say
+) -> tuple[TrainState, int | None, dict[str, Any]]:
+    """(parameters and optimizer state, trained length, which checkpoint) of another run.
 
-    The optimizer's own count of updates comes along and is the schedule's position: there is no
-    second warm-up.
+    Steps and data start from 0. The optimizer's own count of updates comes along and is the
+    schedule's position: there is no second warm-up.
     """
-    folder, run = checkpoint.find_checkpoint(path)
-    config_json.refuse_changes(
-        {"model": run["config"]["model"]},
-        {"model": now["model"]},
-        str(folder),
-        config_json.INFERENCE_RULES,
-    )
+
+    def read(folder: Path, run: dict[str, Any]) -> tuple[Path, dict[str, Any], str, TrainState]:
+        config_json.refuse_changes(
+            {"model": run["config"]["model"]},
+            {"model": now["model"]},
+            str(folder),
+            config_json.INFERENCE_RULES,
+        )
+        its = run_tokenizer.facts_of(run_tokenizer.tokenizer_of(folder, run))
+        trained = f"{folder} was trained with tokenizer"
+        run_tokenizer.refuse_other(its, tokenizer, trained, "data.source is read with")
+        return folder, run, manifest.seal_of(folder), reading.read_state(folder, abstract)
+
+    folder, run, seal, state = reading.read_newest(path, _agreed_step(path), read)
     changes = config_json.differences(run["config"], now)
     listed = ", ".join(
         f"{checks.flag_name(name)} {before} -> {after}"
@@ -211,9 +245,18 @@ def _inherit(
         if not name.startswith("train.") and name != "model.trained_length"
     )
     say(f"starts from {folder}" + (f" with {listed}" if listed else ""))
-    state = checkpoint.read_state(folder, abstract)
     zero = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
-    return state.replace(step=zero), run["config"]["model"]["trained_length"]
+    inherited = {"step": run["step"], "seal": seal}
+    return state.replace(step=zero), run["config"]["model"]["trained_length"], inherited
+
+
+def _agreed_step(path: str) -> int | None:
+    """Which checkpoint all processes start from; None, the newest, where there is one process."""
+    if jax.process_count() == 1:
+        return None
+    step = reading.find_checkpoint(path)[1]["step"]
+    distributed.wait_for_all("train.init-from found")
+    return int(multihost_utils.broadcast_one_to_all(np.int32(step)))
 
 
 def _abstract_batch(pipeline: Pipeline, config: ExperimentConfig, where: NamedSharding) -> Any:

@@ -21,8 +21,8 @@ from experiments.evaluate_config import (
     RelevanceConfig,
     TextConfig,
 )
-from experiments.run_tokenizer import run_tokenizer
 from multiscreen_jax.data import DataConfig, MqarConfig, open_pipeline
+from multiscreen_jax.data.loading import find_tokenizer
 from multiscreen_jax.inspect import relevance
 from multiscreen_jax.train import override, train
 
@@ -67,7 +67,7 @@ def test_another_text_ends_its_documents_as_the_token_file_of_the_run(tmp_path):
     np.full(100, 2, np.uint16).tofile(tmp_path / "tokens.bin")
     (tmp_path / "book.txt").write_text("we")
     data = DataConfig(source=str(tmp_path / "tokens.bin"), sequence_length=1, batch_size=1)
-    tokenizer = run_tokenizer(data)
+    tokenizer = find_tokenizer(data)
     config = EvaluateConfig(run="", data=TextConfig(str(tmp_path / "book.txt")))
     other = open_pipeline(_data_config(config, data, tokenizer), "valid")
     assert other.tokenizer.fingerprint == tokenizer.fingerprint

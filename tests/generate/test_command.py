@@ -14,6 +14,7 @@ from experiments.configs import tiny
 from multiscreen_jax.data import open_tokenizer
 from multiscreen_jax.generation import generate
 from multiscreen_jax.models import build
+from multiscreen_jax.train.trained_run import TrainedRun
 
 TEXT = "naïve — 漢字, Ωmega: 🙂🙂 end"
 
@@ -52,8 +53,9 @@ def _trained():
 
 @pytest.fixture
 def trained(monkeypatch):
-    monkeypatch.setattr(command, "find_checkpoint", lambda run, step: (run, {"step": 7}))
-    monkeypatch.setattr(command, "read_model", lambda folder, facts: _trained())
+    params, model, config = _trained()
+    opened = TrainedRun(None, 7, model, params, open_tokenizer("bytes"), config.data)
+    monkeypatch.setattr(command, "open_run", lambda run, step: opened)
 
 
 def test_prints_the_prompt_and_what_generate_gives(trained, tmp_path, capsys):
@@ -79,8 +81,6 @@ def test_empty_prompt_starts_a_document(trained, tmp_path):
 
 
 def test_errors(trained, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no run at nowhere"):
-        command.run(command.GenerateConfig(run="nowhere"))
     with pytest.raises(ValueError, match="--seed is -1; allowed: an integer >= 0 and <= 429496"):
         command.run(command.GenerateConfig(run=str(tmp_path), prompt="We", seed=-1))
     with pytest.raises(ValueError, match="top_p must be None or in"):

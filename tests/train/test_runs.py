@@ -120,9 +120,9 @@ def test_continued_pretraining_inherits_state_and_updates_the_trained_length(
     started = []
 
     def inherit(*arguments):
-        state, length = inherited(*arguments)
+        state, *others = inherited(*arguments)
         started.append(jax.device_get(state))
-        return state, length
+        return state, *others
 
     inherited = run_setup._inherit
     monkeypatch.setattr(run_setup, "_inherit", inherit)
