@@ -28,10 +28,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
+from multiscreen_jax.cleanup import afterwards
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.ownership import Owner
 from multiscreen_jax.train import config_json, distributed, manifest, orbax_threads, together
-from multiscreen_jax.train.errors import CheckpointNotSaved, afterwards, short_reason
+from multiscreen_jax.train.errors import CheckpointNotSaved, short_reason
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.state import TrainState, abstract_params
 

@@ -12,8 +12,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from multiscreen_jax.ownership import FolderInUse
 
@@ -100,18 +100,6 @@ def writing(what: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise NotWritten(f"could not write {what}: {short_reason(error)}") from error
-
-
-@contextmanager
-def afterwards(close: Callable[[], object]) -> Iterator[None]:
-    """Calls `close` at the end. An error that is under way then stays the one that is reported."""
-    try:
-        yield
-    except BaseException:
-        with suppress(Exception):
-            close()
-        raise
-    close()
 
 
 @contextmanager

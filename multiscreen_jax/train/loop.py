@@ -18,17 +18,12 @@ import jax
 import numpy as np
 
 from multiscreen_jax import sharding
+from multiscreen_jax.cleanup import afterwards
 from multiscreen_jax.ownership import Owner, owned
 from multiscreen_jax.train import checkpoint, config_json, metrics, provenance, together
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, resolved
-from multiscreen_jax.train.errors import (
-    NonFiniteLoss,
-    NotWritten,
-    afterwards,
-    short_reason,
-    writing,
-)
+from multiscreen_jax.train.errors import NonFiniteLoss, NotWritten, short_reason, writing
 from multiscreen_jax.train.host_memory import keep_freed_memory, runs_on_cpu
 from multiscreen_jax.train.progress import Reporter
 from multiscreen_jax.train.report import model_health, write_environment, write_samples

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from multiscreen_jax.train.errors import afterwards, short_reason
+from multiscreen_jax.cleanup import afterwards
+from multiscreen_jax.train.errors import short_reason
 
 MOST_WAITING = 1000  # records
 LONGEST_CALL = 120.0  # seconds: opening a run at a slow service takes dozens
