@@ -38,6 +38,7 @@ from multiscreen_jax.data.sources import NAMED
 from multiscreen_jax.evaluation import figures
 from multiscreen_jax.inspect.tables import text_table, tile_rows
 from multiscreen_jax.models import Multiscreen, Transformer, build
+from multiscreen_jax.paths import checked_path
 from multiscreen_jax.train import checks, one_line_errors
 from multiscreen_jax.train.trained_run import open_run
 
@@ -73,7 +74,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     if config.task not in TASKS:
         raise ValueError(f"--task is {config.task!r}; allowed: {', '.join(TASKS)}")
     loaded = load(config)
-    folder = Path(config.output) if config.output else loaded.results
+    folder = checked_path(config.output, "--output") if config.output else loaded.results
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,11 +1,17 @@
 """The one check of every path that comes from outside."""
 
 import os
+import re
 from pathlib import Path
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two
 
 
 def checked_path(given: object, name: str = "path") -> Path:
-    """`given` as a Path; ValueError in one line where no file can be called so."""
+    """`given` as a Path; ValueError in one line where no file of this machine can be called so.
+
+    An address such as gs://bucket/run would become a folder called gs: where the process stands.
+    """
     if not isinstance(given, str | os.PathLike) or not os.fspath(given):
         raise ValueError(f"{name} is {given!r}; allowed: the path of a file or folder")
     text = os.fsdecode(given)
@@ -14,6 +20,10 @@ def checked_path(given: object, name: str = "path") -> Path:
             raise ValueError(f"{name} is {text!r}; allowed: a path without the NUL character")
     except UnicodeEncodeError:
         raise ValueError(f"{name} is {text!r}; allowed: characters that a file name has") from None
+    if _ADDRESS.match(text):
+        raise ValueError(
+            f"{name} is {text!r}; allowed: a path of a file system, where a bucket can be mounted"
+        )
     return Path(text)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from multiscreen_jax.paths import checked_path
+
 PACKINGS = ("stream", "segments")
 SPLITS = ("train", "valid")
 NAMED_TOKENIZERS = ("bytes", "characters", "gpt2")
@@ -226,6 +228,9 @@ class DataConfig:
             require_text(owner, name, getattr(self, name))
         for name in ("valid_source", "alphabet", "eos_token"):
             require_text(owner, name, getattr(self, name), optional=True)
+        for name in ("source", "valid_source", "tokenizer"):
+            if (given := getattr(self, name)) is not None:
+                checked_path(given, f"{owner}.{name}")
         require_number(owner, "valid_fraction", self.valid_fraction, 0.0, 0.999)
         require_integer(owner, "sequence_length", self.sequence_length, 1)
         require_integer(owner, "batch_size", self.batch_size, 1)

@@ -14,6 +14,7 @@ from typing import Any
 
 from multiscreen_jax.data import DataConfig
 from multiscreen_jax.models.registry import ModelConfig
+from multiscreen_jax.paths import checked_path
 from multiscreen_jax.train import checks
 
 
@@ -139,8 +140,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         checks.integer("train.steps", self.steps, 1)
-        if not isinstance(self.output_dir, str) or not self.output_dir:
-            checks.refuse("train.output_dir", self.output_dir, "a path")
+        checked_path(self.output_dir, "train.output-dir")
+        if self.init_from is not None:
+            checked_path(self.init_from, "train.init-from")
         checks.integer("train.seed", self.seed, 0, checks.LARGEST_SEED)
         checks.integer("train.accumulate", self.accumulate, 1)
         checks.integer("train.keep_last", self.keep_last, 1)

@@ -4,7 +4,8 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from multiscreen_jax.train import (
     manifest,
     reading,
     run_tokenizer,
+    together,
 )
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, override
+from multiscreen_jax.train.errors import is_ours
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
 from multiscreen_jax.train.state import (
     TrainState,
@@ -75,7 +78,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     if note := sharding.check_parameters(abstract_params(build(config.model)), mesh):
         say(note)
     where = sharding.batch_sharding(mesh)
-    pipeline = _open(config, "train", where)
+    pipeline = together.all_or_none(lambda: _open(config, "train", where))
+    together.agree({"content of data.source": pipeline.fingerprint})
     if files := describe_data(config.data):
         say(files)
     if pipeline.vocab_size > config.model.vocab_size:
@@ -91,7 +95,10 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     prompts = [_prompt_tokens(pipeline.tokenizer, text) for text in config.train.sample_prompts]
     # Opened for its fingerprint too, so that it is known again when it has moved.
     is_held_out = bool(config.train.evaluate_every) or config.data.valid_source is not None
-    held_out = _open(config, "valid", where) if is_held_out else None
+    held_out = None
+    if is_held_out:
+        held_out = together.all_or_none(lambda: _open(config, "valid", where))
+        together.agree({"content of the validation split": held_out.fingerprint})
     optimizer = make_optimizer(config.optim, config.train.steps)
     state, start, skipped, trained_length, origin = _restore_or_create(
         config, optimizer, mesh, checkpoints, pipeline, held_out, say
@@ -127,16 +134,25 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
 def make_output_dir(path: str) -> Path:
     """Creates the output folder; ValueError when nothing can be written there."""
     folder = checked_path(path, "train.output-dir")
-    try:
+    with usable_output_dir(path):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    return folder
+
+
+@contextmanager
+def usable_output_dir(path: str) -> Iterator[None]:
+    """ValueError when the output folder, or a file in it, is refused in here."""
+    try:
+        yield
     except OSError as error:
+        if is_ours(error):  # a full disk, which may have room again, or another run's folder
+            raise
         raise ValueError(
             f"train.output-dir is {path!r}; allowed: a folder that can be written "
             f"({error.strerror})"
         ) from None
-    return folder
 
 
 def _open(config: ExperimentConfig, split: str, where: NamedSharding) -> Pipeline:
