@@ -207,11 +207,10 @@ def _restore_or_create(
 
     abstract = abstract_state(model, optimizer, mesh)
     restored = checkpoints.restore(abstract, check, say)
-    is_first = jax.process_index() == 0
     if restored is not None:
         state, run = restored
-        if is_first and run_tokenizer.kept(output) is None:  # of an earlier version's run
-            run_tokenizer.keep(output, pipeline.tokenizer)
+        if run_tokenizer.kept(output) is None:  # of an earlier version's run
+            _keep_tokenizer(output, pipeline.tokenizer)
         say(f"continues {output} after step {run['step']}")
         trained_length = run["config"]["model"]["trained_length"]
         origin["inherited"] = run.get("inherited")
@@ -227,9 +226,14 @@ def _restore_or_create(
         rate = np.asarray(make_schedule(config.optim, config.train.steps)(updates)).item()
         say(f"the learning rate starts at {rate:g}, after {updates} inherited updates")
         length = max(length, inherited or 0)
-    if is_first:
-        run_tokenizer.keep(output, pipeline.tokenizer)
+    _keep_tokenizer(output, pipeline.tokenizer)
     return state, 0, 0, length, origin
+
+
+def _keep_tokenizer(output: Path, tokenizer: Tokenizer) -> None:
+    """The first process writes the copy; one that cannot be written ends all of them."""
+    is_first = jax.process_index() == 0
+    together.all_or_none((lambda: run_tokenizer.keep(output, tokenizer)) if is_first else None)
 
 
 def _inherit(

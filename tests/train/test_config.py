@@ -49,7 +49,7 @@ BAD = {
     "--mesh.seq 0": "mesh.seq is 0; allowed: an integer >= 1 or -1",
     "--mesh.fsdp -1": "at most one axis of size -1",
     "--train.steps 0": "train.steps is 0; allowed: an integer >= 1",
-    "--train.output-dir ": "train.output-dir is ''; allowed: a path",
+    "--train.output-dir ": "train.output-dir is ''; allowed: the path of a file or folder",
     "--train.seed 4294967296": "train.seed is 4294967296; allowed: an integer >= 0 and <= 429496",
     "--train.checkpoint-every -1": "train.checkpoint-every is -1; allowed: an integer >= 0",
     "--train.keep-last 0": "train.keep-last is 0; allowed: an integer >= 1",
