@@ -4,8 +4,9 @@
     python -m experiments.train NAME --data.source tokens/train.bin \\
         --data.valid-source tokens/valid.bin
 
-writes train.bin and valid.bin, each with a .json that says how to read it and the starts of its
-documents (see multiscreen_jax/data/token_files.py). The last --valid-fraction of the documents
+writes train.bin and valid.bin, each with a .json that says how to read it, the starts of its
+documents and, where tokens have no fixed lengths, the bytes of text behind each token (see
+multiscreen_jax/data/token_files.py). The last --valid-fraction of the documents
 becomes valid.bin, unless --valid-inputs names other files; "sotu" has a split of its own. Large
 corpora are prepared in parallel by experiments.prepare_shards.
 """
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -28,11 +29,17 @@ from multiscreen_jax.data.config import DataConfig
 from multiscreen_jax.data.loading import encode_documents
 from multiscreen_jax.data.packing import cut_starts, split_point, token_dtype
 from multiscreen_jax.data.sources import TOKENS, Document, extension_of, read_file, source_files
-from multiscreen_jax.data.token_files import documents_path, finish_token_file, sidecar_path
+from multiscreen_jax.data.token_files import (
+    bytes_path,
+    documents_path,
+    finish_token_file,
+    sidecar_path,
+)
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 
 Report = Callable[[int, int, int], None]  # bytes read, documents, tokens
 COPY_BYTES = 1 << 24
+COUNT = np.dtype("<u4")  # of byte counts while a file is being written
 
 
 @dataclass(frozen=True)
@@ -90,28 +97,52 @@ def read_all(files: list[Path], text_field: str) -> Iterator[Document]:
         before += file.stat().st_size
 
 
+class Written(NamedTuple):
+    """What `write_tokens` wrote: where documents start, int64, and the share of bytes lost."""
+
+    starts: np.ndarray
+    lost_share: float
+
+
 def write_tokens(
     files: list[Path], text_field: str, tokenizer: Tokenizer, path: Path, report: Report
-) -> np.ndarray:
-    """Appends every document and its end to a .bin; returns document starts, int64."""
+) -> Written:
+    """Appends every document and its end to a .bin, and byte counts to a file beside it.
+
+    Without byte counts, as the tokenizer has fixed lengths, that file stays empty. A document
+    without any token, such as white space that the tokenizer drops, is left out.
+    """
     dtype = token_dtype(tokenizer.vocab_size).newbyteorder("<")
-    end = np.array([tokenizer.eos_id], dtype)
-    starts, total = [], 0
-    with path.open("wb") as out:
-        for document, tokens in encode_documents(read_all(files, text_field), tokenizer):
+    starts, total, lost, text_bytes = [], 0, 0, 0
+    with path.open("wb") as out, counts_path(path).open("wb") as out_counts:
+        for document, encoded in encode_documents(read_all(files, text_field), tokenizer):
+            if not len(encoded.tokens):
+                continue
             starts.append(total)
-            out.write(np.append(tokens.astype(dtype), end).tobytes())
-            total += len(tokens) + 1
+            out.write(np.append(encoded.tokens, tokenizer.eos_id).astype(dtype).tobytes())
+            if encoded.byte_counts is not None:
+                out_counts.write(np.append(encoded.byte_counts, 0).astype(COUNT).tobytes())
+                lost += encoded.lost_bytes
+                text_bytes += int(encoded.byte_counts.sum())
+            total += len(encoded.tokens) + 1
             report(document.consumed, len(starts), total)
     if not starts:
         raise ValueError(f"the corpus is empty: {len(files)} files without any text")
-    return np.array(starts, np.int64)
+    return Written(np.array(starts, np.int64), lost / max(1, text_bytes))
+
+
+def counts_path(path: Path) -> Path:
+    """The byte counts of a .bin that is being written."""
+    return path.with_name(f"{path.name}.counts")
 
 
 def split_tokens(
     train: Path, valid: Path, starts: np.ndarray, itemsize: int, fraction: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moves the held-out end of one .bin to another; returns the document starts of both."""
+    """Moves the held-out end of one .bin, and its byte counts, to another.
+
+    Returns the document starts of both.
+    """
     total = train.stat().st_size // itemsize
     cut = split_point(starts, total, fraction)
     if not 0 < cut < total:
@@ -119,11 +150,17 @@ def split_tokens(
             f"valid_fraction {fraction} of {total} tokens leaves nothing on one side; allowed: "
             "a larger corpus, another fraction, or 0"
         )
-    with train.open("r+b") as source, valid.open("wb") as target:
-        source.seek(cut * itemsize)
-        shutil.copyfileobj(source, target, COPY_BYTES)
-        source.truncate(cut * itemsize)
+    _move_end(train, valid, cut * itemsize)
+    _move_end(counts_path(train), counts_path(valid), cut * COUNT.itemsize)
     return cut_starts(starts, 0, cut), cut_starts(starts, cut, total)
+
+
+def _move_end(path: Path, other: Path, first: int) -> None:
+    """Moves what lies behind the byte `first` of a file to another; nothing of an empty file."""
+    with path.open("r+b") as source, other.open("wb") as target:
+        source.seek(first)
+        shutil.copyfileobj(source, target, COPY_BYTES)
+        source.truncate(min(first, path.stat().st_size))
 
 
 def prepare(config: PrepareConfig, console: Console) -> dict[str, dict]:
@@ -142,30 +179,39 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, dict]:
     tokenizer = _open_tokenizer(config, files)
     dtype = token_dtype(tokenizer.vocab_size)
     partial = {name: path.with_suffix(".bin.partial") for name, path in final.items()}
-    starts: dict[str, np.ndarray] = {}
+    written: dict[str, Written] = {}
     try:
         for name, sources in files.items():
             with ProgressReport(console, name, sum(f.stat().st_size for f in sources)) as report:
-                starts[name] = write_tokens(
+                written[name] = write_tokens(
                     sources, config.text_field, tokenizer, partial[name], report
                 )
         if "valid" not in files and config.valid_fraction > 0:
-            starts["train"], starts["valid"] = split_tokens(
+            starts, lost_share = written["train"]
+            both = split_tokens(
                 partial["train"],
                 partial["valid"],
-                starts["train"],
+                starts,
                 dtype.itemsize,
                 config.valid_fraction,
             )
+            written = {name: Written(s, lost_share) for name, s in zip(names, both, strict=True)}
         for path in old:  # a valid.bin of another corpus must not stay behind
-            for stale in (path, sidecar_path(path), documents_path(path)):
+            for stale in (path, sidecar_path(path), documents_path(path), bytes_path(path)):
                 stale.unlink(missing_ok=True)
-        for name in starts:
+        sidecars = {}
+        for name, (starts, lost_share) in written.items():
             partial[name].replace(final[name])
+            counts = counts_path(partial[name])
+            counted = np.memmap(counts, COUNT, "r") if counts.stat().st_size else None
+            sidecars[name] = finish_token_file(
+                final[name], dtype, starts, tokenizer, counted, lost_share
+            )
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)
-    return {name: finish_token_file(final[name], dtype, starts[name], tokenizer) for name in starts}
+            counts_path(path).unlink(missing_ok=True)
+    return sidecars
 
 
 def _open_tokenizer(config: PrepareConfig, files: dict[str, list[Path]]) -> Tokenizer:
@@ -236,6 +282,12 @@ class ProgressReport:
         )
 
 
+def lost_text(facts: dict[str, Any]) -> str:
+    """What a report on prepared tokens says of their tokenizer's losses."""
+    share = facts.get("lost_share", 0.0)
+    return f", {share:.2%} of the bytes lost as unknown tokens" if share else ""
+
+
 def main() -> None:
     console = Console()
     try:
@@ -247,7 +299,7 @@ def main() -> None:
         console.print(
             f"{config.output / name}.bin: {facts['num_tokens']:,} tokens, "
             f"{facts['num_documents']:,} documents, {facts['dtype']}, "
-            f"vocabulary {facts['vocab_size']}",
+            f"vocabulary {facts['vocab_size']}{lost_text(facts)}",
             highlight=False,
             soft_wrap=True,
         )

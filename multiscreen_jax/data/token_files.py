@@ -14,6 +14,9 @@ and, as `finish_token_file` writes them, also
     checksum              16-byte BLAKE2b of the .bin, in hex
     num_documents         must agree with the file of document starts, NAME.documents.npy (int64)
     documents_checksum    of those starts (see packing.checksum_of)
+    bytes_checksum        of the bytes of text behind every token, NAME.bytes.npy (unsigned), which
+                          are there for tokenizers without byte_lengths
+    lost_share            share of the bytes of the corpus that the tokenizer lost as unknown
 
 so that a .bin made by other tools needs only a three-line sidecar. Where a path of a token file is
 asked for here, the folder of token shards (see token_shards) has its tokens.json as sidecar.
@@ -30,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from multiscreen_jax.data.config import NAMED_TOKENIZERS, near_matches
-from multiscreen_jax.data.packing import ArrayStore, checksum_of
+from multiscreen_jax.data.packing import CHUNK, ArrayStore, checksum_of
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 
 DTYPES = ("uint16", "uint32")
@@ -49,6 +52,10 @@ def documents_path(path: Path) -> Path:
     return path.with_suffix(".documents.npy")
 
 
+def bytes_path(path: Path) -> Path:
+    return path.with_suffix(".bytes.npy")
+
+
 def file_checksum(path: Path) -> str:
     """16-byte BLAKE2b of a file, in hex; about 1 GB/s."""
     with path.open("rb") as file:
@@ -56,9 +63,18 @@ def file_checksum(path: Path) -> str:
 
 
 def finish_token_file(
-    path: Path, dtype: np.dtype, starts: np.ndarray | None, tokenizer: Tokenizer
+    path: Path,
+    dtype: np.dtype,
+    starts: np.ndarray | None,
+    tokenizer: Tokenizer,
+    byte_counts: np.ndarray | None = None,
+    lost_share: float = 0.0,
 ) -> dict[str, Any]:
-    """Writes the sidecar (and document starts) of a complete .bin; returns the sidecar."""
+    """Writes the sidecar of a complete .bin, document starts and byte counts; returns the sidecar.
+
+    Byte counts are needed of a tokenizer without `byte_lengths`, as `encode_corpus` gives them and
+    0 for the ends of documents; they are stored in the smallest integers that hold them.
+    """
     facts: dict[str, Any] = {
         **tokenizer_facts(path.parent, dtype, tokenizer),
         "num_tokens": path.stat().st_size // dtype.itemsize,
@@ -69,8 +85,22 @@ def finish_token_file(
         starts = np.asarray(starts, np.int64)
         np.save(documents_path(path), starts)
         facts["documents_checksum"] = checksum_of(starts, None)
+    if byte_counts is not None:
+        facts["bytes_checksum"] = _write_counts(bytes_path(path), byte_counts)
+        facts["lost_share"] = lost_share
     sidecar_path(path).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return facts
+
+
+def _write_counts(path: Path, counts: np.ndarray) -> str:
+    """Writes byte counts chunk by chunk, as they may not fit into memory; returns the checksum."""
+    chunks = [counts[first : first + CHUNK] for first in range(0, len(counts), CHUNK)]
+    dtype = np.min_scalar_type(max(int(chunk.max()) for chunk in chunks))
+    stored = np.lib.format.open_memmap(path, "w+", dtype, counts.shape)
+    for number, chunk in enumerate(chunks):
+        stored[number * CHUNK : number * CHUNK + len(chunk)] = chunk
+    stored.flush()
+    return checksum_of(stored, None)
 
 
 def tokenizer_facts(folder: Path, dtype: np.dtype, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -114,6 +144,9 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{sidecar}: vocab_size is {facts['vocab_size']!r}; allowed: an integer >= 1"
         )
+    lost = facts.get("lost_share", 0.0)
+    if isinstance(lost, bool) or not isinstance(lost, int | float) or not 0 <= lost <= 1:
+        raise ValueError(f"{sidecar}: lost_share is {lost!r}; allowed: a number from 0 to 1")
     for key in ("tokenizer", "alphabet", "eos_token"):
         given = facts.get(key)
         if not isinstance(given, str) and (key in REQUIRED or given is not None):
@@ -160,7 +193,15 @@ def open_token_file(path: Path) -> tuple[ArrayStore, Tokenizer]:
                 f"{sidecar_path(path).name}"
             )
         checksum = f"{checksum}/{of_starts}"
-    store = ArrayStore(str(path), tokens, starts, facts["vocab_size"], checksum)
+    store = ArrayStore(
+        name=str(path),
+        tokens=tokens,
+        starts=starts,
+        vocab_size=facts["vocab_size"],
+        checksum=checksum,
+        byte_counts=_read_counts(path, facts, len(tokens)),
+        lost_share=facts.get("lost_share", 0.0),
+    )
     if tokens.nbytes <= VERIFIED_BYTES:
         if "checksum" in facts and file_checksum(path) != facts["checksum"]:
             raise ValueError(
@@ -197,10 +238,7 @@ def _read_starts(path: Path, facts: dict[str, Any], num_tokens: int) -> np.ndarr
             f"{path} has no {file.name}, though its sidecar counts {facts['num_documents']} "
             "documents"
         )
-    try:
-        starts = np.load(file, mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{file}: not a numpy array: {str(error).splitlines()[0]}") from None
+    starts = _map_array(file)
     if starts.ndim != 1 or len(starts) != facts["num_documents"] or len(starts) == 0:
         raise ValueError(
             f"{file} has {starts.size} document starts but {sidecar_path(path).name} says "
@@ -211,6 +249,31 @@ def _read_starts(path: Path, facts: dict[str, Any], num_tokens: int) -> np.ndarr
             f"{file} is damaged: document starts must ascend from 0 to below {num_tokens}"
         )
     return starts
+
+
+def _read_counts(path: Path, facts: dict[str, Any], num_tokens: int) -> np.ndarray | None:
+    if "bytes_checksum" not in facts:
+        return None
+    file = bytes_path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} has no {file.name}, though its sidecar has its checksum")
+    counts = _map_array(file)
+    if counts.shape != (num_tokens,) or counts.dtype.kind != "u":
+        raise ValueError(
+            f"{file} is {counts.dtype} {list(counts.shape)}; allowed: unsigned [{num_tokens}]"
+        )
+    if counts.nbytes <= VERIFIED_BYTES and checksum_of(counts, None) != facts["bytes_checksum"]:
+        raise ValueError(
+            f"{file} is damaged: its checksum is not the one in {sidecar_path(path).name}"
+        )
+    return counts
+
+
+def _map_array(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{file}: not a numpy array: {str(error).splitlines()[0]}") from None
 
 
 def _sampled_checksum(tokens: np.ndarray) -> str:

@@ -64,6 +64,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
         say(note)
     where = sharding.batch_sharding(mesh)
     pipeline = _open(config, "train", where)
+    if note := pipeline.loss_note():
+        say(note)
     if pipeline.vocab_size > config.model.vocab_size:
         checks.refuse(
             "model.vocab_size",
