@@ -67,6 +67,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     pipeline = _open(config, "train", where)
     if files := describe_data(config.data):
         say(files)
+    if note := pipeline.loss_note():
+        say(note)
     if pipeline.vocab_size > config.model.vocab_size:
         checks.refuse(
             "model.vocab_size",

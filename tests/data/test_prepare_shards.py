@@ -253,7 +253,7 @@ def test_bad_settings(tmp_path, options, message):
 
 def test_one_process_writes_a_folder(corpus, tmp_path, in_process):
     with (
-        prepare_shards._only_writer(tmp_path),
+        prepare_shards.only_writer(tmp_path),
         pytest.raises(OSError, match="is being written by another process"),
     ):
         run(corpus, tmp_path)
