@@ -122,7 +122,7 @@ def perplexity(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str
     if found["bytes"]:
         found["unigram_bits_per_byte"] = pipeline.unigram_bits_per_byte()
     else:  # tokens that are no text
-        del found["bytes"], found["bits_per_byte"]
+        del found["bytes"], found["bits_per_byte"], found["lost_share"]
     print(text_table(("", "value"), [(name, _number(value)) for name, value in found.items()]))
     return {**_data_facts(loaded), **found}
 

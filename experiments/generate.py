@@ -90,10 +90,11 @@ def run(config: GenerateConfig) -> str:
             )
         model = build(dataclasses.replace(model.config, infinite_windows=True))
     ends = () if config.past_end or tokenizer.eos_id is None else (tokenizer.eos_id,)
+    prompt = prompt_ids(tokenizer, config.prompt)
     steps = stream(
         model,
         trained.params,
-        prompt_ids(tokenizer, config.prompt),
+        prompt,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         key=jax.random.key(config.seed),
@@ -113,7 +114,7 @@ def run(config: GenerateConfig) -> str:
                 yield int(token)
 
     parts = []
-    for part in tokenizer.decode_stream(shown_tokens()):
+    for part in tokenizer.decode_stream(shown_tokens(), context=prompt):
         print(part, end="", flush=True)
         parts.append(part)
     print(flush=True)

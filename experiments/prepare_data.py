@@ -4,39 +4,58 @@
     python -m experiments.train NAME --data.source tokens/train.bin \\
         --data.valid-source tokens/valid.bin
 
-writes train.bin and valid.bin, each with a .json that says how to read it and the starts of its
-documents (see multiscreen_jax/data/token_files.py). The last --valid-fraction of the documents
-becomes valid.bin, unless --valid-inputs names other files; "sotu" has a split of its own. Large
-corpora are prepared in parallel by experiments.prepare_shards.
+writes train.bin and valid.bin, each with a .json that says how to read it, the starts of its
+documents and, where tokens have no fixed lengths, the bytes of text behind each token (see
+multiscreen_jax/data/token_files.py). The last --valid-fraction of the documents
+becomes valid.bin, unless --valid-inputs names other files; "sotu" and folders whose names tell
+splits have one of their own. Stopped or killed at any time, the same command goes on, and the files
+are the same. Large corpora are prepared in parallel by experiments.prepare_shards.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from multiscreen_jax.cleanup import afterwards
+from experiments.prepare_progress import FILE as JOURNAL
+from experiments.prepare_progress import Done, Journal, command_digest, open_journal
+from experiments.prepare_report import ProgressReport, Report
 from multiscreen_jax.data.config import DataConfig
+from multiscreen_jax.data.folders import joined
 from multiscreen_jax.data.kinds import TOKENS, extension_of
 from multiscreen_jax.data.loading import encode_documents
 from multiscreen_jax.data.packing import cut_starts, split_point, token_dtype
-from multiscreen_jax.data.sources import Document, read_file, source_files
-from multiscreen_jax.data.token_files import documents_path, finish_token_file, sidecar_path
-from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
+from multiscreen_jax.data.sources import (
+    Document,
+    choose_files,
+    has_validation,
+    read_file,
+    source_files,
+)
+from multiscreen_jax.data.token_files import (
+    bytes_path,
+    documents_path,
+    finish_token_file,
+    sidecar_path,
+)
+from multiscreen_jax.data.tokenizers import Encoded, Tokenizer, open_tokenizer
 from multiscreen_jax.ownership import owned
 from multiscreen_jax.paths import checked_path
 
-Report = Callable[[int, int, int], None]  # bytes read, documents, tokens
-COPY_BYTES = 1 << 24
+NAMES = ("train", "valid")
+SAVE_SECONDS = 5.0  # of work that a kill may lose
+COPY_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -86,100 +105,204 @@ def document_files(inputs: tuple[str, ...], split: str) -> list[Path]:
     return files
 
 
-def read_all(files: list[Path], text_field: str) -> Iterator[Document]:
-    """Documents of all files; `consumed` counts the bytes of the files before, too."""
-    before = 0
-    for file in files:
-        for document in read_file(file, text_field):
-            yield replace(document, consumed=before + document.consumed)
+def say_files(inputs: tuple[str, ...], split: str, console: Console) -> None:
+    """Prints which files a part is made of, in one line; nothing for sotu, which has no folder."""
+    found = [choose_files(source, split) for source in inputs if source != "sotu"]
+    if found:
+        console.print(f"{split}: {joined(found)}", highlight=False, soft_wrap=True)
+
+
+def read_all(
+    files: list[Path], text_field: str, first: int = 0, skipped: int = 0
+) -> Iterator[tuple[int, int, Document]]:
+    """(file, documents of it so far, document) from file `first` on, without so many of that one.
+
+    `consumed` of a document counts the bytes of the files before, too.
+    """
+    before = sum(file.stat().st_size for file in files[:first])
+    for number, file in enumerate(files[first:], start=first):
+        documents = enumerate(read_file(file, text_field), start=1)
+        for count, document in itertools.islice(documents, skipped, None):
+            yield number, count, replace(document, consumed=before + document.consumed)
+        skipped = 0
         before += file.stat().st_size
 
 
 def write_tokens(
-    files: list[Path], text_field: str, tokenizer: Tokenizer, path: Path, report: Report
-) -> np.ndarray:
-    """Appends every document and its end to a .bin; returns document starts, int64."""
-    dtype = token_dtype(tokenizer.vocab_size).newbyteorder("<")
-    end = np.array([tokenizer.eos_id], dtype)
-    starts, total = [], 0
-    with path.open("wb") as out:
-        for document, tokens in encode_documents(read_all(files, text_field), tokenizer):
-            starts.append(total)
-            out.write(np.append(tokens.astype(dtype), end).tobytes())
-            total += len(tokens) + 1
-            report(document.consumed, len(starts), total)
-    if not starts:
-        raise ValueError(f"the corpus is empty: {len(files)} files without any text")
-    return np.array(starts, np.int64)
+    files: list[Path],
+    text_field: str,
+    tokenizer: Tokenizer,
+    journal: Journal,
+    name: str,
+    report: Report,
+) -> None:
+    """Appends every document and its end to the arrays of one part, from where it stopped.
+
+    Without byte counts, as the tokenizer has fixed lengths, those stay empty. A document without
+    any token, such as white space that the tokenizer drops, is left out.
+    """
+    done = journal.parts.setdefault(name, Done())
+    places: deque[tuple[int, int]] = deque()
+
+    def documents() -> Iterator[Document]:
+        for file, count, document in read_all(files, text_field, done.file, done.read):
+            places.append((file, count))
+            yield document
+
+    saved = time.monotonic()
+    with journal.appending(name) as out:
+        for document, encoded in encode_documents(documents(), tokenizer):
+            if len(encoded.tokens):
+                _append(out, journal, done, encoded, tokenizer)
+            done.file, done.read = places.popleft()
+            report(document.consumed, done.starts, done.tokens)
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                journal.save(*out.values())
+                saved = time.monotonic()
+        if not done.starts:
+            raise ValueError(f"the corpus is empty: {len(files)} files without any text")
+        done.whole = True
+        journal.save(*out.values())
 
 
-def split_tokens(
-    train: Path, valid: Path, starts: np.ndarray, itemsize: int, fraction: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Moves the held-out end of one .bin to another; returns the document starts of both."""
-    total = train.stat().st_size // itemsize
-    cut = split_point(starts, total, fraction)
-    if not 0 < cut < total:
+def _append(
+    out: dict[str, BinaryIO], journal: Journal, done: Done, encoded: Encoded, tokenizer: Tokenizer
+) -> None:
+    arrays = {
+        "tokens": np.append(encoded.tokens, tokenizer.eos_id),
+        "starts": np.array([done.tokens]),
+    }
+    if encoded.byte_counts is not None:
+        arrays["counts"] = np.append(encoded.byte_counts, 0)
+        done.text_bytes += int(encoded.byte_counts.sum())
+        done.lost_bytes += encoded.lost_bytes
+    for stream, array in arrays.items():
+        out[stream].write(array.astype(journal.width(stream)).tobytes())
+        setattr(done, stream, getattr(done, stream) + len(array))
+
+
+def hold_out(journal: Journal, fraction: float) -> None:
+    """Copies the tokens of the held-out end; from then on both files can be put in place."""
+    starts, tokens = journal.array("train", "starts"), journal.array("train", "tokens")
+    cut = split_point(starts, len(tokens), fraction)
+    if not 0 < cut < len(tokens):
         raise ValueError(
-            f"valid_fraction {fraction} of {total} tokens leaves nothing on one side; allowed: "
-            "a larger corpus, another fraction, or 0"
+            f"valid_fraction {fraction} of {len(tokens)} tokens leaves nothing on one side; "
+            "allowed: a larger corpus, another fraction, or 0"
         )
-    with train.open("r+b") as source, valid.open("wb") as target:
-        source.seek(cut * itemsize)
-        shutil.copyfileobj(source, target, COPY_BYTES)
-        source.truncate(cut * itemsize)
-    return cut_starts(starts, 0, cut), cut_starts(starts, cut, total)
+    with journal.path("valid", "tokens").open("wb") as target:
+        for first in range(cut, len(tokens), COPY_TOKENS):
+            target.write(tokens[first : first + COPY_TOKENS].tobytes())
+        journal.cut = cut
+        journal.save(target)
 
 
-def prepare(config: PrepareConfig, console: Console) -> dict[str, dict]:
-    """Writes the token files; returns the sidecars by name ("train", "valid")."""
-    files = {"train": document_files(config.inputs, "train")}
-    if config.valid_inputs:
-        files["valid"] = document_files(config.valid_inputs, "valid")
-    elif config.inputs == ("sotu",):
-        files["valid"] = document_files(config.inputs, "valid")
+def finish(
+    journal: Journal, names: tuple[str, ...], tokenizer: Tokenizer
+) -> dict[str, dict[str, Any]]:
+    """Puts the files in place of older ones; returns the sidecars. A kill lets it begin again."""
+    assert journal.cut is not None
+    for name in NAMES:
+        partial, path = journal.path(name, "tokens"), journal.folder / f"{name}.bin"
+        if name in names and not partial.exists():
+            continue  # it was put there before a kill
+        # A valid.bin of another corpus must not stay behind.
+        for stale in (path, sidecar_path(path), documents_path(path), bytes_path(path)):
+            stale.unlink(missing_ok=True)
+        if name == "train":
+            os.truncate(partial, journal.cut * journal.dtype.itemsize)
+        if name in names:
+            partial.replace(path)
+    sidecars = {}
+    for name in names:
+        part = name if name in journal.parts else "train"
+        done = journal.parts[part]
+        first = journal.cut if name != part else 0
+        last = journal.cut if name == "train" else done.tokens
+        counts = journal.array(part, "counts")
+        sidecars[name] = finish_token_file(
+            journal.folder / f"{name}.bin",
+            journal.dtype,
+            cut_starts(journal.array(part, "starts"), first, last),
+            tokenizer,
+            counts[first:last] if len(counts) else None,
+            done.lost_share,
+        )
+    journal.discard()
+    return sidecars
+
+
+def prepare(config: PrepareConfig, console: Console) -> dict[str, dict[str, Any]]:
+    """Writes the token files, or what is missing of them; returns the sidecars by name."""
+    files = choose_documents(config)
+    names = NAMES if "valid" in files or config.valid_fraction > 0 else NAMES[:1]
     with owned(config.output):
-        return _write_files(config, files, console)
+        if not (config.output / JOURNAL).is_file():
+            _refuse_old(config)  # before anything is read
+        tokenizer = _open_tokenizer(config, files)
+        dtype = token_dtype(tokenizer.vocab_size).newbyteorder("<")
+        command = _command(config, files, tokenizer)
+        journal, note = open_journal(config.output, command, dtype)
+        if note is not None:
+            console.print(f"{config.output}: {note}", highlight=False, soft_wrap=True)
+        if journal.cut is None:
+            _refuse_old(config)
+        try:
+            for name, sources in files.items():
+                if name in journal.parts and journal.parts[name].whole:
+                    continue
+                size = sum(file.stat().st_size for file in sources)
+                with ProgressReport(console, name, size) as report:
+                    write_tokens(sources, config.text_field, tokenizer, journal, name, report)
+            if journal.cut is None and len(names) > len(files):
+                hold_out(journal, config.valid_fraction)
+            elif journal.cut is None:
+                journal.cut = journal.parts["train"].tokens
+                journal.save()
+        except ValueError:  # the same command would fail again
+            journal.discard()
+            raise
+        return finish(journal, names, tokenizer)
 
 
-def _write_files(
-    config: PrepareConfig, files: dict[str, list[Path]], console: Console
-) -> dict[str, dict]:
-    final = {name: config.output / f"{name}.bin" for name in ("train", "valid")}
-    old = [path for path in final.values() if path.exists()]
-    if old and not config.overwrite:
-        raise FileExistsError(f"{old[0]} exists; allowed: another --output, or --overwrite")
-    tokenizer = _open_tokenizer(config, files)
-    dtype = token_dtype(tokenizer.vocab_size)
-    partial = {name: path.with_suffix(".bin.partial") for name, path in final.items()}
-    starts: dict[str, np.ndarray] = {}
-    with afterwards(lambda: [path.unlink(missing_ok=True) for path in partial.values()]):
-        for name, sources in files.items():
-            with ProgressReport(console, name, sum(f.stat().st_size for f in sources)) as report:
-                starts[name] = write_tokens(
-                    sources, config.text_field, tokenizer, partial[name], report
-                )
-        if "valid" not in files and config.valid_fraction > 0:
-            starts["train"], starts["valid"] = split_tokens(
-                partial["train"],
-                partial["valid"],
-                starts["train"],
-                dtype.itemsize,
-                config.valid_fraction,
-            )
-        for path in old:  # a valid.bin of another corpus must not stay behind
-            for stale in (path, sidecar_path(path), documents_path(path)):
-                stale.unlink(missing_ok=True)
-        for name in starts:
-            partial[name].replace(final[name])
-    return {name: finish_token_file(final[name], dtype, starts[name], tokenizer) for name in starts}
+def choose_documents(config: PrepareConfig) -> dict[str, list[Path]]:
+    """Files by the name of what becomes of them; without "valid" a part of "train" is held out."""
+    files = {"train": document_files(config.inputs, "train")}
+    if valid := validation_inputs(config):
+        files["valid"] = document_files(valid, "valid")
+    return files
+
+
+def validation_inputs(config: PrepareConfig) -> tuple[str, ...]:
+    """What has the documents of valid.bin; nothing where a part of the inputs is held out."""
+    own = all(has_validation(source) for source in config.inputs)
+    return config.inputs if own and not config.valid_inputs else config.valid_inputs
+
+
+def _refuse_old(config: PrepareConfig) -> None:
+    for path in (config.output / f"{name}.bin" for name in NAMES):
+        if path.exists() and not config.overwrite:
+            raise FileExistsError(f"{path} exists; allowed: another --output, or --overwrite")
+
+
+def _command(config: PrepareConfig, files: dict[str, list[Path]], tokenizer: Tokenizer) -> str:
+    found = {
+        name: [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in part]
+        for name, part in files.items()
+    }
+    return command_digest(
+        files=found,
+        tokenizer=tokenizer.fingerprint,
+        text_field=config.text_field,
+        valid_fraction=config.valid_fraction,
+    )
 
 
 def _open_tokenizer(config: PrepareConfig, files: dict[str, list[Path]]) -> Tokenizer:
     if config.tokenizer == "characters":
         found: set[str] = set()
         for part in files.values():
-            for document in read_all(part, config.text_field):
+            for _, _, document in read_all(part, config.text_field):
                 found.update(document.text)
         return open_tokenizer("characters", "".join(sorted(found)))
     return own_tokenizer(config.tokenizer, config.eos_token, config.output)
@@ -196,57 +319,18 @@ def own_tokenizer(name: str, eos_token: str | None, folder: Path) -> Tokenizer:
     return open_tokenizer(str(copy), eos_token=eos_token)
 
 
-class ProgressReport:
-    """Context of one part: a bar in a terminal, a line every few seconds elsewhere."""
-
-    SECONDS = 5.0
-
-    def __init__(self, console: Console, name: str, total: int):
-        self._console, self._name, self._total = console, name, max(1, total)
-        columns = ("{task.description}", BarColumn(), "{task.percentage:>3.0f}%")
-        self._bar = None
-        if console.is_terminal:
-            counts = TextColumn("{task.fields[counts]}")
-            self._bar = Progress(*columns, counts, TimeRemainingColumn(), console=console)
-
-    def __enter__(self) -> Report:
-        self._begin = self._last = time.monotonic()
-        self._state = (0, 0, 0)
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task(self._name, total=self._total, counts="")
-        return self.report
-
-    def report(self, consumed: int, documents: int, tokens: int) -> None:
-        self._state = (consumed, documents, tokens)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=consumed, counts=self._counts())
-        elif time.monotonic() - self._last >= self.SECONDS:
-            self._last = time.monotonic()
-            self._print_line()
-
-    def __exit__(self, kind, *_) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif kind is None:
-            self._print_line()
-
-    def _counts(self) -> str:
-        _, documents, tokens = self._state
-        return f"{documents:,} documents, {tokens:,} tokens"
-
-    def _print_line(self) -> None:
-        share = 100 * self._state[0] / self._total
-        seconds = time.monotonic() - self._begin
-        self._console.print(
-            f"{self._name}: {share:.0f}% {self._counts()} {seconds:.1f} s", highlight=False
-        )
+def lost_text(facts: dict[str, Any]) -> str:
+    """What a report on prepared tokens says of their tokenizer's losses."""
+    share = facts.get("lost_share", 0.0)
+    return f", {share:.2%} of the bytes lost as unknown tokens" if share else ""
 
 
 def main() -> None:
     console = Console()
     try:
         config = tyro.cli(PrepareConfig, description=__doc__)
+        say_files(config.inputs, "train", console)
+        say_files(validation_inputs(config), "valid", console)
         sidecars = prepare(config, console)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
@@ -254,7 +338,7 @@ def main() -> None:
         console.print(
             f"{config.output / name}.bin: {facts['num_tokens']:,} tokens, "
             f"{facts['num_documents']:,} documents, {facts['dtype']}, "
-            f"vocabulary {facts['vocab_size']}",
+            f"vocabulary {facts['vocab_size']}{lost_text(facts)}",
             highlight=False,
             soft_wrap=True,
         )

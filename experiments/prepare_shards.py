@@ -41,7 +41,8 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.prepare_data import ProgressReport, document_files, own_tokenizer
+from experiments.prepare_data import document_files, lost_text, own_tokenizer, say_files
+from experiments.prepare_report import ProgressReport
 from multiscreen_jax.data.config import DataConfig, require_integer
 from multiscreen_jax.data.kinds import JSON_LINES, extension_of
 from multiscreen_jax.data.loading import encode_document
@@ -49,11 +50,14 @@ from multiscreen_jax.data.packing import token_dtype
 from multiscreen_jax.data.sources import file_extent, read_file
 from multiscreen_jax.data.token_files import SHARDS_SIDECAR, file_checksum, read_sidecar
 from multiscreen_jax.data.token_shards import (
+    BYTE_SUMS,
     COUNTS,
     PLAN,
     RECORD_TOKENS,
+    counted,
     finish_token_shards,
     shard_path,
+    with_end,
     write_shard,
 )
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
@@ -125,12 +129,14 @@ class Task:
 def make_plan(config: ShardsConfig, files: list[Path], extents: Iterable[int]) -> dict[str, Any]:
     """All that decides the bytes of the shards, as JSON has it."""
     tokenizer = open_tokenizer(config.tokenizer, eos_token=config.eos_token)
+    extra = {} if tokenizer.byte_lengths is not None else {"byte_counts": True}
     sizes = [file.stat().st_size for file in files]
     return {
         "shards": config.shards,
         "record_tokens": config.record_tokens,
         "text_field": config.text_field,
         "tokenizer": tokenizer.fingerprint,
+        **extra,
         "inputs": [
             {"file": str(file), "bytes": size, "extent": extent}
             for file, size, extent in zip(files, sizes, extents, strict=True)
@@ -171,24 +177,39 @@ def make_shard(task: Task) -> dict[str, Any]:
     tokenizer = _cached_tokenizer(task.tokenizer, task.eos_token)
     partial = task.path.with_suffix(".partial")
     dtype = token_dtype(tokenizer.vocab_size)
-    documents = _encoded(task, tokenizer)
-    num_tokens, num_documents = write_shard(partial, documents, dtype, task.record_tokens)
+    sums = {} if tokenizer.byte_lengths is not None else dict.fromkeys(BYTE_SUMS, 0)
+    documents = _encoded(task, tokenizer, dtype, sums)
+    stored = counted(dtype) if sums else dtype
+    num_tokens, num_documents = write_shard(partial, documents, stored, task.record_tokens)
     _to_disk(partial)
     receipt = {
         "num_tokens": num_tokens,
         "num_documents": num_documents,
         "num_bytes": partial.stat().st_size,
         "checksum": file_checksum(partial),
+        **sums,
     }
     partial.replace(task.path)
     _write_json(task.path.with_suffix(RECEIPT), receipt)
     return receipt
 
 
-def _encoded(task: Task, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+def _encoded(
+    task: Task, tokenizer: Tokenizer, dtype: np.dtype, sums: dict[str, int]
+) -> Iterator[np.ndarray]:
+    """The documents of a task for `write_shard`; adds up their bytes where they are counted."""
+    assert tokenizer.eos_id is not None
     for file, first, last in task.parts:
         for document in read_file(Path(file), task.text_field, first, last):
-            yield np.append(encode_document(document, tokenizer), tokenizer.eos_id)
+            encoded = encode_document(document, tokenizer)
+            if not len(encoded.tokens):
+                continue
+            if encoded.byte_counts is not None:
+                for key, found in zip(
+                    BYTE_SUMS, (encoded.byte_counts.sum(), encoded.lost_bytes), strict=True
+                ):
+                    sums[key] += int(found)
+            yield with_end(encoded, tokenizer.eos_id, dtype)
 
 
 _cached_tokenizer = functools.cache(
@@ -311,12 +332,14 @@ def main() -> None:
     console = Console()
     try:
         config = tyro.cli(ShardsConfig, description=__doc__)
+        say_files(config.inputs, "train", console)
         facts = prepare(config, console)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
     console.print(
         f"{config.output}: {facts['num_tokens']:,} tokens, {facts['num_documents']:,} documents, "
-        f"{len(facts['shards'])} shards, {facts['dtype']}, vocabulary {facts['vocab_size']}",
+        f"{len(facts['shards'])} shards, {facts['dtype']}, vocabulary {facts['vocab_size']}"
+        f"{lost_text(facts)}",
         highlight=False,
         soft_wrap=True,
     )

@@ -142,6 +142,7 @@ class AbcDigitsSource:
     ):
         self.config = config
         self.name = "abcdigits"
+        self.lost_share = 0.0
         self.sequence_length = sequence_length
         self.seed = seed
         self.endless = split == "train"

@@ -62,6 +62,17 @@ class Choice:
         return f"{', '.join(parts[:MOST_NAMED])}{more}{split}{left_out}"
 
 
+def joined(choices: Iterable[Choice]) -> Choice:
+    """Several choices as one, to be told in one line."""
+    choices = list(choices)
+    splits = {choice.split for choice in choices}
+    return Choice(
+        tuple(file for choice in choices for file in choice.files),
+        splits.pop() if len(splits) == 1 else None,
+        _few(words for choice in choices for words in choice.left_out),
+    )
+
+
 def choose(folder: Path, split: str) -> Choice:
     """The files of a folder, searched through, that our split "train" or "valid" reads.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from multiscreen_jax.data import sources
 from multiscreen_jax.data.config import DataConfig
@@ -15,7 +14,7 @@ from multiscreen_jax.data.packing import TokenStore, join_documents
 from multiscreen_jax.data.sources import Document, choose_files
 from multiscreen_jax.data.token_files import SHARDS_SIDECAR, open_own_tokenizer, open_token_file
 from multiscreen_jax.data.token_shards import PLAN, open_token_shards
-from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
+from multiscreen_jax.data.tokenizers import Encoded, Tokenizer, open_tokenizer
 from multiscreen_jax.paths import expanded_path
 
 BATCH_CHARACTERS = 1 << 22  # text encoded at once: enough to keep threads busy
@@ -23,7 +22,7 @@ BATCH_CHARACTERS = 1 << 22  # text encoded at once: enough to keep threads busy
 
 def encode_documents(
     documents: Iterable[Document], tokenizer: Tokenizer
-) -> Iterator[tuple[Document, np.ndarray]]:
+) -> Iterator[tuple[Document, Encoded]]:
     """Documents with their tokens, in order, encoded some megabytes of text at a time.
 
     ValueError naming the document that the tokenizer cannot encode.
@@ -39,13 +38,11 @@ def encode_documents(
     yield from _encode(pending, tokenizer)
 
 
-def _encode(
-    documents: list[Document], tokenizer: Tokenizer
-) -> Iterator[tuple[Document, np.ndarray]]:
+def _encode(documents: list[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, Encoded]]:
     for document in documents:
         _refuse_nul(document, tokenizer)
     try:
-        encoded = tokenizer.encode_batch([document.text for document in documents])
+        encoded = tokenizer.encode_corpus([document.text for document in documents])
     except ValueError:
         for document in documents:  # one by one, to name the document that fails
             encode_document(document, tokenizer)
@@ -53,11 +50,11 @@ def _encode(
     return zip(documents, encoded, strict=True)
 
 
-def encode_document(document: Document, tokenizer: Tokenizer) -> np.ndarray:
-    """Tokens of one document, int32 [n]; ValueError naming it if it cannot be encoded."""
+def encode_document(document: Document, tokenizer: Tokenizer) -> Encoded:
+    """Tokens of one document; ValueError naming it if it cannot be encoded."""
     _refuse_nul(document, tokenizer)
     try:
-        return tokenizer.encode(document.text)
+        return tokenizer.encode_corpus([document.text])[0]
     except ValueError as error:
         raise ValueError(f"{document.name}: {error}") from None
 
@@ -90,8 +87,15 @@ def open_tokens(
         return store
     assert tokenizer.eos_id is not None
     documents = sources.read_documents(source, split, text_field)
-    tokens = [tokens for _, tokens in encode_documents(documents, tokenizer)]
-    return join_documents(source, tokens, tokenizer.eos_id, tokenizer.vocab_size)
+    tokens, counts, lost = [], [], 0
+    for _, encoded in encode_documents(documents, tokenizer):
+        tokens.append(encoded.tokens)
+        counts.append(encoded.byte_counts)
+        lost += encoded.lost_bytes
+    if tokenizer.byte_lengths is not None:
+        return join_documents(source, tokens, tokenizer.eos_id, tokenizer.vocab_size)
+    share = lost / max(1, sum(int(count.sum()) for count in counts))
+    return join_documents(source, tokens, tokenizer.eos_id, tokenizer.vocab_size, counts, share)
 
 
 def open_split(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
@@ -110,6 +114,12 @@ def open_split(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
             )
         cut = store.split_point(config.valid_fraction)
         store = store.cut(0, cut) if split == "train" else store.cut(cut, len(store))
+    if split == "valid" and tokenizer.byte_lengths is None and not store.counts_bytes:
+        warnings.warn(
+            f"{source} does not hold the bytes of text behind its tokens, and {tokenizer.name} "
+            "has no fixed ones, so there are no bits per byte; prepare it again to have them",
+            stacklevel=2,
+        )
     return replace(store, name=f"{source} ({split} split)"), tokenizer
 
 

@@ -101,6 +101,7 @@ class MqarSource:
     ):
         self.config = config
         self.name = "mqar"
+        self.lost_share = 0.0
         self.vocab_size = config.vocab_size
         self.seed = seed
         self.endless = split == "train"

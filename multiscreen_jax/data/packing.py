@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +21,21 @@ class Starts(Protocol):
     def __getitem__(self, index: int, /) -> int: ...
 
 
+class Piece(NamedTuple):
+    """A part of a token store.
+
+    Attributes:
+      tokens: unsigned integers [n].
+      starts: where in it documents start, ascending int64, from 1 on (what is at 0 needs no
+        start); None where that was not asked for.
+      byte_counts: bytes of text behind each token, unsigned [n]; None where the store has none.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray | None
+    byte_counts: np.ndarray | None
+
+
 class TokenStore(ABC):
     """Documents joined into one stream; every document ends with its end-of-document token.
 
@@ -29,21 +44,25 @@ class TokenStore(ABC):
       vocab_size: every token must be smaller.
       checksum: identifies tokens and documents.
       knows_documents: whether it is known where documents start.
+      counts_bytes: whether it is known how many bytes of text are behind each token; needed for
+        tokenizers without `byte_lengths`.
+      lost_share: share of the bytes of its corpus that the tokenizer lost, see `Encoded`.
     """
 
     name: str
     vocab_size: int
     checksum: str
     knows_documents: bool
+    counts_bytes: bool
+    lost_share: float
 
     @abstractmethod
     def __len__(self) -> int:
         """Tokens in the stream."""
 
     @abstractmethod
-    def piece(self, first: int, last: int, documents: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """Tokens [first, last), unsigned and unchecked; and, if asked for, where in the piece
-        documents start, ascending int64, from 1 on (what is at 0 needs no start)."""
+    def piece(self, first: int, last: int, documents: bool) -> Piece:
+        """Tokens [first, last), unchecked; where documents start in it, if asked for."""
 
     @abstractmethod
     def split_point(self, fraction: float) -> int:
@@ -62,19 +81,20 @@ class TokenStore(ABC):
                 f"allowed: 0 to {self.vocab_size - 1} (vocab_size {self.vocab_size})"
             )
 
+    def checked_piece(self, first: int, last: int, documents: bool) -> Piece:
+        """The piece [first, last), its tokens checked against vocab_size."""
+        piece = self.piece(first, last, documents)
+        self.check_ids(piece.tokens, first)
+        return piece
+
     def read(self, first: int, last: int) -> np.ndarray:
         """Tokens [first, last) as int32, checked against vocab_size."""
-        tokens, _ = self.piece(first, last, documents=False)
-        self.check_ids(tokens, first)
-        return tokens.astype(np.int32)
+        return self.checked_piece(first, last, documents=False).tokens.astype(np.int32)
 
     def read_packed(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [first, last), and the document of each, counting from 1 at `first`: int32."""
-        tokens, starts = self.piece(first, last, documents=True)
-        assert starts is not None
-        self.check_ids(tokens, first)
-        segments = 1 + np.searchsorted(starts, np.arange(last - first), side="right")
-        return tokens.astype(np.int32), segments.astype(np.int32)
+        piece = self.checked_piece(first, last, documents=True)
+        return piece.tokens.astype(np.int32), document_numbers(piece)
 
     def token_counts(self) -> np.ndarray:
         """How often each token occurs, int64 [vocab_size]; one scan of the store."""
@@ -85,15 +105,23 @@ class TokenStore(ABC):
         return counts
 
 
+def document_numbers(piece: Piece) -> np.ndarray:
+    """The document of each token of a piece, counting from 1, int32."""
+    assert piece.starts is not None
+    numbers = 1 + np.searchsorted(piece.starts, np.arange(len(piece.tokens)), side="right")
+    return numbers.astype(np.int32)
+
+
 @dataclass(frozen=True)
 class ArrayStore(TokenStore):
     """A store whose tokens are one array.
 
     Attributes:
-      name, vocab_size, checksum: see TokenStore.
+      name, vocab_size, checksum, lost_share: see TokenStore.
       tokens: unsigned integers [N], in memory or memory-mapped.
       starts: index of each document's first token, ascending, int64 [documents], first 0;
         None where a token file does not know its documents.
+      byte_counts: bytes of text behind each token, unsigned [N], or None.
     """
 
     name: str
@@ -101,28 +129,37 @@ class ArrayStore(TokenStore):
     starts: np.ndarray | None
     vocab_size: int
     checksum: str
+    byte_counts: np.ndarray | None = None
+    lost_share: float = 0.0
 
     @property
     def knows_documents(self) -> bool:
         return self.starts is not None
 
+    @property
+    def counts_bytes(self) -> bool:
+        return self.byte_counts is not None
+
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def piece(self, first: int, last: int, documents: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    def piece(self, first: int, last: int, documents: bool) -> Piece:
         tokens = np.asarray(self.tokens[first:last])
+        counts = None if self.byte_counts is None else np.asarray(self.byte_counts[first:last])
         if not documents or self.starts is None:
-            return tokens, None
+            return Piece(tokens, None, counts)
         low, high = np.searchsorted(self.starts, (first + 1, last))
-        return tokens, self.starts[low:high] - first
+        return Piece(tokens, self.starts[low:high] - first, counts)
 
     def split_point(self, fraction: float) -> int:
         return split_point(self.starts, len(self), fraction)
 
     def cut(self, first: int, last: int) -> ArrayStore:
         starts = None if self.starts is None else cut_starts(self.starts, first, last)
+        counts = None if self.byte_counts is None else self.byte_counts[first:last]
         checksum = cut_checksum(self.checksum, first, last)
-        return replace(self, tokens=self.tokens[first:last], starts=starts, checksum=checksum)
+        tokens = self.tokens[first:last]
+        return replace(self, tokens=tokens, starts=starts, checksum=checksum, byte_counts=counts)
 
 
 def checksum_of(tokens: np.ndarray, starts: np.ndarray | None) -> str:
@@ -142,7 +179,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def join_documents(
-    name: str, documents: list[np.ndarray], eos_id: int, vocab_size: int
+    name: str,
+    documents: list[np.ndarray],
+    eos_id: int,
+    vocab_size: int,
+    byte_counts: list[np.ndarray] | None = None,
+    lost_share: float = 0.0,
 ) -> ArrayStore:
     """A store of tokenised documents, each followed by eos_id; empty documents are left out."""
     documents = [document for document in documents if len(document)]
@@ -150,10 +192,21 @@ def join_documents(
         raise ValueError(f"{name}: the corpus is empty; at least one document with text is needed")
     lengths = np.array([len(document) + 1 for document in documents], np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    tokens = np.full(int(lengths.sum()), eos_id, token_dtype(vocab_size))
-    for start, document in zip(starts, documents, strict=True):
-        tokens[start : start + len(document)] = document
-    return ArrayStore(name, tokens, starts, vocab_size, checksum_of(tokens, starts))
+    tokens = _joined(documents, starts, eos_id, token_dtype(vocab_size))
+    checksum = checksum_of(tokens, starts)
+    joined = None
+    if byte_counts is not None:  # an end of a document is no text
+        counts = [count for count in byte_counts if len(count)]
+        joined = _joined(counts, starts, 0, np.result_type(*counts))
+    return ArrayStore(name, tokens, starts, vocab_size, checksum, joined, lost_share)
+
+
+def _joined(parts: list[np.ndarray], starts: np.ndarray, end: int, dtype: np.dtype) -> np.ndarray:
+    """The parts, each followed by `end`, as one array."""
+    joined = np.full(int(starts[-1]) + len(parts[-1]) + 1, end, dtype)
+    for start, part in zip(starts, parts, strict=True):
+        joined[start : start + len(part)] = part
+    return joined
 
 
 def split_point(starts: Starts | None, num_tokens: int, fraction: float) -> int:
@@ -191,7 +244,8 @@ class WindowSource:
 
     A row is a dict: tokens int32 [T+1]; segment_ids int32 [T+1] where asked for (documents
     count from 1 in each row, an end-of-document token belongs to the document it ends, 0 is
-    padding); loss_mask float32 [T] with `complete`.
+    padding); loss_mask float32 [T] with `complete`; target_bytes int32 [T], the bytes of text
+    behind each target, where the store counts them.
     """
 
     def __init__(
@@ -217,6 +271,7 @@ class WindowSource:
         self.name = store.name
         self.vocab_size = store.vocab_size
         self.checksum = store.checksum
+        self.lost_share = store.lost_share
         self.endless = False
         self.sequence_length = sequence_length
         self.segments = segments
@@ -243,13 +298,15 @@ class WindowSource:
         first = index * length
         last = min(first + length + 1, len(self.store))
         count = last - first if index < self.num_windows else 0
+        piece = self.store.checked_piece(first, first + count, documents=self.segments)
         row = {"tokens": np.zeros(length + 1, np.int32)}
+        row["tokens"][:count] = piece.tokens
         if self.segments:
             row["segment_ids"] = np.zeros(length + 1, np.int32)
-            piece = self.store.read_packed(first, first + count)
-            row["tokens"][:count], row["segment_ids"][:count] = piece
-        else:
-            row["tokens"][:count] = self.store.read(first, first + count)
+            row["segment_ids"][:count] = document_numbers(piece)
+        if piece.byte_counts is not None:
+            row["target_bytes"] = np.zeros(length, np.int32)
+            row["target_bytes"][: max(count, 1) - 1] = piece.byte_counts[1:]
         if self.complete:
             mask: Float[np.ndarray, "T"] = (np.arange(1, length + 1) < count).astype(np.float32)
             row["loss_mask"] = mask

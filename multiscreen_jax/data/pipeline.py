@@ -18,6 +18,7 @@ from multiscreen_jax.data.loading import open_split
 from multiscreen_jax.data.packing import WindowSource
 from multiscreen_jax.data.tokenizers import Tokenizer
 
+SMALL_LOSS = 1e-3  # share of a corpus's bytes that a tokenizer may lose without a word
 Batch = dict[str, np.ndarray]
 
 
@@ -27,6 +28,7 @@ class Rows(Protocol):
     vocab_size: int
     checksum: str
     endless: bool
+    lost_share: float
 
     def __len__(self) -> int: ...
 
@@ -46,6 +48,8 @@ class Pipeline:
         streams of synthetic sources.
       rows_per_batch: rows of this process in every batch.
       fingerprint: identifies the data, its order and its shape, whatever the processes.
+      lost_share: share of the corpus's bytes that the tokenizer loses as unknown; bits per byte
+        do not say how well those are predicted.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Pipeline:
         self.rows_per_batch = len(own)
         self.num_batches = None if rows.endless else math.ceil(len(rows) / config.batch_size)
         self.fingerprint = _fingerprint(config, split, rows, tokenizer)
+        self.lost_share = rows.lost_share
         self._rows = rows
         dataset = grain.MapDataset.source(rows)
         if split == "train" and not rows.endless:
@@ -78,8 +83,9 @@ class Pipeline:
 
     def batch(self, index: int) -> Batch:
         """Batch number index: tokens int32 [B, T+1], by config segment_ids int32 [B, T+1],
-        loss_mask float32 [B, T] (valid split and synthetic sources), and targets int32 [B, T]
-        ("mqar", whose answers are not the next token).
+        loss_mask float32 [B, T] (valid split and synthetic sources), targets int32 [B, T]
+        ("mqar", whose answers are not the next token), and target_bytes int32 [B, T] (tokenizers
+        without byte_lengths): the bytes of text behind each target.
 
         A pure function of config, split and index: nothing read before matters. B is
         rows_per_batch. The train split repeats in a new order every epoch, whatever the index;
@@ -114,14 +120,27 @@ class Pipeline:
     def row_bytes(self, batch: Batch) -> np.ndarray:
         """Bytes of text behind the scored targets of every row, int32 [B]: see `scored_targets`.
 
-        The divisor of bits per byte: nats / ln 2 / bytes. Tokens that end documents are no
-        text: 0 bytes. Exact for bytes, characters and byte-level tokenizers such as GPT-2's;
-        with others the decoded text of each row's scored targets is measured.
+        The divisor of bits per byte: nats / ln 2 / bytes. These are bytes of the source text,
+        counted when it was encoded: every byte of a document counts with one of its tokens. Tokens
+        that end documents are no text: 0 bytes. So are all tokens of prepared files that nobody
+        counted, see `open_pipeline`.
         """
-        targets = np.asarray(batch.get("targets", batch["tokens"][:, 1:]))
+        counts = batch.get("target_bytes")
+        if counts is None and self.tokenizer.byte_lengths is not None:
+            targets = np.asarray(batch.get("targets", batch["tokens"][:, 1:]))
+            counts = self.tokenizer.byte_lengths[targets]
         scored = scored_targets(batch)
-        counts = [self._count_bytes(row[keep]) for row, keep in zip(targets, scored, strict=True)]
-        return np.asarray(counts, np.int32)
+        counts = np.zeros_like(scored, int) if counts is None else np.asarray(counts, int)
+        return np.where(scored, counts, 0).sum(axis=1).astype(np.int32)
+
+    def loss_note(self) -> str | None:
+        """One line on what the tokenizer loses of the text, where that is more than a little."""
+        if self.lost_share <= SMALL_LOSS:
+            return None
+        return (
+            f"warning: the tokenizer {self.tokenizer.name} loses {self.lost_share:.2%} of the "
+            f"{self.split} text's bytes: they are unknown to it"
+        )
 
     def unigram_bits_per_byte(self) -> float:
         """Entropy of the split's token frequencies, in bits per byte of its text.
@@ -137,12 +156,6 @@ class Pipeline:
     def _rows_bytes(self) -> int:
         rows = (self._rows[index] for index in range(len(self._rows)))
         return sum(self.target_bytes({k: v[None] for k, v in row.items()}) for row in rows)
-
-    def _count_bytes(self, tokens: np.ndarray) -> int:
-        lengths = self.tokenizer.byte_lengths
-        if lengths is not None:
-            return int(lengths[tokens].sum())
-        return len(self.tokenizer.decode(tokens).encode("utf-8"))
 
 
 class _OwnRows:
@@ -208,6 +221,9 @@ def open_pipeline(
 
     Raises:
       ValueError, FileNotFoundError: one line that says what is wrong with the data, and where.
+
+    Warns of a valid split in prepared tokens without the bytes behind them, where the tokenizer has
+    no byte_lengths: there are no bits per byte then.
     """
     if split not in SPLITS:
         raise ValueError(

@@ -14,6 +14,9 @@ and, as `finish_token_file` writes them, also
     checksum              16-byte BLAKE2b of the .bin, in hex
     num_documents         must agree with the file of document starts, NAME.documents.npy (int64)
     documents_checksum    of those starts (see packing.checksum_of)
+    bytes_checksum        of the bytes of text behind every token, NAME.bytes.npy (unsigned), which
+                          are there for tokenizers without byte_lengths
+    lost_share            share of the bytes of the corpus that the tokenizer lost as unknown
 
 so that a .bin made by other tools needs only a three-line sidecar. Headers that other programs
 write are known (see foreign_tokens): the dtype may then be left out, and the documents of a
@@ -38,7 +41,7 @@ from multiscreen_jax.data.foreign_tokens import (
     read_header,
     refuse_halves,
 )
-from multiscreen_jax.data.packing import ArrayStore, checksum_of
+from multiscreen_jax.data.packing import CHUNK, ArrayStore, checksum_of
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 from multiscreen_jax.json_files import check_keys, read_object
 from multiscreen_jax.paths import refuse_lfs_pointer
@@ -51,7 +54,7 @@ SHARDS_SIDECAR = "tokens.json"
 VERIFIED_BYTES = 1 << 28
 SAMPLED_BYTES = 1 << 22  # of those that are larger, looked at for a wrong dtype
 KEYS = {"vocab_size": int, "tokenizer": str}
-OPTIONAL = {"alphabet": str | None, "eos_token": str | None}
+OPTIONAL = {"alphabet": str | None, "eos_token": str | None, "lost_share": float}
 
 
 def sidecar_path(path: Path) -> Path:
@@ -62,6 +65,10 @@ def documents_path(path: Path) -> Path:
     return path.with_suffix(".documents.npy")
 
 
+def bytes_path(path: Path) -> Path:
+    return path.with_suffix(".bytes.npy")
+
+
 def file_checksum(path: Path) -> str:
     """16-byte BLAKE2b of a file, in hex; about 1 GB/s."""
     with path.open("rb") as file:
@@ -69,9 +76,18 @@ def file_checksum(path: Path) -> str:
 
 
 def finish_token_file(
-    path: Path, dtype: np.dtype, starts: np.ndarray | None, tokenizer: Tokenizer
+    path: Path,
+    dtype: np.dtype,
+    starts: np.ndarray | None,
+    tokenizer: Tokenizer,
+    byte_counts: np.ndarray | None = None,
+    lost_share: float = 0.0,
 ) -> dict[str, Any]:
-    """Writes the sidecar (and document starts) of a complete .bin; returns the sidecar."""
+    """Writes the sidecar of a complete .bin, document starts and byte counts; returns the sidecar.
+
+    Byte counts are needed of a tokenizer without `byte_lengths`, as `encode_corpus` gives them and
+    0 for the ends of documents; they are stored in the smallest integers that hold them.
+    """
     facts: dict[str, Any] = {
         **tokenizer_facts(path.parent, dtype, tokenizer),
         "num_tokens": path.stat().st_size // dtype.itemsize,
@@ -82,8 +98,25 @@ def finish_token_file(
         starts = np.asarray(starts, np.int64)
         np.save(documents_path(path), starts)
         facts["documents_checksum"] = checksum_of(starts, None)
-    sidecar_path(path).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if byte_counts is not None:
+        facts["bytes_checksum"] = _write_counts(bytes_path(path), byte_counts)
+        facts["lost_share"] = lost_share
+    sidecar = sidecar_path(path)
+    partial = sidecar.with_suffix(".partial")
+    partial.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    partial.replace(sidecar)
     return facts
+
+
+def _write_counts(path: Path, counts: np.ndarray) -> str:
+    """Writes byte counts chunk by chunk, as they may not fit into memory; returns the checksum."""
+    chunks = [counts[first : first + CHUNK] for first in range(0, len(counts), CHUNK)]
+    dtype = np.min_scalar_type(max(int(chunk.max()) for chunk in chunks))
+    stored = np.lib.format.open_memmap(path, "w+", dtype, counts.shape)
+    for number, chunk in enumerate(chunks):
+        stored[number * CHUNK : number * CHUNK + len(chunk)] = chunk
+    stored.flush()
+    return checksum_of(stored, None)
 
 
 def tokenizer_facts(folder: Path, dtype: np.dtype, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -130,6 +163,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     if facts["vocab_size"] < 1:
         raise ValueError(
             f"{sidecar}: vocab_size is {facts['vocab_size']!r}; allowed: an integer >= 1"
+        )
+    if not 0 <= facts.get("lost_share", 0) <= 1:
+        raise ValueError(
+            f"{sidecar}: lost_share is {facts['lost_share']}; allowed: a number from 0 to 1"
         )
     return facts
 
@@ -192,7 +229,15 @@ def open_token_file(path: Path, segments: bool = False) -> tuple[ArrayStore, Tok
                 f"{sidecar_path(path).name}"
             )
         checksum = f"{checksum}/{of_starts}"
-    store = ArrayStore(str(path), tokens, starts, facts["vocab_size"], checksum)
+    store = ArrayStore(
+        name=str(path),
+        tokens=tokens,
+        starts=starts,
+        vocab_size=facts["vocab_size"],
+        checksum=checksum,
+        byte_counts=_read_counts(path, facts, len(tokens)),
+        lost_share=facts.get("lost_share", 0.0),
+    )
     whole = tokens.nbytes <= VERIFIED_BYTES
     if whole and "checksum" in facts and file_checksum(path) != facts["checksum"]:
         raise ValueError(
@@ -242,10 +287,7 @@ def _read_starts(path: Path, facts: dict[str, Any], num_tokens: int) -> np.ndarr
             f"{path} has no {file.name}, though its sidecar counts {facts['num_documents']} "
             "documents"
         )
-    try:
-        starts = np.lib.format.open_memmap(file, mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{file}: not a numpy array: {str(error).splitlines()[0]}") from None
+    starts = _map_array(file)
     if starts.dtype != np.int64:
         raise ValueError(f"{file} holds {starts.dtype}; allowed: document starts, int64")
     if starts.ndim != 1 or len(starts) != facts["num_documents"] or len(starts) == 0:
@@ -258,6 +300,31 @@ def _read_starts(path: Path, facts: dict[str, Any], num_tokens: int) -> np.ndarr
             f"{file} is damaged: document starts must ascend from 0 to below {num_tokens}"
         )
     return starts
+
+
+def _read_counts(path: Path, facts: dict[str, Any], num_tokens: int) -> np.ndarray | None:
+    if "bytes_checksum" not in facts:
+        return None
+    file = bytes_path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} has no {file.name}, though its sidecar has its checksum")
+    counts = _map_array(file)
+    if counts.shape != (num_tokens,) or counts.dtype.kind != "u":
+        raise ValueError(
+            f"{file} is {counts.dtype} {list(counts.shape)}; allowed: unsigned [{num_tokens}]"
+        )
+    if counts.nbytes <= VERIFIED_BYTES and checksum_of(counts, None) != facts["bytes_checksum"]:
+        raise ValueError(
+            f"{file} is damaged: its checksum is not the one in {sidecar_path(path).name}"
+        )
+    return counts
+
+
+def _map_array(file: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{file}: not a numpy array: {str(error).splitlines()[0]}") from None
 
 
 def _sampled_checksum(tokens: np.ndarray) -> str:

@@ -9,10 +9,13 @@ however long documents are and however many shards there are. A record is little
     int64 [2]    documents of the shard that begin before this record; n, those that begin in it
     uint32 [n]   where in the record they begin
     tokens       uint16 or uint32
+    byte counts  uint8, uint16 or uint32, whichever holds those of the record: the bytes of text
+                 behind each token, of tokenizers without byte_lengths
 
 which packs documents (segment_ids) with no other read and no table in memory. `FOLDER/tokens.json`
 is written last and holds what the sidecar of a .bin holds (see token_files), record_tokens, and for
-every shard num_tokens, num_documents, num_bytes and checksum (16-byte BLAKE2b of the file, in hex).
+every shard num_tokens, num_documents, num_bytes and checksum (16-byte BLAKE2b of the file, in hex);
+where there are byte counts, also text_bytes and lost_bytes (those the tokenizer lost as unknown).
 Opening reads that file and lists the folder; shards are opened when a row needs them.
 """
 
@@ -26,19 +29,27 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from multiscreen_jax.data import token_files
 from multiscreen_jax.data.config import import_package
-from multiscreen_jax.data.packing import TokenStore, cut_checksum, split_point, token_dtype
-from multiscreen_jax.data.tokenizers import Tokenizer
+from multiscreen_jax.data.packing import (
+    Piece,
+    TokenStore,
+    cut_checksum,
+    split_point,
+    token_dtype,
+)
+from multiscreen_jax.data.tokenizers import Encoded, Tokenizer
 
 RECORD_TOKENS = 1 << 14  # 32 or 64 KB: few records to index, and little to read beside a row
+BYTE_SUMS = ("text_bytes", "lost_bytes")  # of a shard with byte counts
 OPEN_SHARDS = 256  # readers kept open, each with a file descriptor and 8 bytes per record
 PLAN = "tokens.plan.json"  # of the program that makes the shards, there before tokens.json
 COUNTS = ("num_tokens", "num_documents", "num_bytes")
+COUNT_WIDTHS = (0, 1, 2, 4)  # bytes of a byte count in a record; 0 where there are none
 # One record a chunk, as random access wants it; uncompressed, so that reading costs no decoding.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0"
@@ -48,10 +59,28 @@ def shard_path(folder: Path, index: int, count: int) -> Path:
     return folder / f"tokens-{index:05}-of-{count:05}.array_record"
 
 
+def with_end(encoded: Encoded, eos_id: int, dtype: np.dtype) -> np.ndarray:
+    """A document for `write_shard`: its tokens, then eos_id, with byte counts where it has them."""
+    if encoded.byte_counts is None:
+        return np.append(encoded.tokens, eos_id).astype(dtype)
+    document = np.zeros(len(encoded.tokens) + 1, counted(dtype))
+    document["tokens"] = np.append(encoded.tokens, eos_id)
+    document["byte_counts"][:-1] = encoded.byte_counts
+    return document
+
+
+def counted(dtype: np.dtype) -> np.dtype:
+    """The dtype of tokens with their byte counts."""
+    return np.dtype([("tokens", dtype.newbyteorder("<")), ("byte_counts", "<u4")])
+
+
 def write_shard(
     path: Path, documents: Iterable[np.ndarray], dtype: np.dtype, record_tokens: int
 ) -> tuple[int, int]:
-    """Writes documents (tokens with their end, never empty); returns (tokens, documents)."""
+    """Writes documents (tokens with their end, never empty); returns (tokens, documents).
+
+    Their dtype is that of the tokens, or `counted` of it with byte counts.
+    """
     module = import_package("array_record.python.array_record_module", f"writing {path}")
     writer = module.ArrayRecordWriter(str(path), WRITER_OPTIONS)
     record = np.empty(record_tokens, dtype.newbyteorder("<"))
@@ -75,14 +104,35 @@ def write_shard(
 
 def _pack(before: int, starts: list[int], tokens: np.ndarray) -> bytes:
     header = np.array([before, len(starts)], "<i8").tobytes()
-    return header + np.array(starts, "<u4").tobytes() + tokens.tobytes()
+    header += np.array(starts, "<u4").tobytes()
+    if tokens.dtype.fields is None:
+        return header + tokens.tobytes()
+    counts = tokens["byte_counts"]
+    counts = counts.astype(np.min_scalar_type(int(counts.max())).newbyteorder("<"))
+    return header + tokens["tokens"].tobytes() + counts.tobytes()
 
 
-def _unpack(record: bytes, dtype: np.dtype) -> tuple[int, np.ndarray, np.ndarray]:
-    """(documents before, starts in the record, tokens)."""
+class _Record(NamedTuple):
+    """Attributes: documents that begin before it, where in it others begin, and what it holds."""
+
+    before: int
+    starts: np.ndarray
+    tokens: np.ndarray
+    byte_counts: np.ndarray | None
+
+
+def _unpack(record: bytes, dtype: np.dtype, length: int) -> _Record:
+    """A record of so many tokens; ValueError if it has not the bytes for them."""
     before, count = (int(number) for number in np.frombuffer(record, "<i8", 2))
     starts = np.frombuffer(record, "<u4", count, offset=16)
-    return before, starts, np.frombuffer(record, dtype, offset=16 + 4 * count)
+    place = 16 + 4 * count
+    tokens = np.frombuffer(record, dtype, length, offset=place)
+    place += tokens.nbytes
+    width = (len(record) - place) / length
+    if width not in COUNT_WIDTHS:
+        raise ValueError(f"{len(record)} bytes are no record of {length} tokens")
+    counts = np.frombuffer(record, f"<u{int(width)}", offset=place) if width else None
+    return _Record(before, starts, tokens, counts)
 
 
 def finish_token_shards(
@@ -97,6 +147,9 @@ def finish_token_shards(
         "record_tokens": record_tokens,
         "shards": shards,
     }
+    if tokenizer.byte_lengths is None:
+        text_bytes, lost = (sum(shard[key] for shard in shards) for key in BYTE_SUMS)
+        facts["lost_share"] = lost / max(1, text_bytes)
     sidecar = token_files.sidecar_path(folder)
     partial = sidecar.with_suffix(".partial")
     partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -117,20 +170,21 @@ class Shards:
         self.document_ends = np.cumsum([shard["num_documents"] for shard in facts["shards"]])
         self._dtype = np.dtype(facts["dtype"]).newbyteorder("<")
         self._record_tokens = facts["record_tokens"]
+        self._counts_bytes = "lost_share" in facts
         self._open = functools.lru_cache(OPEN_SHARDS)(self._open_reader)
 
-    def piece(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [first, last), and the documents that begin in the records read for them."""
+    def piece(self, first: int, last: int) -> Piece:
+        """Tokens [first, last), and where the documents begin that the records read hold."""
         low = int(np.searchsorted(self.token_ends, first, side="right"))
         high = int(np.searchsorted(self.token_ends, last, side="left"))
-        tokens, starts = [np.empty(0, self._dtype)], [np.empty(0, np.int64)]
+        none = np.empty(0, np.uint8) if self._counts_bytes else None
+        parts = [Piece(np.empty(0, self._dtype), np.empty(0, np.int64), none)]
         for shard in range(low, high + 1) if first < last else ():
             end = int(self.token_ends[shard])
             begin = int(self.token_ends[shard - 1]) if shard else 0
             part = self._read(shard, max(first, begin) - begin, min(last, end) - begin)
-            tokens.append(part[0])
-            starts.append(part[1] + begin)
-        return np.concatenate(tokens), np.concatenate(starts)
+            parts.append(part._replace(starts=part.starts + begin))
+        return _joined(parts)
 
     def document_start(self, index: int) -> int:
         """Where in the stream a document begins; reads a few records to find it."""
@@ -141,45 +195,58 @@ class Shards:
         records = range(-(-length // size))
 
         def documents_before(number: int) -> int:
-            return self._records(shard, number, number + 1)[0][0]
+            return self._records(shard, number, number + 1)[0].before
 
         number = bisect.bisect_right(records, index, key=documents_before) - 1
-        before, starts, _ = self._records(shard, number, number + 1)[0]
-        return begin + number * size + int(starts[index - before])
+        record = self._records(shard, number, number + 1)[0]
+        return begin + number * size + int(record.starts[index - record.before])
 
-    def _read(self, shard: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [first, last) of one shard, and the starts in the records around them."""
+    def _read(self, shard: int, first: int, last: int) -> Piece:
+        """Tokens [first, last) of one shard, at least one, and starts in the records around."""
         size = self._record_tokens
         low, high = first // size, -(-last // size)
-        records = self._records(shard, low, high)
-        tokens = [tokens for _, _, tokens in records]
-        starts = [
-            starts.astype(np.int64) + number * size
-            for number, (_, starts, _) in enumerate(records, start=low)
-        ]
-        whole = np.concatenate(tokens) if tokens else np.empty(0, self._dtype)
-        places = np.concatenate(starts) if starts else np.empty(0, np.int64)
-        return whole[first - low * size : last - low * size], places
+        whole = _joined(
+            [
+                Piece(record.tokens, record.starts.astype(np.int64) + number * size, counts)
+                for number, record in enumerate(self._records(shard, low, high), start=low)
+                for counts in [record.byte_counts if self._counts_bytes else None]
+            ]
+        )
+        inside = slice(first - low * size, last - low * size)
+        counts = None if whole.byte_counts is None else whole.byte_counts[inside]
+        return Piece(whole.tokens[inside], whole.starts, counts)
 
-    def _records(
-        self, shard: int, first: int, last: int
-    ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        if first == last:
-            return []
+    def _records(self, shard: int, first: int, last: int) -> list[_Record]:
+        """Records [first, last) of one shard, at least one."""
         path = self.paths[shard]
+        begin = int(self.token_ends[shard - 1]) if shard else 0
+        left = int(self.token_ends[shard]) - begin - first * self._record_tokens
         try:
-            records = self._open(path).read(first, last)
+            return [
+                _unpack(
+                    record,
+                    self._dtype,
+                    min(self._record_tokens, left - number * self._record_tokens),
+                )
+                for number, record in enumerate(self._open(path).read(first, last))
+            ]
         except (RuntimeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]
             where = f"{path} is damaged in records {first} to {last - 1}"
             raise ValueError(f"{where}: {reason}") from None
-        return [_unpack(record, self._dtype) for record in records]
 
     def _open_reader(self, path: Path) -> Any:
         module = import_package("array_record.python.array_record_module", f"reading {path}")
         return module.ArrayRecordReader(
             str(path), options=READER_OPTIONS, file_reader_buffer_size=1 << 15
         )
+
+
+def _joined(parts: list[Piece]) -> Piece:
+    """Pieces one after another, as one; all have byte counts, or none."""
+    tokens, starts, counts = zip(*parts, strict=True)
+    joined = None if counts[0] is None else np.concatenate(counts)
+    return Piece(np.concatenate(tokens), np.concatenate(starts), joined)
 
 
 @dataclass(frozen=True)
@@ -192,15 +259,19 @@ class ShardStore(TokenStore):
     last: int
     vocab_size: int
     checksum: str
+    counts_bytes: bool
+    lost_share: float
     knows_documents = True
 
     def __len__(self) -> int:
         return self.last - self.first
 
-    def piece(self, first: int, last: int, documents: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    def piece(self, first: int, last: int, documents: bool) -> Piece:
         first, last = first + self.first, last + self.first
-        tokens, starts = self.shards.piece(first, last)
-        return tokens, starts[(starts > first) & (starts < last)] - first
+        piece = self.shards.piece(first, last)
+        assert piece.starts is not None
+        inside = (piece.starts > first) & (piece.starts < last)
+        return piece._replace(starts=piece.starts[inside] - first)
 
     def split_point(self, fraction: float) -> int:
         return split_point(DocumentStarts(self.shards), len(self), fraction)
@@ -260,6 +331,8 @@ def open_token_shards(folder: Path) -> tuple[ShardStore, Tokenizer]:
         last=facts["num_tokens"],
         vocab_size=facts["vocab_size"],
         checksum=digest.hexdigest(),
+        counts_bytes="lost_share" in facts,
+        lost_share=facts.get("lost_share", 0.0),
     )
     return store, tokenizer
 

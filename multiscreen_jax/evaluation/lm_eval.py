@@ -20,6 +20,7 @@ import numpy as np
 
 from multiscreen_jax import losses
 from multiscreen_jax.data.config import import_package
+from multiscreen_jax.data.text_stream import TextStream
 from multiscreen_jax.data.tokenizers import Tokenizer
 from multiscreen_jax.generation import stream
 from multiscreen_jax.jitted import jitted
@@ -244,7 +245,8 @@ class Adaptor(TemplateLM):
             vocab_limit=self._tokenizer.vocab_size,
             **plan.settings,
         )
-        tokens: list[list[int]] = [[] for _ in prompts]
+        decode = self._tokenizer.decode
+        shown = [TextStream(decode, prompt) for prompt in prompts]
         texts = [""] * len(prompts)
         running = set(range(len(prompts)))
         for step in steps:
@@ -252,12 +254,12 @@ class Adaptor(TemplateLM):
                 if step[place] == eos:
                     running.discard(place)
                     continue
-                tokens[place].append(int(step[place]))
-                texts[place] = self._tokenizer.decode(tokens[place])
+                texts[place] += shown[place].push(step[place])
                 if any(stop in texts[place] for stop in plan.until):
                     running.discard(place)
             if not running:
                 break
+        texts = [text + rest.finish() for text, rest in zip(texts, shown, strict=True)]
         return [postprocess_generated_text(text, plan.until, None) for text in texts]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[tuple[int, list[int]]]:

@@ -46,6 +46,8 @@ def evaluate(
         bytes of text behind them; NaN when there are none.
       accuracy: share of scored targets to which the model gives the largest logit of all.
       tokens, bytes: how many scored targets, and bytes of text behind them.
+      lost_share: share of the corpus's bytes that the tokenizer loses as unknown: a low
+        bits_per_byte says nothing of them.
 
     Raises:
       ValueError: nothing to read, or an endless pipeline without max_batches.
@@ -73,6 +75,7 @@ def evaluate(
         "accuracy": _ratio(hits, tokens),
         "tokens": int(tokens),
         "bytes": int(text_bytes),
+        "lost_share": pipeline.lost_share,
     }
 
 

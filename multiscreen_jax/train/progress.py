@@ -69,6 +69,8 @@ def summary(record: dict[str, Any]) -> str:
         parts.append(f"validation {record['validation_loss']:.4f}")
         if "validation_bits_per_byte" in record:
             parts.append(f"{record['validation_bits_per_byte']:.3f} bits/byte")
+            if "validation_lost_share" in record:
+                parts.append(f"{record['validation_lost_share']:.2%} of the bytes unknown")
         else:
             parts.append(f"accuracy {record['validation_accuracy']:.2%}")
     parts.append(f"lr {record['learning_rate']:.2e}")

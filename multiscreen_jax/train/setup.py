@@ -82,6 +82,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     together.agree({"content of data.source": pipeline.fingerprint})
     if files := describe_data(config.data):
         say(files)
+    if note := pipeline.loss_note():
+        say(note)
     if pipeline.vocab_size > config.model.vocab_size:
         checks.refuse(
             "model.vocab_size",

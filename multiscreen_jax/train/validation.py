@@ -45,7 +45,8 @@ class Validation:
 
     def __call__(self, params: Any) -> dict[str, float]:
         """validation_loss (nats per token), validation_accuracy, and of text
-        validation_bits_per_byte."""
+        validation_bits_per_byte, with the share of its bytes that the tokenizer lost, if any, as
+        validation_lost_share."""
 
         def place(batch: Any) -> Any:
             return sharding.place_batch(batch, self._where)
@@ -54,15 +55,19 @@ class Validation:
         values = {"validation_loss": found["loss"], "validation_accuracy": found["accuracy"]}
         if found["bytes"]:
             values["validation_bits_per_byte"] = found["bits_per_byte"]
+            if found["lost_share"]:
+                values["validation_lost_share"] = found["lost_share"]
         return values
 
     def summary(self, record: dict[str, float]) -> str:
         """What `record`, a line of metrics with validation, says in one sentence."""
         if "validation_bits_per_byte" in record:
+            share = record.get("validation_lost_share")
+            lost = f"; the tokenizer lost {share:.2%} of the bytes" if share else ""
             return (
                 f"validation {record['validation_bits_per_byte']:.3f} bits per byte on "
                 f"{self._count} batches, where token frequencies alone give "
-                f"{self.unigram_bits_per_byte:.3f}"
+                f"{self.unigram_bits_per_byte:.3f}{lost}"
             )
         return (
             f"validation loss {record['validation_loss']:.4f}, "

@@ -19,6 +19,7 @@ from experiments import prepare_shards
 from experiments.prepare_shards import ShardsConfig, cut_inputs, prepare
 from multiscreen_jax.data import DataConfig, open_pipeline
 from multiscreen_jax.data.sources import file_extent, read_file
+from multiscreen_jax.ownership import owned
 from tests.data.corpora import (
     TEXTS,
     byte_level_tokenizer,
@@ -253,7 +254,7 @@ def test_bad_settings(tmp_path, options, message):
 
 def test_one_process_writes_a_folder(corpus, tmp_path, in_process):
     with (
-        prepare_shards._only_writer(tmp_path),
+        owned(tmp_path),
         pytest.raises(OSError, match="is being written by another process"),
     ):
         run(corpus, tmp_path)

@@ -1,0 +1,199 @@
+"""A Hugging Face tokenizer.json as one of our tokenizers."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multiscreen_jax.data.byte_counts import TextBytes, count_bytes, lost_bytes, narrow
+from multiscreen_jax.data.byte_level import (
+    has_byte_level,
+    has_fixed_lengths,
+    knows_all_bytes,
+    parts_of,
+    piece_lengths,
+)
+from multiscreen_jax.data.config import import_package, neighbours
+from multiscreen_jax.data.gpt2_tokenizer import GPT2_EOS
+from multiscreen_jax.data.special_pieces import BYTE_PIECE, without_special_pieces
+from multiscreen_jax.data.tokenizer import Encoded, Tokenizer, checked_ids, library_errors
+
+# Names under which tokenizer.json files list their end-of-document token, in order of preference.
+EOS_NAMES = (GPT2_EOS, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>", "<|im_end|>")
+MOST_TOKENS = 1 << 24  # tables of the vocabulary stay small; known ones have some 2^18 tokens
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A Hugging Face tokenizer.json.
+
+    `byte_lengths` are known for byte-level tokenizers that change no text (GPT-2's kind) and None
+    for others, whose bytes are counted where their tokens lie in the text. Names of special tokens
+    are ordinary text; what would give a special token all the same is refused.
+
+    Args:
+      path: the tokenizer.json.
+      eos_token: the token that ends documents; None takes the first of EOS_NAMES it has.
+    """
+
+    def __init__(self, path: str | Path, eos_token: str | None = None):
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"tokenizer file {path} does not exist{neighbours(path)}")
+        content = path.read_bytes()
+        self.name = str(path)
+        self.settings = {} if eos_token is None else {"eos_token": eos_token}
+        with library_errors(f"{path} is not a readable tokenizer.json"):
+            given = _parse(content)
+        vocabulary = given.get_vocab(with_added_tokens=True)
+        spec = json.loads(given.to_str())  # with all its fields, whichever the file has
+        special = {token["content"] for token in spec["added_tokens"] if token["special"]}
+        self.vocab_size = self._checked_size(vocabulary)
+        end = self._find_eos(vocabulary, eos_token, special)
+        self.eos_id = vocabulary[end]
+        self.fingerprint = f"{hashlib.sha256(content).hexdigest()}:{self.eos_id}"
+        self._names = {token: piece for piece, token in vocabulary.items()}
+        self._special = {vocabulary[name] for name in special}
+        self._unknown = _unknown_id(spec["model"], vocabulary)
+        # What is unknown is lost, and counted; all else that is special is no part of a text.
+        self._forbidden = np.zeros(self.vocab_size, bool)
+        self._forbidden[[*(self._special - {self._unknown}), self.eos_id]] = True
+        self._tokenizer = _parse(_for_corpora(spec, {*special, end}))
+        self._tokenizer.encode_special_tokens = True
+        self._lengths = piece_lengths(spec, vocabulary, self.vocab_size)
+        fixed = np.where(self._forbidden, 0, self._lengths)
+        self.byte_lengths = fixed if has_fixed_lengths(spec) else None
+        self._byte_level = has_byte_level(spec)
+        # A BPE model without an unknown token leaves out what it has no piece for.
+        drops = "merges" in spec["model"] and self._unknown is None
+        self._drops = drops and not knows_all_bytes(spec)
+        self._bytes = _byte_pieces(vocabulary) if _falls_back(spec) else {}
+
+    def _checked_size(self, vocabulary: dict[str, int]) -> int:
+        if not vocabulary:
+            raise ValueError(f"{self.name} has no tokens; allowed: a vocabulary of at least one")
+        piece = max(vocabulary, key=vocabulary.__getitem__)
+        if vocabulary[piece] >= MOST_TOKENS:
+            raise ValueError(
+                f"{self.name}: token {piece!r} is number {vocabulary[piece]}; allowed: 0 to "
+                f"{MOST_TOKENS - 1}"
+            )
+        return vocabulary[piece] + 1
+
+    def _find_eos(
+        self, vocabulary: dict[str, int], eos_token: str | None, special: set[str]
+    ) -> str:
+        names = EOS_NAMES if eos_token is None else (eos_token,)
+        for name in names:
+            if name in vocabulary:
+                return name
+        wanted = "none of the usual names" if eos_token is None else f"no {eos_token!r}"
+        listed = sorted(special, key=vocabulary.__getitem__)[:8]
+        raise ValueError(
+            f"{self.name} has {wanted} as end-of-document token; allowed for eos_token: "
+            f"a token of its vocabulary, such as {listed}"
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of text, int32 [n]; ValueError where it gives a special token all the same."""
+        (encoding,) = self._encode(self._tokenizer.encode_batch, [text])
+        return np.array(encoding.ids, np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._encode(self._tokenizer.encode_batch_fast, texts)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode_corpus(self, texts: Sequence[str]) -> list[Encoded]:
+        if self.byte_lengths is not None:
+            return super().encode_corpus(texts)
+        encodings = self._encode(self._tokenizer.encode_batch, texts)
+        return [self._count(text, found) for text, found in zip(texts, encodings, strict=True)]
+
+    def _encode(self, function: Any, texts: Sequence[str]) -> list[Any]:
+        with library_errors(f"{self.name} cannot encode this text"):
+            encodings = function(list(texts), add_special_tokens=False)
+        for text, encoding in zip(texts, encodings, strict=True):
+            if self._forbidden[encoding.ids].any():
+                self._refuse_special(text)
+        return encodings
+
+    def _refuse_special(self, text: str) -> None:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        where = int(np.argmax(self._forbidden[encoding.ids]))
+        (first, last), token = encoding.offsets[where], encoding.ids[where]
+        raise ValueError(
+            f"{text[first:last]!r} at position {first} would become the special token "
+            f"{self._names[token]!r} ({token}) of {self.name}; allowed: text without it"
+        )
+
+    def _count(self, text: str, encoding: Any) -> Encoded:
+        ids = np.array(encoding.ids, np.int32)
+        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        size = TextBytes(text)
+        unknown = ids == (-1 if self._unknown is None else self._unknown)
+        # An unknown token has no piece of its own: it weighs what it covers.
+        covered = np.maximum(size.before(spans[:, 1]) - size.before(spans[:, 0]), 1)
+        counts = count_bytes(size, spans, np.where(unknown, covered, self._lengths[ids]))
+        lost = lost_bytes(size, spans, counts, unknown)
+        if self._drops and self._byte_level:
+            lost = max(0, size.total - int(self._lengths[ids].sum()))
+        elif self._drops:
+            lost = size.uncovered(spans)
+        return Encoded(ids, narrow(counts), lost)
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text; special tokens, the end-of-document token among them, become nothing.
+
+        Of byte tokens that are no UTF-8 only those that belong to no character become U+FFFD.
+        """
+        ids = checked_ids(tokens, self.vocab_size)
+        ids = ids[ids != self.eos_id].tolist()
+        if self._bytes.keys().isdisjoint(ids):
+            return self._tokenizer.decode(ids)
+        # The library would give up whole runs of byte tokens for one that is wrong.
+        ids = [i for i in ids if i in self._names and i not in self._special]
+        pieces = []
+        for are_bytes, run in itertools.groupby(ids, key=self._bytes.__contains__):
+            if are_bytes:
+                pieces.append(bytes(self._bytes[i] for i in run).decode("utf-8", "replace"))
+            else:
+                pieces.extend(self._names[i] for i in run)
+        return self._tokenizer.decoder.decode(pieces)
+
+
+def _parse(content: bytes) -> Any:
+    tokenizers = import_package("tokenizers", "a tokenizer.json")
+    tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    # Files may ask for truncation or padding, which would silently cut a corpus.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _for_corpora(spec: dict[str, Any], special: set[str]) -> bytes:
+    """A tokenizer.json that encodes a text always alike, and without special tokens."""
+    spec = without_special_pieces({**spec, "post_processor": None}, special)
+    if "dropout" in spec["model"]:
+        spec["model"]["dropout"] = None
+    return json.dumps(spec).encode()
+
+
+def _unknown_id(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
+    if model.get("unk_token") is not None:
+        return vocabulary.get(model["unk_token"])
+    return model.get("unk_id")
+
+
+def _falls_back(spec: dict[str, Any]) -> bool:
+    return any(part["type"] == "ByteFallback" for part in parts_of(spec["decoder"]))
+
+
+def _byte_pieces(vocabulary: dict[str, int]) -> dict[int, int]:
+    """Token -> the byte that its piece stands for."""
+    found = {token: BYTE_PIECE.fullmatch(piece) for piece, token in vocabulary.items()}
+    return {token: int(match[1], 16) for token, match in found.items() if match}
