@@ -48,8 +48,7 @@ class HuggingFaceTokenizer(Tokenizer):
         content = path.read_bytes()
         self.name = str(path)
         self.settings = {} if eos_token is None else {"eos_token": eos_token}
-        with library_errors(f"{path} is not a readable tokenizer.json"):
-            given = _parse(content.decode("utf-8"))
+        given = _parse(content, path)
         vocabulary = given.get_vocab(with_added_tokens=True)
         self.vocab_size = self._checked_size(vocabulary)
         spec = json.loads(given.to_str())  # with all its fields, whichever the file has
@@ -63,7 +62,7 @@ class HuggingFaceTokenizer(Tokenizer):
         # What is unknown is lost, and counted; all else that is special is no part of a text.
         self._forbidden = np.zeros(self.vocab_size, bool)
         self._forbidden[[*(self._special - {self._unknown}), self.eos_id]] = True
-        self._tokenizer = _parse(_for_corpora(spec, {*special, end}))
+        self._tokenizer = _parse(_for_corpora(spec, {*special, end}), path)
         self._tokenizer.encode_special_tokens = True
         self._lengths = piece_lengths(spec, vocabulary, self.vocab_size)
         fixed = np.where(self._forbidden, 0, self._lengths)
@@ -163,21 +162,22 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._tokenizer.decoder.decode(pieces)
 
 
-def _parse(content: str) -> Any:
+def _parse(content: bytes, path: Path) -> Any:
     tokenizers = import_package("tokenizers", "a tokenizer.json")
-    tokenizer = tokenizers.Tokenizer.from_str(content)
+    with library_errors(f"{path} is not a readable tokenizer.json"):
+        tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
     # Files may ask for truncation or padding, which would silently cut a corpus.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def _for_corpora(spec: dict[str, Any], special: set[str]) -> str:
+def _for_corpora(spec: dict[str, Any], special: set[str]) -> bytes:
     """A tokenizer.json that encodes a text always alike, and without special tokens."""
     spec = without_special_pieces({**spec, "post_processor": None}, special)
     if "dropout" in spec["model"]:
         spec["model"]["dropout"] = None
-    return json.dumps(spec)
+    return json.dumps(spec).encode()
 
 
 def _unknown_id(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
