@@ -70,6 +70,7 @@ class HuggingFaceTokenizer(Tokenizer):
         drops = "merges" in spec["model"] and self._unknown is None and not knows_all_bytes(spec)
         self._left_out = LeftOut(spec) if drops else None
         self._bytes = _byte_pieces(vocabulary) if _falls_back(spec) else {}
+        self.unsettled = _longest_rewritten(spec)
 
     def _checked_size(self, vocabulary: dict[str, int]) -> int:
         if not vocabulary:
@@ -188,6 +189,19 @@ def _unknown_id(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None
 
 def _falls_back(spec: dict[str, Any]) -> bool:
     return any(part["type"] == "ByteFallback" for part in parts_of(spec["decoder"]))
+
+
+def _longest_rewritten(spec: dict[str, Any]) -> int:
+    """Most characters of a text, over the ends of tokens, that a decoder puts others in place of.
+
+    What a regular expression matches may have any length; those of clean-up are short.
+    """
+    decoders = list(parts_of(spec["decoder"]))
+    fused = next((n for n, part in enumerate(decoders) if part["type"] == "Fuse"), len(decoders))
+    rewriting = [part for part in decoders[fused:] if part["type"] == "Replace"]
+    patterns = [(part["pattern"].get("String"), part["content"]) for part in rewriting]
+    spans = [16 if text is None else max(len(text), len(by)) for text, by in patterns]
+    return sum(length for length in spans if length > 1)
 
 
 def _byte_pieces(vocabulary: dict[str, int]) -> dict[int, int]:
