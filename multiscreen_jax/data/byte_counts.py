@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 import numpy as np
 from jaxtyping import Bool, Int
-
-_VISIBLE = "LNPS"  # letters, numbers, punctuation, symbols
 
 
 class TextBytes:
@@ -28,16 +24,6 @@ class TextBytes:
     def before(self, characters: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
         """Bytes before each of these characters, counted from 0."""
         return self._ends[characters]
-
-    def uncovered(self, spans: Int[np.ndarray, "n 2"]) -> int:
-        """Bytes of the visible characters that lie in no span."""
-        edges = len(self._points) + 1
-        opened, closed = (np.bincount(spans[:, side], minlength=edges) for side in (0, 1))
-        bare = np.flatnonzero(np.cumsum(opened - closed)[:-1] == 0)
-        points, places = np.unique(self._points[bare], return_inverse=True)
-        visible = np.array([unicodedata.category(chr(p))[0] in _VISIBLE for p in points], bool)
-        seen = bare[visible[places]]
-        return int((self._ends[seen + 1] - self._ends[seen]).sum())
 
 
 def count_bytes(

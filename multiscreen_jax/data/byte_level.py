@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from multiscreen_jax.data.gpt2_tokenizer import byte_alphabet
-from multiscreen_jax.data.special_pieces import AFFIXES, BYTE_PIECE
+from multiscreen_jax.data.special_pieces import AFFIXES, BYTE_PIECE, core_of
 
 Spec = dict[str, Any]
 _NO_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that are in no text
@@ -70,14 +70,36 @@ def piece_lengths(spec: Spec, vocabulary: dict[str, int], size: int) -> np.ndarr
     Of a byte piece one; of others those of the text without the signs of a word's begin and end.
     """
     byte_level, alphabet = has_byte_level(spec), byte_alphabet()
-    prefix, suffix = (spec["model"].get(affix) or "" for affix in AFFIXES)
     added = {token["content"] for token in spec["added_tokens"]}
     lengths = np.ones(size, np.int64)
     for piece, token in vocabulary.items():
         if piece not in added:
-            piece = piece.removeprefix(prefix).removesuffix(suffix).replace("▁", " ")
+            piece = core_of(spec["model"], piece).replace("▁", " ")
             if BYTE_PIECE.fullmatch(piece) or (byte_level and alphabet.keys() >= set(piece)):
                 lengths[token] = 1 if BYTE_PIECE.fullmatch(piece) else len(piece)
                 continue
         lengths[token] = len(piece.encode())
     return np.maximum(lengths, 1)
+
+
+class LeftOut:
+    """What a BPE model without an unknown token leaves out of a text: characters without a piece.
+
+    Of byte-level text these are bytes.
+    """
+
+    def __init__(self, spec: Spec):
+        model, alphabet = spec["model"], byte_alphabet()
+        known = {core_of(model, piece) for piece in model["vocab"]}
+        self._bytes = None
+        if has_byte_level(spec):
+            self._bytes = {byte for symbol, byte in alphabet.items() if symbol in known}
+        self._characters = known
+
+    def count(self, text: str) -> int:
+        """Bytes of a normalized text that are left out, white space apart."""
+        if self._bytes is not None:
+            content = text.encode()
+            return sum(content.count(byte) for byte in set(content) - self._bytes)
+        lost = (c for c in set(text) - self._characters if not c.isspace())
+        return sum(text.count(c) * len(c.encode()) for c in lost)

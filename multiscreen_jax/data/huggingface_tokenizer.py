@@ -13,7 +13,7 @@ import numpy as np
 
 from multiscreen_jax.data.byte_counts import TextBytes, count_bytes, lost_bytes, narrow
 from multiscreen_jax.data.byte_level import (
-    has_byte_level,
+    LeftOut,
     has_fixed_lengths,
     knows_all_bytes,
     parts_of,
@@ -48,12 +48,11 @@ class HuggingFaceTokenizer(Tokenizer):
         content = path.read_bytes()
         self.name = str(path)
         self.settings = {} if eos_token is None else {"eos_token": eos_token}
-        with library_errors(f"{path} is not a readable tokenizer.json"):
-            given = _parse(content)
+        given = _parse(content, path)
         vocabulary = given.get_vocab(with_added_tokens=True)
+        self.vocab_size = self._checked_size(vocabulary)
         spec = json.loads(given.to_str())  # with all its fields, whichever the file has
         special = {token["content"] for token in spec["added_tokens"] if token["special"]}
-        self.vocab_size = self._checked_size(vocabulary)
         end = self._find_eos(vocabulary, eos_token, special)
         self.eos_id = vocabulary[end]
         self.fingerprint = f"{hashlib.sha256(content).hexdigest()}:{self.eos_id}"
@@ -63,15 +62,13 @@ class HuggingFaceTokenizer(Tokenizer):
         # What is unknown is lost, and counted; all else that is special is no part of a text.
         self._forbidden = np.zeros(self.vocab_size, bool)
         self._forbidden[[*(self._special - {self._unknown}), self.eos_id]] = True
-        self._tokenizer = _parse(_for_corpora(spec, {*special, end}))
+        self._tokenizer = _parse(_for_corpora(spec, {*special, end}), path)
         self._tokenizer.encode_special_tokens = True
         self._lengths = piece_lengths(spec, vocabulary, self.vocab_size)
         fixed = np.where(self._forbidden, 0, self._lengths)
         self.byte_lengths = fixed if has_fixed_lengths(spec) else None
-        self._byte_level = has_byte_level(spec)
-        # A BPE model without an unknown token leaves out what it has no piece for.
-        drops = "merges" in spec["model"] and self._unknown is None
-        self._drops = drops and not knows_all_bytes(spec)
+        drops = "merges" in spec["model"] and self._unknown is None and not knows_all_bytes(spec)
+        self._left_out = LeftOut(spec) if drops else None
         self._bytes = _byte_pieces(vocabulary) if _falls_back(spec) else {}
 
     def _checked_size(self, vocabulary: dict[str, int]) -> int:
@@ -140,10 +137,9 @@ class HuggingFaceTokenizer(Tokenizer):
         covered = np.maximum(size.before(spans[:, 1]) - size.before(spans[:, 0]), 1)
         counts = count_bytes(size, spans, np.where(unknown, covered, self._lengths[ids]))
         lost = lost_bytes(size, spans, counts, unknown)
-        if self._drops and self._byte_level:
-            lost = max(0, size.total - int(self._lengths[ids].sum()))
-        elif self._drops:
-            lost = size.uncovered(spans)
+        if self._left_out is not None:
+            normalizer = self._tokenizer.normalizer
+            lost = self._left_out.count(normalizer.normalize_str(text) if normalizer else text)
         return Encoded(ids, narrow(counts), lost)
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
@@ -166,9 +162,10 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._tokenizer.decoder.decode(pieces)
 
 
-def _parse(content: bytes) -> Any:
+def _parse(content: bytes, path: Path) -> Any:
     tokenizers = import_package("tokenizers", "a tokenizer.json")
-    tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    with library_errors(f"{path} is not a readable tokenizer.json"):
+        tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
     # Files may ask for truncation or padding, which would silently cut a corpus.
     tokenizer.no_truncation()
     tokenizer.no_padding()

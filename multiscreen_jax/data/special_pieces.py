@@ -49,6 +49,12 @@ def without_special_pieces(spec: Spec, names: Iterable[str]) -> Spec:
     return {**spec, "model": model, "added_tokens": added}
 
 
+def core_of(model: Spec, piece: str) -> str:
+    """A piece without the signs that say where in a word it stands."""
+    prefix, suffix = (model.get(affix) or "" for affix in AFFIXES)
+    return piece.removeprefix(prefix).removesuffix(suffix)
+
+
 def _pieces(model: Spec) -> set[str]:
     vocab = model["vocab"]
     return set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
@@ -56,9 +62,7 @@ def _pieces(model: Spec) -> set[str]:
 
 def _stands_alone(model: Spec, piece: str) -> bool:
     """Whether a piece is one character, whatever says where in a word it stands, or one byte."""
-    prefix, suffix = (model.get(affix) or "" for affix in AFFIXES)
-    core = piece.removeprefix(prefix).removesuffix(suffix)
-    return len(core) <= 1 or BYTE_PIECE.fullmatch(piece) is not None
+    return len(core_of(model, piece)) <= 1 or BYTE_PIECE.fullmatch(piece) is not None
 
 
 def _touches(merge: list[str], renamed: dict[str, str], prefix: str) -> bool:

@@ -182,8 +182,9 @@ class Shards:
         for shard in range(low, high + 1) if first < last else ():
             end = int(self.token_ends[shard])
             begin = int(self.token_ends[shard - 1]) if shard else 0
-            part = self._read(shard, max(first, begin) - begin, min(last, end) - begin)
-            parts.append(part._replace(starts=part.starts + begin))
+            if begin < end:  # shards may be empty
+                part = self._read(shard, max(first, begin) - begin, min(last, end) - begin)
+                parts.append(part._replace(starts=part.starts + begin))
         return _joined(parts)
 
     def document_start(self, index: int) -> int:
@@ -219,16 +220,12 @@ class Shards:
     def _records(self, shard: int, first: int, last: int) -> list[_Record]:
         """Records [first, last) of one shard, at least one."""
         path = self.paths[shard]
-        begin = int(self.token_ends[shard - 1]) if shard else 0
-        left = int(self.token_ends[shard]) - begin - first * self._record_tokens
+        size, begin = self._record_tokens, int(self.token_ends[shard - 1]) if shard else 0
+        length = int(self.token_ends[shard]) - begin
         try:
             return [
-                _unpack(
-                    record,
-                    self._dtype,
-                    min(self._record_tokens, left - number * self._record_tokens),
-                )
-                for number, record in enumerate(self._open(path).read(first, last))
+                _unpack(record, self._dtype, min(size, length - number * size))
+                for number, record in enumerate(self._open(path).read(first, last), start=first)
             ]
         except (RuntimeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]

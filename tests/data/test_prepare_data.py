@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.prepare_data import PrepareConfig, main, prepare
+from experiments.prepare_data import PrepareConfig, lost_text, main, prepare
 from multiscreen_jax.data import DataConfig, open_pipeline
+from tests.data import tokenizer_files
 from tests.data.corpora import TEXTS, byte_level_tokenizer, write_json_lines
 
 ROOT = Path(__file__).parents[2]
@@ -111,3 +112,28 @@ def test_a_terminal_gets_a_bar(tmp_path):
     prepare(PrepareConfig((str(corpus),), tmp_path / "out"), console)
     assert "100%" in console.file.getvalue()
     assert "40 documents" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "byte level, NFKC"])
+def test_bytes_behind_tokens_are_prepared_with_them(tmp_path, kind):
+    texts = [f"The cat {n} sat — 日本, ﬁ. 한" for n in range(40)]
+    corpus = write_json_lines(tmp_path / "c.jsonl", ["   ", *texts] if kind == "Unigram" else texts)
+    tokenizer = str(tokenizer_files.write(tmp_path / "t.json", kind))
+    out = tmp_path / "out"
+    facts, _ = run([corpus], out, tokenizer=tokenizer, valid_fraction=0.2)
+    shared = {"packing": "segments", "sequence_length": 16, "batch_size": 4}
+    direct = DataConfig(source=str(corpus), tokenizer=tokenizer, valid_fraction=0.2, **shared)
+    mapped = DataConfig(
+        source=str(out / "train.bin"), valid_source=str(out / "valid.bin"), **shared
+    )
+    for split in ("train", "valid"):
+        one, other = open_pipeline(direct, split), open_pipeline(mapped, split)
+        assert one.lost_share == other.lost_share == facts[split]["lost_share"]
+        for key, value in one.batch(1).items():
+            np.testing.assert_array_equal(other.batch(1)[key], value)
+        if split == "valid":
+            counts = [sum(map(p.target_bytes, p.iterate())) for p in (one, other)]
+            assert counts[0] == counts[1] > 8 * 30
+    assert lost_text(facts["train"]).endswith("lost as unknown tokens") == (kind == "Unigram")
+    run([corpus], out, tokenizer="bytes", overwrite=True, valid_fraction=0.2)
+    assert not list(out.glob("*.bytes*")) + list(out.glob("*.partial*"))

@@ -19,6 +19,7 @@ from experiments import prepare_shards
 from experiments.prepare_shards import ShardsConfig, cut_inputs, prepare
 from multiscreen_jax.data import DataConfig, open_pipeline
 from multiscreen_jax.data.sources import file_extent, read_file
+from tests.data import tokenizer_files
 from tests.data.corpora import (
     TEXTS,
     byte_level_tokenizer,
@@ -266,3 +267,26 @@ def test_a_worker_that_dies_is_reported(tmp_path):
         prepare_shards._workers(1) as pool,
     ):
         pool.submit(os._exit, 9).result()
+
+
+def test_bytes_behind_tokens_are_prepared_with_them(tmp_path, in_process):
+    texts = [f"The cat {n} sat — 日本, ﬁ. 한 " * (1 + n % 3) for n in range(30)]
+    corpus = write_json_lines(tmp_path / "c.jsonl", [*texts, "   "])
+    tokenizer = str(tokenizer_files.write(tmp_path / "t.json", "Unigram"))
+    facts = run(corpus, tmp_path / "out", tokenizer=tokenizer, record_tokens=16)
+    shared = {"sequence_length": 24, "batch_size": 2, "valid_fraction": 0.4}
+    direct = DataConfig(source=str(corpus), tokenizer=tokenizer, **shared)
+    made = DataConfig(source=str(tmp_path / "out"), **shared)
+    for packing in ("stream", "segments"):
+        for split in ("train", "valid"):
+            one, other = (
+                open_pipeline(dataclasses.replace(config, packing=packing), split)
+                for config in (direct, made)
+            )
+            assert one.lost_share == pytest.approx(other.lost_share) == facts["lost_share"]
+            for key, value in one.batch(1).items():
+                np.testing.assert_array_equal(other.batch(1)[key], value)
+        assert other.unigram_bits_per_byte() == one.unigram_bits_per_byte()
+    assert 0.05 < facts["lost_share"] < 0.5
+    plan = json.loads((tmp_path / "out" / "tokens.plan.json").read_text())
+    assert plan["byte_counts"] is True

@@ -1,11 +1,13 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
 
 from multiscreen_jax.data import DataConfig, open_pipeline
 from multiscreen_jax.data import token_files as files
-from multiscreen_jax.data.tokenizers import CharacterTokenizer, HuggingFaceTokenizer
+from multiscreen_jax.data.tokenizers import CharacterTokenizer, HuggingFaceTokenizer, open_tokenizer
+from tests.data import tokenizer_files
 from tests.data.corpora import byte_level_tokenizer, write_tokens
 
 
@@ -150,3 +152,79 @@ def test_large_files_are_checked_row_by_row(tmp_path, monkeypatch):
     valid.batch(0)
     with pytest.raises(ValueError, match=r"token 19 is 300; allowed: 0 to 255"):
         valid.batch(2)
+
+
+@pytest.fixture
+def counted(tmp_path):
+    """A token file whose tokenizer has no fixed lengths, with the bytes behind its tokens."""
+    tokenizer = open_tokenizer(str(tokenizer_files.write(tmp_path / "tokenizer.json", "Unigram")))
+    (encoded,) = tokenizer.encode_corpus(["The cat 日本 sat on the mat. 한 " * 9])
+    path = tmp_path / "train.bin"
+    np.append(encoded.tokens, tokenizer.eos_id).astype("<u2").tofile(path)
+    counts = np.append(encoded.byte_counts, 0)
+    files.finish_token_file(
+        path, np.dtype("uint16"), np.array([0]), tokenizer, counts, encoded.lost_bytes / 345
+    )
+    return path, counts
+
+
+def test_bytes_behind_tokens_are_stored_narrow_and_read_back(counted):
+    path, counts = counted
+    assert np.load(files.bytes_path(path)).dtype == np.uint8
+    pipeline = open_bin(path, "valid", valid_source=str(path))
+    assert sum(map(pipeline.target_bytes, pipeline.iterate())) == counts.sum() - counts[0]
+    assert pipeline.lost_share == pytest.approx(27 / 345)
+    assert 0 < pipeline.unigram_bits_per_byte() < 8
+    held_out = open_bin(path, "valid")
+    kept = len(counts) - int(len(counts) * 0.2)
+    counted_bytes = sum(map(held_out.target_bytes, held_out.iterate()))
+    assert counted_bytes == counts[kept + 1 :].sum()
+
+
+def test_many_bytes_behind_one_token_fit(counted):
+    path, counts = counted
+    counts = counts.astype(np.int64)
+    counts[5] = 1_000_000
+    facts = files.read_sidecar(path)
+    tokenizer = files.open_own_tokenizer(path)
+    files.finish_token_file(path, np.dtype("uint16"), None, tokenizer, counts)
+    assert files.read_sidecar(path)["checksum"] == facts["checksum"]
+    pipeline = open_bin(path, "valid", valid_source=str(path))
+    assert sum(map(pipeline.target_bytes, pipeline.iterate())) == counts.sum() - counts[0]
+
+
+def test_files_without_the_bytes_behind_tokens_have_no_bits_per_byte(counted):
+    path, _ = counted
+    change_sidecar(path, bytes_checksum=None, lost_share=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_bin(path)
+    with pytest.warns(UserWarning, match=r"train.bin does not hold the bytes .* prepare it again"):
+        pipeline = open_bin(path, "valid", valid_source=str(path))
+    assert pipeline.target_bytes(pipeline.batch(0)) == 0
+    assert np.isnan(pipeline.unigram_bits_per_byte())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: files.bytes_path(path).unlink(), "has no train.bytes.npy, though its sidec"),
+        (lambda path: files.bytes_path(path).write_bytes(b"x"), "train.bytes.npy: not a numpy arr"),
+        (
+            lambda path: np.save(files.bytes_path(path), np.ones(5, "u1")),
+            r"is uint8 \[5\]; allowed",
+        ),
+        (
+            lambda path: np.save(files.bytes_path(path), np.load(files.bytes_path(path)) + 1),
+            "train.bytes.npy is damaged: its checksum",
+        ),
+        (lambda path: change_sidecar(path, lost_share=2), "lost_share is 2; allowed: a number"),
+        (lambda path: change_sidecar(path, lost_share="a"), "lost_share is 'a'; allowed"),
+    ],
+    ids=["missing", "no array", "length", "content", "share", "no share"],
+)
+def test_damaged_bytes_behind_tokens(counted, damage, message):
+    path, _ = counted
+    damage(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_bin(path)

@@ -1,10 +1,15 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multiscreen_jax.data import gpt2_tokenizer
+from multiscreen_jax.data.tokenizer import library_errors
 from multiscreen_jax.data.tokenizers import (
     GPT2_EOS,
+    GPT2_PATTERN,
     ByteTokenizer,
     CharacterTokenizer,
     Gpt2Tokenizer,
@@ -15,6 +20,7 @@ from multiscreen_jax.data.tokenizers import (
     gpt2_pieces,
     open_tokenizer,
 )
+from tests.data import tokenizer_files
 from tests.data.corpora import TEXTS, byte_level_tokenizer, metaspace_tokenizer
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
@@ -77,6 +83,58 @@ def test_gpt2_properties(gpt2, gpt2_by_tokenizers, text):
     assert gpt2.decode(tokens) == text
     assert gpt2.byte_lengths[tokens].sum() == len(text.encode())
     assert tokens.tolist() == gpt2_by_tokenizers.encode(text).ids
+
+
+SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
+NEAR_SPACES = "\x1c\x1f\u180e\u200b\u2060\ufeff"  # no \s of the pattern, though some of Python's
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    words=st.lists(
+        st.one_of(
+            st.text(st.sampled_from(SPACES), max_size=5),
+            st.text(st.sampled_from(NEAR_SPACES + "a1'.日s"), max_size=3),
+        )
+    ),
+    longest=st.integers(1, 4),
+)
+def test_long_white_space_is_split_off_as_the_pattern_splits_it(gpt2, words, longest):
+    text = "".join(words)
+    parts = list(gpt2_tokenizer.parts_between_runs(text, longest))
+    assert "".join(parts) == text
+    alone = [token for part in parts for token in gpt2._encoding.encode_ordinary(part)]
+    assert alone == gpt2._encoding.encode_ordinary(text)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(st.sampled_from(SPACES + NEAR_SPACES + "ab1'.日smtle"), max_size=40))
+def test_the_possessive_pattern_gives_the_tokens_of_the_first_one(gpt2, text):
+    import regex
+
+    first = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    assert regex.findall(GPT2_PATTERN, text) == regex.findall(first, text)
+
+
+@pytest.mark.parametrize("filling", [" ", "\n", "\t \u3000", "a", "1", "^", "\u0301"])
+def test_long_runs_can_be_encoded(gpt2, filling):
+    run = filling * ((1_000_000 if filling.isspace() else 100_000) // len(filling))
+    for text in (f"a{run}", f"a{run}.b"):
+        tokens = gpt2.encode(text)
+        assert gpt2.byte_lengths[tokens].sum() == len(text.encode())
+    if filling == " ":
+        assert gpt2.encode(f"a{run}x").tolist() == [64, *[220] * 999_999, 2124]
+
+
+def test_a_panic_of_a_library_is_one_line():
+    class PanicException(BaseException):
+        pass
+
+    one_line = pytest.raises(ValueError, match=r"^tiktoken cannot: called `Result::unwrap\(\)`$")
+    with one_line, library_errors("tiktoken cannot"):
+        raise PanicException("called `Result::unwrap()`\nnote: run with")
+    with pytest.raises(KeyboardInterrupt), library_errors("tiktoken cannot"):
+        raise KeyboardInterrupt
 
 
 @settings(max_examples=100, deadline=None)
@@ -173,6 +231,58 @@ def test_bad_tokenizer_files(tmp_path):
     with pytest.raises(ValueError, match=r"is not a readable tokenizer.json") as caught:
         open_tokenizer(str(path))
     assert "\n" not in str(caught.value)
+
+
+DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+
+
+def with_model(model, **parts):
+    parts = {"added_tokens": [], "normalizer": None, "pre_tokenizer": None, **parts}
+    return json.dumps({"version": "1.0", "decoder": DECODER, "model": model, **parts})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            with_model({"type": "BPE", "vocab": {"</s>": 0, "a": 4_000_000_000}, "merges": []}),
+            "token 'a' is number 4000000000; allowed: 0 to 16777215",
+        ),
+        (
+            with_model({"type": "WordLevel", "vocab": {"</s>": 1 << 24}, "unk_token": "?"}),
+            "token '</s>' is number 16777216; allowed",
+        ),
+        (with_model({"type": "BPE", "vocab": {}, "merges": []}), "has no tokens; allowed"),
+        ("[" * 100_000, "is not a readable tokenizer.json"),
+        (
+            with_model({"type": "BPE", "vocab": {"</s>": 0}, "merges": []}).replace(
+                json.dumps(DECODER),
+                '{"type":"Sequence","decoders":[' * 50_000 + "]}" * 50_000,
+            ),
+            "is not a readable tokenizer.json: recursion limit exceeded",
+        ),
+        ("\udc80", "is not a readable tokenizer.json"),
+    ],
+    ids=["large id", "large end", "empty", "brackets", "nested", "no UTF-8"],
+)
+def test_hostile_tokenizer_files(tmp_path, content, message):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=message) as caught:
+        open_tokenizer(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_texts_that_a_tokenizer_cannot_encode_are_refused_in_one_line(tmp_path):
+    path = tokenizer_files.write(tmp_path / "t.json", "WordPiece", unk_token="[nowhere]")
+    with pytest.raises(ValueError, match=r"t.json cannot encode this text: WordPiece error"):
+        open_tokenizer(str(path)).encode("한")
+    path = tokenizer_files.write(tmp_path / "t.json", "Unigram", unk_id=None)
+    with pytest.raises(ValueError, match=r"t.json cannot encode this text: "):
+        open_tokenizer(str(path)).encode_corpus(["the cat", "한"])
+    with pytest.raises(ValueError, match=r"t.json cannot encode this text: "):
+        open_tokenizer(str(path)).encode("\ud800")
 
 
 def test_numbers_round_trip_and_are_no_text():

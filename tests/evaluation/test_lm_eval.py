@@ -18,6 +18,7 @@ from multiscreen_jax.data.tokenizers import CharacterTokenizer
 from multiscreen_jax.models import MultiscreenConfig, TransformerConfig, build
 from multiscreen_jax.models.registry import MODELS
 from multiscreen_jax.train import override, train
+from tests.data import tokenizer_files
 from tests.marks import slow_unless
 from tests.models import linear_family
 
@@ -173,6 +174,20 @@ def test_generation_ends_when_all_rows_have_stopped(monkeypatch):
     asked = requests("generate_until", [("ab", arguments), ("a", arguments)])
     assert adaptor_of("gdn").generate_until(asked, disable_tqdm=True) == ["bc", ""]
     assert steps == [2] * 3
+
+
+def test_continuations_keep_their_space_and_stop_at_whole_characters(tmp_path, monkeypatch):
+    path = tokenizer_files.write(tmp_path / "t.json", "byte fallback")
+    tokenizer = open_tokenizer(str(path))
+    both = tokenizer.encode("the cat sat on ß the").tolist()
+    new = both[len(tokenizer.encode("the cat")) :]
+    given = [np.array([token], np.int32) for token in new]
+    monkeypatch.setattr(evaluation.lm_eval, "stream", lambda *args, **kwargs: iter(given))
+    adaptor = adaptor_of("gdn")
+    adaptor._tokenizer = tokenizer
+    for until, expected in (([], " sat on ß the"), (["ß"], " sat on "), ([" the"], " sat on ß")):
+        asked = requests("generate_until", [("the cat", {"until": until, "max_gen_toks": 30})])
+        assert adaptor.generate_until(asked, disable_tqdm=True) == [expected]
 
 
 def test_samples_do_not_depend_on_the_batch():

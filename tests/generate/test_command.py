@@ -14,6 +14,7 @@ from experiments.configs import tiny
 from multiscreen_jax.data import open_tokenizer
 from multiscreen_jax.generation import generate
 from multiscreen_jax.models import build
+from tests.data import tokenizer_files
 
 TEXT = "naïve — 漢字, Ωmega: 🙂🙂 end"
 
@@ -91,3 +92,15 @@ def test_errors(trained, tmp_path):
     alphabet.eos_id = None
     with pytest.raises(ValueError, match="--prompt is empty"):
         command.prompt_ids(alphabet, "")
+
+
+@pytest.mark.parametrize("kind", ["byte fallback", "WordPiece", "Unigram"])
+def test_the_space_after_the_prompt_is_kept(trained, tmp_path, monkeypatch, capsys, kind):
+    tokenizer = open_tokenizer(str(tokenizer_files.write(tmp_path / "t.json", kind)))
+    both = tokenizer.encode("the cat sat on the mat").tolist()
+    new = both[len(tokenizer.encode("the cat")) :]
+    monkeypatch.setattr(command, "run_tokenizer", lambda data: tokenizer)
+    monkeypatch.setattr(command, "stream", lambda *args, **kwargs: iter([[token] for token in new]))
+    text = command.run(command.GenerateConfig(run=str(tmp_path), prompt="the cat"))
+    assert text == " sat on the mat"
+    assert capsys.readouterr().out == "the cat sat on the mat\n"

@@ -62,3 +62,11 @@ def test_a_start_reads_nothing_and_the_summary_only_these_batches(pipeline, monk
     assert said.endswith(f"on {BATCHES} batches, where token frequencies alone give {alone}")
     ahead = pipeline.config.prefetch * pipeline.config.batch_size
     assert BATCHES * 4 <= len(read) <= BATCHES * 4 + ahead + 4 < len(pipeline._rows)
+
+
+def test_what_the_tokenizer_loses_is_said_beside_bits_per_byte(pipeline):
+    validation = Validation(None, pipeline, BATCHES, None)
+    record = {"validation_loss": 1.0, "validation_bits_per_byte": 2.0}
+    assert "lost" not in validation.summary(record)
+    said = validation.summary({**record, "validation_lost_share": 0.031})
+    assert said.endswith("; the tokenizer lost 3.10% of the bytes")
