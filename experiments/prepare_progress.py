@@ -167,7 +167,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not path.samefile(f"/proc/self/fd/{lock.fileno()}"):  # removed by who held it
+            if not os.path.samestat(os.fstat(lock.fileno()), path.stat()):  # its holder removed it
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
             raise OSError(f"{folder} is being written by another process") from None
