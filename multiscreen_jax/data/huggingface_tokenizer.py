@@ -24,6 +24,7 @@ from multiscreen_jax.data.config import import_package, neighbours
 from multiscreen_jax.data.gpt2_tokenizer import GPT2_EOS
 from multiscreen_jax.data.special_pieces import BYTE_PIECE, without_special_pieces
 from multiscreen_jax.data.tokenizer import Encoded, Tokenizer, checked_ids, library_errors
+from multiscreen_jax.paths import expanded_path, refuse_lfs_pointer
 
 # Names under which tokenizer.json files list their end-of-document token, in order of preference.
 EOS_NAMES = (GPT2_EOS, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>", "<|im_end|>")
@@ -43,9 +44,10 @@ class HuggingFaceTokenizer(Tokenizer):
     """
 
     def __init__(self, path: str | Path, eos_token: str | None = None):
-        path = Path(path).expanduser()
+        path = expanded_path(path, "tokenizer")
         if not path.is_file():
             raise FileNotFoundError(f"tokenizer file {path} does not exist{neighbours(path)}")
+        refuse_lfs_pointer(path)
         content = path.read_bytes()
         self.name = str(path)
         self.settings = {} if eos_token is None else {"eos_token": eos_token}

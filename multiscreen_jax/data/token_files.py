@@ -321,6 +321,7 @@ def _read_counts(path: Path, facts: dict[str, Any], num_tokens: int) -> np.ndarr
 
 
 def _map_array(file: Path) -> np.ndarray:
+    refuse_lfs_pointer(file)
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except (ValueError, OSError, EOFError) as error:

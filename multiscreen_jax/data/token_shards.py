@@ -43,6 +43,7 @@ from multiscreen_jax.data.packing import (
     token_dtype,
 )
 from multiscreen_jax.data.tokenizers import Encoded, Tokenizer
+from multiscreen_jax.paths import refuse_lfs_pointer
 
 RECORD_TOKENS = 1 << 14  # 32 or 64 KB: few records to index, and little to read beside a row
 BYTE_SUMS = ("text_bytes", "lost_bytes")  # of a shard with byte counts
@@ -308,6 +309,7 @@ def open_token_shards(folder: Path) -> tuple[ShardStore, Tokenizer]:
         if path.name not in sizes:
             raise FileNotFoundError(f"{path} is missing, one of {len(listed)} shards")
         if sizes[path.name] != shard["num_bytes"]:
+            refuse_lfs_pointer(path)
             raise ValueError(
                 f"{path} is damaged: it has {sizes[path.name]} bytes but tokens.json says "
                 f"{shard['num_bytes']}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from multiscreen_jax.data import DataConfig, describe_data, open_pipeline
+from multiscreen_jax.data import DataConfig, describe_data, open_pipeline, open_tokenizer
 from multiscreen_jax.data.sources import choose_files, find_files, has_validation, read_documents
 from tests.data.corpora import write_json_lines, write_parquet, write_tokens
 
@@ -33,10 +33,9 @@ def test_a_cloned_dataset_trains_on_its_training_split_alone(tmp_path):
     make(tmp_path, *names, ".gitattributes", ".git/notes.txt", "LICENSE")
     (tmp_path / "README.md").write_text(CARD)
     assert read(tmp_path) == ["data/train-00000-of-00001.parquet"]
-    line = str(choose_files(str(tmp_path), "train"))
-    assert line == (
-        f"1 .parquet in {tmp_path}/data, named as train; left out: 1 for test, 1 LICENSE, README.md"
-    )
+    left_out = "1 of split test, 1 LICENSE, README.md"
+    line = f"1 .parquet in {tmp_path}/data, split train; left out: {left_out}"
+    assert str(choose_files(str(tmp_path), "train")) == line
 
 
 HUBS = [
@@ -65,7 +64,7 @@ def test_splits_are_respected(tmp_path, names):
     assert read(tmp_path) == [names[0]]
     assert read(tmp_path, "valid") == [names[1]]
     assert has_validation(str(tmp_path))
-    assert str(choose_files(str(tmp_path), "train")).count("1 for test, 1 for valid") == 1
+    assert str(choose_files(str(tmp_path), "train")).count("1 of split test, 1 of split valid") == 1
 
 
 PLAIN = [
@@ -151,6 +150,14 @@ def test_pointers_of_git_lfs_are_named(tmp_path, name):
             find_files(str(source))
 
 
+def test_a_tokenizer_that_is_a_pointer_or_no_path(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(POINTER)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is a git-lfs pointer, not the file"):
+        open_tokenizer(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"^tokenizer is 'a.x00b.json'; allowed: a path without"):
+        open_tokenizer("a\0b.json")
+
+
 def test_validation_is_the_folder_s_own_or_held_out(tmp_path):
     texts = [f"text number {n}. " * 9 for n in range(20)]
     for name, part in (("train", texts), ("val", ["other words"]), ("test", ["never read " * 9])):
@@ -162,13 +169,13 @@ def test_validation_is_the_folder_s_own_or_held_out(tmp_path):
     assert len(both[0]._rows) == (tokens - 1) // 8
     line = describe_data(config)
     assert line == (
-        f"train: 1 .jsonl in {tmp_path}, named as train; left out: 1 for test, 1 for valid; "
-        f"valid: 1 .jsonl in {tmp_path}, named as valid; left out: 1 for test, 1 for train"
+        f"train: 1 .jsonl in {tmp_path}, split train; left out: 1 of split test, 1 of split valid; "
+        f"valid: 1 .jsonl in {tmp_path}, split valid; left out: 1 of split test, 1 of split train"
     )
     (tmp_path / "val.jsonl").unlink()
     held_out = open_pipeline(config, "valid")
     assert " 18." in held_out.tokenizer.decode(held_out.batch(2)["tokens"].ravel())
-    assert describe_data(config).endswith("left out: 1 for test; valid: the last 0.1 of it")
+    assert describe_data(config).endswith("left out: 1 of split test; valid: the last 0.1 of it")
     assert describe_data(DataConfig()) is None
 
 
@@ -178,7 +185,7 @@ def test_token_files_by_split(tmp_path):
     config = DataConfig(source=str(tmp_path), sequence_length=9, batch_size=2)
     assert open_pipeline(config).batch(0)["tokens"].max() < 99
     assert open_pipeline(config, "valid").batch(0)["tokens"][0, 0] == 100
-    assert f"train: 1 .bin in {tmp_path}, named as train" in describe_data(config)
+    assert f"train: 1 .bin in {tmp_path}, split train" in describe_data(config)
 
 
 @pytest.mark.parametrize("source", ["a\0b", "\ud800", "a\0b/*.txt"])

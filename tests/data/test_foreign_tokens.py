@@ -218,6 +218,14 @@ def test_other_files_by_that_name(tmp_path):
     sidecar_path(path).write_text(pointer)
     with pytest.raises(ValueError, match=r"a\.json is a git-lfs pointer, not the file itself"):
         open_token_file(path)
+    write_tokens(path, TOKENS, num_documents=1)
+    documents_path(path).write_text(pointer)
+    with pytest.raises(ValueError, match=r"a\.documents\.npy is a git-lfs pointer"):
+        open_token_file(path)
+    path.with_suffix(".idx").write_text(pointer)
+    with pytest.raises(ValueError, match=r"a\.idx is a git-lfs pointer"):
+        open_token_file(path)
+    path.with_suffix(".idx").unlink()
     write_tokens(path, TOKENS)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="799 bytes are no whole number of uint16 tokens"):

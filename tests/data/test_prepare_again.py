@@ -181,6 +181,22 @@ def test_a_changed_file_starts_over(tmp_path):
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_a_full_disk_loses_nothing(corpus, tmp_path, monkeypatch):
+    save, calls = prepare_progress.Journal.save, itertools.count()
+
+    def full(self, *files):
+        if next(calls) == 9:
+            raise OSError(28, "No space left on device")
+        save(self, *files)
+
+    monkeypatch.setattr(prepare_progress.Journal, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(corpus, tmp_path / "again")
+    assert "goes on after 9 documents" in run(corpus, tmp_path / "again")
+    run(corpus, tmp_path / "whole")
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+
+
 def test_two_at_once(corpus, tmp_path):
     with (
         owned(tmp_path),

@@ -99,7 +99,8 @@ def test_the_space_after_the_prompt_is_kept(trained, tmp_path, monkeypatch, caps
     tokenizer = open_tokenizer(str(tokenizer_files.write(tmp_path / "t.json", kind)))
     both = tokenizer.encode("the cat sat on the mat").tolist()
     new = both[len(tokenizer.encode("the cat")) :]
-    monkeypatch.setattr(command, "run_tokenizer", lambda data: tokenizer)
+    opened = dataclasses.replace(command.open_run("", None), tokenizer=tokenizer)
+    monkeypatch.setattr(command, "open_run", lambda run, step: opened)
     monkeypatch.setattr(command, "stream", lambda *args, **kwargs: iter([[token] for token in new]))
     text = command.run(command.GenerateConfig(run=str(tmp_path), prompt="the cat"))
     assert text == " sat on the mat"

@@ -155,6 +155,7 @@ def test_training_goes_on_from_the_checkpoint_before(damage, copied_run, text, w
     files = {p.relative_to(newest): p.read_bytes() for p in newest.rglob("*") if p.is_file()}
     result = train(small.config(text, copied_run))
     printed = capsys.readouterr().out
+    assert printed.startswith("train: 1 .jsonl in ")
     assert "checkpoint 12 is damaged and not used" in printed
     assert str(path) in printed
     assert reason in printed
