@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath  # Orbax's own kind of path
 
 from multiscreen_jax.json_files import read_object
 from multiscreen_jax.models.registry import build
@@ -143,21 +144,22 @@ def read_newest(
     """
     for _ in range(_TRIES):
         folder, run = find_checkpoint(path, step)
-        failure = result = None
+        results: list[_Read] = []
+        failure = None
         with _held_back() as held:
             try:
-                result = read(folder, run)
+                results.append(read(folder, run))
             except Exception as error:
                 failure = error
             if not manifest.is_complete(folder):
-                failure = None
+                failure, results = None, []
                 gc.collect()  # while nobody hears what reads under way have to say
                 continue
         for tell in held:
             tell()
         if failure is not None:
             raise failure
-        return result
+        return results[0]
     raise _too_fast(checkpoints_in(path)[0])
 
 
@@ -257,7 +259,7 @@ def _too_fast(folder: Path) -> FileNotFoundError:
 def _refuse_other_arrays(path: Path, abstract: Any) -> None:
     # Unlike a Checkpointer it says nothing of files that may be absent.
     with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-        stored = handler.metadata(path)
+        stored = handler.metadata(epath.Path(path))
     there, wanted = _shapes(stored.tree), _shapes(abstract)
     for name, shape in wanted.items():
         if name not in there:
