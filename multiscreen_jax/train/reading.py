@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import json
 import logging
 import sys
 import warnings
@@ -65,7 +66,10 @@ def run_of(folder: Path) -> dict[str, Any]:
     """The run facts of one checkpoint (see `checkpoint.run_facts`)."""
     path = folder / "run" / "metadata"
     try:
-        return read_object(path, keys=_RUN_FACTS, optional=_LATER_FACTS)
+        run = read_object(path, keys=_RUN_FACTS, optional=_LATER_FACTS)
+        sections = dict.fromkeys(config_json.SECTIONS, dict)
+        read_object(json.dumps(run["config"]), f"{path}: config", keys=sections)
+        return run
     except (FileNotFoundError, NotADirectoryError):
         raise DamagedCheckpoint(f"{path} is missing") from None
     except ValueError as error:
