@@ -40,6 +40,11 @@ def refuse_other(
     valid = run.get("valid_fingerprint"), origin["valid_fingerprint"]
     if None not in valid and valid[0] != valid[1]:
         raise ValueError(f"{where} was made with other data: what data.valid-source reads changed")
+    if now["train"]["steps"] < run["step"]:
+        raise ValueError(
+            f"train.steps is {now['train']['steps']}; {where} has taken more; allowed: at least "
+            f"{run['step']}, or another train.output-dir"
+        )
 
 
 def _may_differ(name: str, run: dict[str, Any], now: dict[str, Any]) -> bool:
