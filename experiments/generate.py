@@ -67,7 +67,10 @@ class GenerateConfig:
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     """Tokens of a prompt; an empty one is the end of the document before."""
     if prompt:
-        return np.asarray(tokenizer.encode(prompt), np.int32)
+        try:
+            return np.asarray(tokenizer.encode(prompt), np.int32)
+        except ValueError as error:
+            raise ValueError(f"--prompt: {error}") from None
     if tokenizer.eos_id is None:
         raise ValueError(
             f"--prompt is empty; the tokenizer {tokenizer.name!r} has no end-of-document token to "

@@ -195,9 +195,9 @@ def made_tiles(windows, widths, kind: str, context: int, queries: int) -> Iterat
 def trained_tiles(run: str, context: int, queries: int) -> Iterator[Tile]:
     """Tiles of a trained model reading speeches; windows beyond half its training are infinite."""
     from multiscreen_jax.models import build
-    from multiscreen_jax.train.checkpoint import find_checkpoint, read_model
+    from multiscreen_jax.train import load_params
 
-    params, model, experiment = read_model(*find_checkpoint(run))
+    params, model, experiment = load_params(run)
     half = experiment.data.sequence_length // 2
     model = build(dataclasses.replace(model.config, infinite_windows=True, trained_length=half))
 

@@ -26,11 +26,11 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from multiscreen_jax import data, pretrained
+from multiscreen_jax import data
 from multiscreen_jax.data import DataConfig
 from multiscreen_jax.models import Multiscreen, build
 from multiscreen_jax.train import one_line_errors
-from multiscreen_jax.train.checkpoint import load_params
+from multiscreen_jax.train.trained_run import open_run
 
 PARTS = ("forward", "decode")
 # The fields of a Multiscreen that make them so.
@@ -97,11 +97,8 @@ def run(bench: LongContextBench) -> dict[str, Any]:
 
 def _load(name: str) -> tuple[Any, Any, DataConfig]:
     """(model, parameters, the text it reads)."""
-    if Path(name).is_dir():
-        params, model, experiment = load_params(name)
-        return model, params, experiment.data
-    model, params, _ = pretrained.load(name)
-    return model, jax.tree.map(jnp.asarray, params), DataConfig()
+    trained = open_run(name)
+    return trained.model, trained.params, trained.readable()
 
 
 def _forward(model, params, tokens):

@@ -19,7 +19,7 @@ import tyro
 
 from experiments.bench import report
 from multiscreen_jax.data import open_pipeline
-from multiscreen_jax.train import load_params
+from multiscreen_jax.train.trained_run import open_run
 
 
 def tile_inputs(model, params, tokens):
@@ -61,10 +61,11 @@ def main(
         output: where the table goes.
     """
     facts = report.machine_facts()
-    params, model, config = load_params(run)
-    pipeline = open_pipeline(config.data, "valid")
+    trained = open_run(run)
+    params, model, data = trained.params, trained.model, trained.readable()
+    pipeline = open_pipeline(data, "valid")
     # The validation split is not shuffled: its rows follow each other in the text.
-    batches = -(-length // (config.data.sequence_length * config.data.batch_size))
+    batches = -(-length // (data.sequence_length * data.batch_size))
     rows = [pipeline.batch(n)["tokens"][:, :-1].ravel() for n in range(batches)]
     tokens = np.concatenate(rows)[:length]
     inputs = jax.jit(tile_inputs, static_argnums=0)(model, params, tokens)

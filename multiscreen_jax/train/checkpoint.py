@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
 from multiscreen_jax.cleanup import afterwards
+from multiscreen_jax.json_files import read_object
 from multiscreen_jax.ownership import Owner
 from multiscreen_jax.train import config_json, distributed, manifest, orbax_threads, together
 from multiscreen_jax.train.errors import CheckpointNotSaved, short_reason
@@ -303,9 +304,10 @@ def _committed(folder: Path) -> bool:
 def _pending_facts(folder: Path) -> dict[str, Any]:
     """What the manifest of a checkpoint was to say; a marker that is cut says only the step."""
     try:
-        return {"step": int(folder.name), **json.loads(_marker(folder).read_text())}
+        said = read_object(_marker(folder), optional={"validation_loss": float | None})
     except ValueError:
-        return {"step": int(folder.name), "validation_loss": None}
+        said = {}
+    return {"step": int(folder.name), "validation_loss": said.get("validation_loss")}
 
 
 def run_facts(

@@ -11,6 +11,7 @@ from multiscreen_jax.models.registry import MODELS
 from multiscreen_jax.train import checks
 from multiscreen_jax.train.config import ExperimentConfig
 
+SECTIONS = tuple(field.name for field in dataclasses.fields(ExperimentConfig))
 MODEL_CLASSES = {cls.__name__: cls for cls in MODELS}
 
 # What may change when a run is continued, because it does not change what is being trained: the
@@ -47,7 +48,9 @@ def model_to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The inverse of `to_dict`. Unknown and missing sections, fields and classes are errors."""
-    fields = {field.name for field in dataclasses.fields(ExperimentConfig)}
+    if not isinstance(values, dict):
+        checks.refuse("the config", values, "an object with sections")
+    fields = set(SECTIONS)
     if unknown := sorted(set(values) - fields):
         raise ValueError(f"config section {unknown[0]!r} is unknown; allowed: {sorted(fields)}")
     if missing := sorted(fields - set(values)):
@@ -59,6 +62,8 @@ def from_dict(values: dict[str, Any]) -> ExperimentConfig:
 
 def model_from_dict(values: dict[str, Any]) -> Any:
     """The inverse of `model_to_dict`."""
+    if not isinstance(values, dict):
+        checks.refuse("model", values, "an object with fields")
     name = values.get("class")
     if name not in MODEL_CLASSES:
         raise ValueError(f"model.class is {name!r}; allowed: {', '.join(MODEL_CLASSES)}")
@@ -121,7 +126,8 @@ def _remedy(name: str, old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _ends_with_run(values: dict[str, Any]) -> bool:
     optim = values["optim"]
-    return optim["decay_steps"] == max(values["train"]["steps"], optim["warmup_steps"])
+    ends = values["train"].get("steps"), optim.get("warmup_steps")
+    return None not in ends and optim.get("decay_steps") == max(ends)
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -21,7 +21,7 @@ def refuse_other(
     """
     before = run["config"]
     moved = places.moved(before, now)
-    allowed = [name for name in moved if _is_the_same(name, run, now, origin)]
+    allowed = [name for name in moved if _may_differ(name, run, now)]
     if now["train"]["init_from"] is not None:
         # Of a continued run the checkpoint knows the length that was inherited.
         allowed.append("model.trained_length")
@@ -37,11 +37,18 @@ def refuse_other(
         old, new = before["data"]["source"], now["data"]["source"]
         other = f" (it was {old!r}, and is {new!r})" if old != new else ""
         raise ValueError(f"{where} was made with other data: what data.source reads changed{other}")
+    valid = run.get("valid_fingerprint"), origin["valid_fingerprint"]
+    if None not in valid and valid[0] != valid[1]:
+        raise ValueError(f"{where} was made with other data: what data.valid-source reads changed")
+    if now["train"]["steps"] < run["step"]:
+        raise ValueError(
+            f"train.steps is {now['train']['steps']}; {where} has taken more; allowed: at least "
+            f"{run['step']}, or another train.output-dir"
+        )
 
 
-def _is_the_same(
-    name: str, run: dict[str, Any], now: dict[str, Any], origin: dict[str, Any]
-) -> bool:
+def _may_differ(name: str, run: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether what lies at a place is compared, or known to be the same."""
     if name in ("data.source", "data.tokenizer"):
         return True  # the fingerprints of data and tokenizer are compared in any case
     section, field = name.split(".")

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import json
 import logging
 import sys
 import warnings
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath  # Orbax's own kind of path
 
 from multiscreen_jax.json_files import read_object
 from multiscreen_jax.models.registry import build
@@ -65,7 +67,10 @@ def run_of(folder: Path) -> dict[str, Any]:
     """The run facts of one checkpoint (see `checkpoint.run_facts`)."""
     path = folder / "run" / "metadata"
     try:
-        return read_object(path, keys=_RUN_FACTS, optional=_LATER_FACTS)
+        run = read_object(path, keys=_RUN_FACTS, optional=_LATER_FACTS)
+        sections = dict.fromkeys(config_json.SECTIONS, dict)
+        read_object(json.dumps(run["config"]), f"{path}: config", keys=sections)
+        return run
     except (FileNotFoundError, NotADirectoryError):
         raise DamagedCheckpoint(f"{path} is missing") from None
     except ValueError as error:
@@ -144,21 +149,22 @@ def read_newest(
     """
     for _ in range(_TRIES):
         folder, run = find_checkpoint(path, step)
-        failure = result = None
+        results: list[_Read] = []
+        failure = None
         with _held_back() as held:
             try:
-                result = read(folder, run)
+                results.append(read(folder, run))
             except Exception as error:
                 failure = error
             if not manifest.is_complete(folder):
-                failure = None
+                failure, results = None, []
                 gc.collect()  # while nobody hears what reads under way have to say
                 continue
         for tell in held:
             tell()
         if failure is not None:
             raise failure
-        return result
+        return results[0]
     raise _too_fast(checkpoints_in(path)[0])
 
 
@@ -258,7 +264,7 @@ def _too_fast(folder: Path) -> FileNotFoundError:
 def _refuse_other_arrays(path: Path, abstract: Any) -> None:
     # Unlike a Checkpointer it says nothing of files that may be absent.
     with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-        stored = handler.metadata(path)
+        stored = handler.metadata(epath.Path(path))
     there, wanted = _shapes(stored.tree), _shapes(abstract)
     for name, shape in wanted.items():
         if name not in there:

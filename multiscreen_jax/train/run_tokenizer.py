@@ -171,9 +171,10 @@ def _made_anew(data: DataConfig, fingerprint: str, missing: str) -> Tokenizer:
     )
     try:
         pipeline = open_pipeline(data, "train")
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        # Then these alone say what the tokens are.
         if not _is_file(data.tokenizer) or data.source.endswith(".bin"):
-            raise  # they alone say what the tokens are
+            raise FileNotFoundError(f"{missing}, and it cannot be made anew: {error}") from None
         tokenizer = open_tokenizer(data.tokenizer, eos_token=data.eos_token)
         _warn(f"{missing}; {tokenizer.name!r} is used unchecked, since its data is gone")
         return tokenizer

@@ -214,7 +214,7 @@ def _restore_or_create(
         if run_tokenizer.kept(output) is None:  # of an earlier version's run
             _keep_tokenizer(output, pipeline.tokenizer)
         say(f"continues {output} after step {run['step']}")
-        trained_length = run["config"]["model"]["trained_length"]
+        trained_length = run["config"]["model"].get("trained_length")
         origin["inherited"] = run.get("inherited")
         return state, run["step"], run["skipped_updates"], trained_length, origin
     length = config.data.sequence_length
@@ -269,7 +269,7 @@ def _inherit(
     say(f"starts from {folder}" + (f" with {listed}" if listed else ""))
     zero = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
     inherited = {"step": run["step"], "seal": seal}
-    return state.replace(step=zero), run["config"]["model"]["trained_length"], inherited
+    return state.replace(step=zero), run["config"]["model"].get("trained_length"), inherited
 
 
 def _agreed_step(path: str) -> int | None:

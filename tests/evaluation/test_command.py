@@ -6,13 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
 
 from experiments.configs import mqar_small_transformer, tiny
-from experiments.evaluate import _data_config, run
+from experiments.evaluate import _data_config, load, run
 from experiments.evaluate_config import (
     AbcDigitsGrid,
     EvaluateConfig,
@@ -227,7 +228,13 @@ def test_what_a_run_on_mqar_cannot_be_asked(recalled, settings, message):
         ({"task": "perplexities"}, "allowed: perplexity, positions, abcdigits, needle, mqar"),
         ({"rope_factor": 2.0}, "--rope-factor needs a Transformer run, .* is a Multiscreen"),
         ({"run": "/no/such/run"}, "no run at /no/such/run"),
+        ({"run": "multiscreen-speech"}, r"did you mean multiscreen-speeches"),
+        ({"run": "transformer-speeches", "infinite_windows": True}, "--infinite-windows needs a M"),
         ({"step": 7}, "no checkpoint of step 7"),
+        (
+            {"task": "relevance", "relevance": RelevanceConfig(text="\ud800")},
+            "--relevance.text has",
+        ),
         ({"sequence_length": 0}, "sequence_length is 0"),
         ({"max_batches": 0}, "max_batches is 0"),
         ({"data": TextConfig("/no/such/text.txt")}, "/no/such/text.txt"),
@@ -242,6 +249,13 @@ def test_bad_settings_are_one_line(finished, settings, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         run(EvaluateConfig(**{"run": str(finished), **settings}))
     assert "\n" not in str(error.value)
+
+
+def test_results_of_a_shipped_model_lie_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load(EvaluateConfig(run="transformer-speeches", rope_factor=2.0))
+    assert loaded.results == Path("evaluation/transformer-speeches")
+    assert loaded.model.config.rope_factor == 2.0
 
 
 def test_a_run_may_be_called_by_a_number(finished, tmp_path):

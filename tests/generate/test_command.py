@@ -88,7 +88,13 @@ def test_errors(trained, tmp_path):
         command.run(command.GenerateConfig(run=str(tmp_path), prompt="We", top_p=2.0))
     with pytest.raises(ValueError, match="trained_length"):
         command.run(command.GenerateConfig(run=str(tmp_path), infinite_windows=True))
+    with pytest.raises(
+        ValueError, match=r"--prompt has '.udcff' at position 2; allowed: text that"
+    ):
+        command.run(command.GenerateConfig(run=str(tmp_path), prompt="We\udcff"))
     alphabet = open_tokenizer("characters", alphabet="ab")
+    with pytest.raises(ValueError, match="--prompt: character 'c' at position 0 is not in the"):
+        command.prompt_ids(alphabet, "c")
     alphabet.eos_id = None
     with pytest.raises(ValueError, match="--prompt is empty"):
         command.prompt_ids(alphabet, "")
