@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shlex
 import socket
 import sys
@@ -96,6 +97,7 @@ def _sign(descriptor: int) -> str:
         "host": socket.gethostname(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(sys.orig_argv),
+        "id": secrets.token_hex(4),  # tells one lock of this process from the next
     }
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from multiscreen_jax.ownership import FolderInUse
 
@@ -117,5 +118,21 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if not is_ours(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         sys.exit(exit_code(error))
+
+
+def tell(line: str) -> None:
+    """Prints on stderr, if that can be written: it may be a log on the disk that is full."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        close_unwritable(sys.stderr)
+
+
+def close_unwritable(stream: TextIO) -> None:
+    """Sends what a stream still holds nowhere: when Python ends it would try again, and the exit
+    code would be that of the failure."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
