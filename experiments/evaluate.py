@@ -72,8 +72,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """Runs one task; prints a table, writes files, returns what the JSON file holds."""
     if config.task not in TASKS:
         raise ValueError(f"--task is {config.task!r}; allowed: {', '.join(TASKS)}")
-    loaded = load(config)
     require_local("--output", config.output or "")
+    loaded = load(config)
     folder = Path(config.output) if config.output else _run_folder(config.run) / "evaluation"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,5 +14,6 @@ def require_local(name: str, given: str | os.PathLike) -> None:
     path = os.fsdecode(given)
     if _ADDRESS.match(path) or "\0" in path:
         raise ValueError(
-            f"{name} is {path!r}; allowed: a path of a file system, where a bucket can be mounted"
+            f"{name} is {path!r}; allowed: a path on a mount that all hosts share, which a bucket "
+            "can be, or on a local disk"
         )

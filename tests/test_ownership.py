@@ -73,6 +73,8 @@ def test_programs_and_forks_of_the_holder_hold_nothing(tmp_path):
             os.close(writer)
             os.read(reader, 1)  # until the parent is done
             os._exit(0)
+        with pytest.raises(FolderInUse), owned(tmp_path):
+            pass
     with owned(tmp_path):
         pass
     os.close(writer)
