@@ -73,8 +73,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """Runs one task; prints a table, writes files, returns what the JSON file holds."""
     if config.task not in TASKS:
         raise ValueError(f"--task is {config.task!r}; allowed: {', '.join(TASKS)}")
+    if config.output:
+        checked_path(config.output, "--output")
     loaded = load(config)
-    folder = checked_path(config.output, "--output") if config.output else loaded.results
+    folder = Path(config.output) if config.output else loaded.results
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

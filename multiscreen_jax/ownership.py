@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shlex
 import socket
 import sys
@@ -18,8 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from multiscreen_jax.cleanup import afterwards
+
 NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_TRIES = 20
 _LONGEST_COMMAND = 200  # characters of it that a message repeats
 _held: set[int] = set()
 
@@ -39,12 +43,19 @@ class Owner:
 
     def check(self) -> None:
         """OSError when the folder is not the one that was taken: it was removed, or replaced."""
-        try:
-            same = (self.folder / NAME).read_text() == self.text
-        except FileNotFoundError:
-            same = False
-        if not same:
+        if not self._is_there():
             raise OSError(f"{self.folder} was removed or replaced while this process wrote in it")
+
+    def leave(self) -> None:
+        """Removes the lock's file, if it is still ours."""
+        if self._is_there():
+            (self.folder / NAME).unlink()
+
+    def _is_there(self) -> bool:
+        try:
+            return (self.folder / NAME).read_text(errors="replace") == self.text
+        except FileNotFoundError:
+            return False
 
 
 @contextlib.contextmanager
@@ -55,19 +66,43 @@ def owned(folder: Path) -> Iterator[Owner]:
       FolderInUse: another process holds it. Nothing in the folder was touched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Not inherited by programs that are started (Python's default), nor kept by forks.
-    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
-    _held.add(descriptor)
+    descriptor = _locked(folder)
     try:
-        _lock(descriptor, folder)
-        try:
-            yield Owner(folder, _sign(descriptor))
-        finally:
-            with contextlib.suppress(OSError):
-                os.ftruncate(descriptor, 0)
+        owner = Owner(folder, _sign(descriptor))
+        with afterwards(lambda: owner.leave() if descriptor in _held else None):
+            yield owner
     finally:
+        _close(descriptor)
+
+
+def _locked(folder: Path) -> int:
+    """The lock's file, open and locked."""
+    for _ in range(_TRIES):
+        # Not inherited by programs that are started (Python's default), nor kept by forks.
+        descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        _held.add(descriptor)
+        try:
+            _lock(descriptor, folder)
+            if _is_at(descriptor, folder / NAME):
+                return descriptor
+        except BaseException:
+            _close(descriptor)
+            raise
+        _close(descriptor)  # its holder has just left, and removed it
+    raise FolderInUse(f"{folder} is taken and left by other processes all the time")
+
+
+def _close(descriptor: int) -> None:
+    if descriptor in _held:  # a fork has closed its own already
         _held.remove(descriptor)
         os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -96,6 +131,7 @@ def _sign(descriptor: int) -> str:
         "host": socket.gethostname(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(sys.orig_argv),
+        "id": secrets.token_hex(4),  # tells one lock of this process from the next
     }
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)

@@ -22,7 +22,8 @@ def checked_path(given: object, name: str = "path") -> Path:
         raise ValueError(f"{name} is {text!r}; allowed: characters that a file name has") from None
     if _ADDRESS.match(text):
         raise ValueError(
-            f"{name} is {text!r}; allowed: a path of a file system, where a bucket can be mounted"
+            f"{name} is {text!r}; allowed: a path on a mount that all hosts share, which a bucket "
+            "can be, or on a local disk"
         )
     return Path(text)
 

@@ -94,7 +94,7 @@ def run(chosen: Run) -> None:
     known = {one.name for _, one in planned}
     if unknown := sorted(set(chosen.only) - known):
         raise ValueError(f"--only has {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
-    with owned(chosen.folder / chosen.scale):  # two would move each other's runs away
+    with owned(chosen.folder):  # two would move each other's runs away
         failed = _run_all(chosen, planned)
     report(Report(folder=chosen.folder, scale=chosen.scale))
     if failed:

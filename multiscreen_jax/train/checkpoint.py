@@ -210,6 +210,8 @@ class Checkpoints:
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
                 save_root_metadata=False,
+                # A thread that could not make them would leave others waiting for minutes.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             )
             self._manager = ocp.CheckpointManager(
                 self.folder, options=options, handler_registry=registry

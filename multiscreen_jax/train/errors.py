@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from multiscreen_jax.ownership import FolderInUse
 
@@ -124,7 +124,7 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if not is_ours(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         sys.exit(exit_code(error))
 
 
@@ -142,3 +142,19 @@ def _one_line_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = as_before
+
+
+def tell(line: str) -> None:
+    """Prints on stderr, if that can be written: it may be a log on the disk that is full."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        close_unwritable(sys.stderr)
+
+
+def close_unwritable(stream: TextIO) -> None:
+    """Sends what a stream still holds nowhere: when Python ends it would try again, and the exit
+    code would be that of the failure."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

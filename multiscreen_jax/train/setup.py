@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline, Tokenizer, describe_data, open_pipeline
 from multiscreen_jax.models.registry import build
+from multiscreen_jax.ownership import FolderInUse
 from multiscreen_jax.paths import checked_path
 from multiscreen_jax.train import (
     checks,
@@ -32,7 +33,7 @@ from multiscreen_jax.train import (
 )
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, override
-from multiscreen_jax.train.errors import is_ours
+from multiscreen_jax.train.errors import NotWritten, is_full_disk, short_reason
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
 from multiscreen_jax.train.state import (
     TrainState,
@@ -148,9 +149,11 @@ def usable_output_dir(path: str) -> Iterator[None]:
     """ValueError when the output folder, or a file in it, is refused in here."""
     try:
         yield
+    except FolderInUse:
+        raise
     except OSError as error:
-        if is_ours(error):  # a full disk, which may have room again, or another run's folder
-            raise
+        if is_full_disk(error):  # it may have room again
+            raise NotWritten(f"could not write {path}: {short_reason(error)}") from error
         raise ValueError(
             f"train.output-dir is {path!r}; allowed: a folder that can be written "
             f"({error.strerror})"

@@ -52,10 +52,15 @@ def agree(facts: dict[str, Any]) -> None:
     for number, other in enumerate(others, start=1):
         if differing := config_json.differences(first, other):
             listed = "; ".join(
-                f"{checks.flag_name(name)} is {ours!r} in process 0, {theirs!r} in process {number}"
+                f"{_shown(name)} is {ours!r} in process 0, {theirs!r} in process {number}"
                 for name, (ours, theirs) in differing.items()
             )
             raise ValueError(f"{listed}; allowed: one command, code and data in all processes")
+
+
+def _shown(name: str) -> str:
+    """Settings as the command line spells them, environment variables as they are."""
+    return checks.flag_name(name) if "." in name else name
 
 
 def _from_all(value: Any) -> list[Any]:

@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from experiments.prepare_data import PrepareConfig, lost_text, main, prepare
-from multiscreen_jax import ownership
 from multiscreen_jax.data import DataConfig, open_pipeline
 from tests.data import tokenizer_files
 from tests.data.corpora import TEXTS, byte_level_tokenizer, write_json_lines
@@ -41,7 +40,7 @@ def test_token_files_give_the_batches_of_their_documents(tmp_path, tokenizer):
         for key, value in one.batch(1).items():
             np.testing.assert_array_equal(other.batch(1)[key], value)
     kinds = ("bin", "documents.npy", "json")
-    assert {path.name for path in out.iterdir()} - {ownership.NAME} == {
+    assert {path.name for path in out.iterdir()} == {
         f"{name}.{kind}" for name in ("train", "valid") for kind in kinds
     }
 
