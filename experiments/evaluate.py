@@ -38,7 +38,7 @@ from multiscreen_jax.data.sources import NAMED
 from multiscreen_jax.evaluation import figures
 from multiscreen_jax.inspect.tables import text_table, tile_rows
 from multiscreen_jax.models import Multiscreen, Transformer, build
-from multiscreen_jax.train import one_line_errors
+from multiscreen_jax.train import one_line_errors, options
 from multiscreen_jax.train.checkpoint import FOLDER, find_checkpoint, read_model
 
 PROGRAM = "python -m experiments.evaluate"
@@ -58,7 +58,7 @@ class Loaded:
 def main() -> None:
     """Parses the command line and runs one task."""
     with one_line_errors():
-        config = tyro.cli(
+        config = options.read(
             EvaluateConfig,
             prog=PROGRAM,
             description=__doc__,

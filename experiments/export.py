@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from multiscreen_jax import convert
-from multiscreen_jax.train import one_line_errors
+from multiscreen_jax.train import one_line_errors, options
 from multiscreen_jax.train.checkpoint import find_checkpoint, read_model
 
 PROGRAM = "python -m experiments.export"
@@ -41,7 +41,7 @@ class ExportConfig:
 def main() -> None:
     """Reads a checkpoint and writes the file."""
     with one_line_errors():
-        config = tyro.cli(ExportConfig, prog=PROGRAM, description=__doc__)
+        config = options.read(ExportConfig, prog=PROGRAM, description=__doc__)
         folder, facts = find_checkpoint(config.run, config.step)
         params, model, _ = read_model(folder, facts)
         convert.save_safetensors(config.output, params, model.config, config.source)

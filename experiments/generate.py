@@ -28,7 +28,7 @@ from experiments.run_tokenizer import run_tokenizer
 from multiscreen_jax.data import Tokenizer
 from multiscreen_jax.generation import stream
 from multiscreen_jax.models import Multiscreen, build
-from multiscreen_jax.train import checks, one_line_errors
+from multiscreen_jax.train import checks, one_line_errors, options
 from multiscreen_jax.train.checkpoint import find_checkpoint, read_model
 
 PROGRAM = "python -m experiments.generate"
@@ -130,7 +130,7 @@ def main() -> None:
     """Parses the command line and generates."""
     with one_line_errors():
         run(
-            tyro.cli(
+            options.read(
                 GenerateConfig,
                 prog=PROGRAM,
                 description=__doc__,

@@ -13,6 +13,7 @@ corpora are prepared in parallel by experiments.prepare_shards.
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -237,12 +238,17 @@ class ProgressReport:
 
 
 def main() -> None:
+    from multiscreen_jax.train import (
+        options,  # here, since prepare_shards' workers import this file
+    )
+
     console = Console()
     try:
-        config = tyro.cli(PrepareConfig, description=__doc__)
+        config = options.read(PrepareConfig, description=__doc__)
         sidecars = prepare(config, console)
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from None
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     for name, facts in sidecars.items():
         console.print(
             f"{config.output / name}.bin: {facts['num_tokens']:,} tokens, "

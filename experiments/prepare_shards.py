@@ -30,6 +30,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -314,12 +315,15 @@ def _only_writer(folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
+    from multiscreen_jax.train import options  # here, since every worker imports this file anew
+
     console = Console()
     try:
-        config = tyro.cli(ShardsConfig, description=__doc__)
+        config = options.read(ShardsConfig, description=__doc__)
         facts = prepare(config, console)
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from None
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     console.print(
         f"{config.output}: {facts['num_tokens']:,} tokens, {facts['num_documents']:,} documents, "
         f"{len(facts['shards'])} shards, {facts['dtype']}, vocabulary {facts['vocab_size']}",

@@ -19,7 +19,7 @@ import tyro
 
 from experiments.bench import report
 from multiscreen_jax.data import open_pipeline
-from multiscreen_jax.train import load_params
+from multiscreen_jax.train import load_params, options
 
 
 def tile_inputs(model, params, tokens):
@@ -92,4 +92,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    options.call(main)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.bench import report
-from multiscreen_jax.train import ExperimentConfig, config_json
+from multiscreen_jax.train import ExperimentConfig, config_json, options
 
 
 def read(run: Path) -> tuple[ExperimentConfig, dict[str, Any]]:
@@ -80,4 +80,4 @@ def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str) -> 
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m experiments.bench.runs")
+    options.call(main, prog="python -m experiments.bench.runs")

@@ -14,7 +14,7 @@ from experiments.paper import document, results
 from experiments.paper.execute import RunFailed, commands, execute, move_away
 from experiments.paper.study import SCALES, load, names
 from experiments.paper.study import Run as StudyRun
-from multiscreen_jax.train import one_line_errors
+from multiscreen_jax.train import one_line_errors, options
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
 
@@ -59,7 +59,7 @@ class Report:
 
 def main() -> None:
     with one_line_errors():
-        chosen = tyro.extras.subcommand_cli_from_dict(
+        chosen = options.subcommands(
             {"list": List, "run": Run, "report": Report}, prog="python -m experiments.paper"
         )
         if chosen.scale not in SCALES:

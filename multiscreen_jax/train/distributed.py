@@ -95,9 +95,10 @@ def _named_processes() -> tuple[int | None, int | None]:
     if not count.isdecimal() or not index.isdecimal() or not int(index) < int(count):
         allowed = f"{_INDEX} from 0 to {_COUNT} - 1, both set"
         raise ValueError(f"{_COUNT} is {count!r} and {_INDEX} is {index!r}; allowed: {allowed}")
-    if int(count) > 1 and not (host and port.isdecimal()):
+    if int(count) > 1 and not (host and port.isdecimal() and 1 <= int(port) <= 65535):
         address = os.environ.get(_ADDRESS)
-        raise ValueError(f"{_ADDRESS} is {address!r}; allowed: the host:port of process 0")
+        allowed = "the host:port of process 0 (1 to 65535)"
+        raise ValueError(f"{_ADDRESS} is {address!r}; allowed: {allowed}")
     return int(count), int(index)
 
 
