@@ -41,7 +41,9 @@ def tile_window(config: "MultiscreenConfig", log_window: Float[Array, "*H"]) -> 
     # What exp cannot hold is an infinite window. Without the inner `where` its gradient, zero,
     # would be multiplied by infinity.
     overflows = log_window >= np.log(jnp.finfo(log_window.dtype).max)
-    window = jnp.exp(jnp.where(overflows, 0, log_window)) + 1
+    # Above 1 also where the sum is rounded to it.
+    smallest = 1 + jnp.finfo(log_window.dtype).eps
+    window = jnp.maximum(jnp.exp(jnp.where(overflows, 0, log_window)) + 1, smallest)
     window = jnp.where(overflows, jnp.inf, window)
     if config.infinite_windows:
         window = jnp.where(window > config.trained_length, jnp.inf, window)
@@ -52,10 +54,11 @@ def tile_width(logit_width: Float[Array, "*H"]) -> Float[Array, "*H"]:
     """r = sigmoid(s_r): a key is accepted iff its similarity exceeds 1 - r. (v3 eq. 4)
 
     At least the distance from 1 to the number below it: narrower widths accept the same
-    similarities, those rounded to 1, and end in a reciprocal of zero.
+    similarities, those rounded to 1, and end in a reciprocal of zero. At most that number.
     """
     logit_width = logit_width.astype(accumulation_dtype(logit_width))
-    return jnp.maximum(jax.nn.sigmoid(logit_width), jnp.finfo(logit_width.dtype).epsneg)
+    step = jnp.finfo(logit_width.dtype).epsneg
+    return jnp.clip(jax.nn.sigmoid(logit_width), step, 1 - step)
 
 
 class ScreeningTiles(Mixer):

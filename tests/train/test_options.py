@@ -104,7 +104,7 @@ def test_a_function_is_called_with_its_options(monkeypatch, capsys):
         (
             "╭─ Unrecognized options ──╮\n│ Unrecognized options: --a --b │\n│ ───────── │\n"
             "│ Arguments similar to --a: │\n│     --aa INT  │\n│         how many │\n│ ───── │\n"
-            "│ Arguments similar to --b: │\n│     --bb INT  │\n│ ───── │\n│ For full help, run p │\n"
+            "│ Arguments similar to --b: │\n│     --bb INT │\n│ ───── │\n│ For full help, run p │\n"
             "╰─────╯\n",
             "error: Unrecognized options: --a --b; did you mean --aa or --bb?\n",
         ),
