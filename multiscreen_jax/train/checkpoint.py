@@ -13,6 +13,7 @@ arrays' shares, and the first process does everything else.
 """
 
 import json
+import os
 import shutil
 import threading
 import warnings
@@ -319,6 +320,8 @@ def find_checkpoint(path: str | Path, step: int | None = None) -> tuple[Path, di
       FileNotFoundError: there is no checkpoint.
       DamagedCheckpoint: the one asked for, or all of them, are damaged.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be that of a run's folder, got {path!r}")
     path = Path(path).absolute()
     # First, since a run's folder may have a number for its name too.
     folder = path / FOLDER if (path / FOLDER).is_dir() else path

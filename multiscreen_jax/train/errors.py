@@ -6,6 +6,8 @@
 4  a checkpoint that could not be written: it may, when the storage is there again
 """
 
+import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -60,10 +62,36 @@ def one_line_errors() -> Iterator[None]:
 
     # With frames of JAX left out of tracebacks, its errors would look like ours.
     jax.config.update("jax_traceback_filtering", "off")
+    # A platform that is installed and cannot start is told of by JAX, with a traceback.
+    logging.getLogger("jax._src.xla_bridge").addFilter(_in_one_line)
     try:
         yield
     except Exception as error:
-        if not is_ours(error):
+        if not is_ours(error) and (error := _platform_error(error)) is None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """A filter of log records that says why in place of a traceback."""
+    if record.exc_info and record.exc_info[1] is not None:
+        reason, *_ = str(record.exc_info[1]).splitlines() or [record.exc_info[0].__name__]
+        record.msg, record.args = f"{record.getMessage()}: {reason}", ()
+        record.exc_info = record.exc_text = None
+    return True
+
+
+def _platform_error(error: BaseException) -> ValueError | None:
+    """What a platform that JAX_PLATFORMS asks for, and that does not start, is to the user."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    frames = (
+        frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+    if not asked or "jax._src.xla_bridge" not in frames:
+        return None
+    reason, *_ = str(error).splitlines() or [type(error).__name__]
+    return ValueError(
+        f"JAX_PLATFORMS is {asked!r}, which does not start here: {reason}; allowed: nothing (the "
+        "best there is), cpu, or what this machine has"
+    )
