@@ -11,8 +11,6 @@ collectives and the least time of a step; where it does not fit, what to change.
 import sys
 from pathlib import Path
 
-import tyro
-
 from experiments.aot import (
     libtpu,  # noqa: F401  before anything loads the compiler
     report,
@@ -25,7 +23,13 @@ from experiments.configs import _paper
 from multiscreen_jax.models.fields import unknown_name
 from multiscreen_jax.models.registry import preset_names
 from multiscreen_jax.sharding import MESH_AXES
-from multiscreen_jax.train import ExperimentConfig, one_line_errors, override, transformer_recipe
+from multiscreen_jax.train import (
+    ExperimentConfig,
+    one_line_errors,
+    options,
+    override,
+    transformer_recipe,
+)
 from multiscreen_jax.train.command_line import config_names, named_config
 
 _PACKAGE = "experiments.configs"
@@ -143,4 +147,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    options.call(main)

@@ -39,7 +39,7 @@ from multiscreen_jax.evaluation import figures
 from multiscreen_jax.inspect.tables import text_table, tile_rows
 from multiscreen_jax.models import Multiscreen, Transformer, build
 from multiscreen_jax.paths import checked_path
-from multiscreen_jax.train import checks, one_line_errors
+from multiscreen_jax.train import checks, one_line_errors, options
 from multiscreen_jax.train.trained_run import open_run
 
 PROGRAM = "python -m experiments.evaluate"
@@ -60,7 +60,7 @@ class Loaded:
 def main() -> None:
     """Parses the command line and runs one task."""
     with one_line_errors():
-        config = tyro.cli(
+        config = options.read(
             EvaluateConfig,
             prog=PROGRAM,
             description=__doc__,

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from multiscreen_jax import convert
-from multiscreen_jax.train import one_line_errors
+from multiscreen_jax.train import one_line_errors, options
 from multiscreen_jax.train.trained_run import open_run
 
 PROGRAM = "python -m experiments.export"
@@ -41,7 +41,7 @@ class ExportConfig:
 def main() -> None:
     """Reads a checkpoint and writes the file."""
     with one_line_errors():
-        config = tyro.cli(ExportConfig, prog=PROGRAM, description=__doc__)
+        config = options.read(ExportConfig, prog=PROGRAM, description=__doc__)
         run = open_run(config.run, config.step)
         convert.save_safetensors(config.output, run.params, run.model.config, config.source)
         print(f"{run.title} written to {config.output}; its tokenizer: {run.tokenizer.name}")

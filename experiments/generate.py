@@ -27,7 +27,7 @@ import tyro
 from multiscreen_jax.data import Tokenizer
 from multiscreen_jax.generation import stream
 from multiscreen_jax.models import Multiscreen, build
-from multiscreen_jax.train import checks, one_line_errors
+from multiscreen_jax.train import checks, one_line_errors, options
 from multiscreen_jax.train.trained_run import open_run
 
 PROGRAM = "python -m experiments.generate"
@@ -131,7 +131,7 @@ def main() -> None:
     """Parses the command line and generates."""
     with one_line_errors():
         run(
-            tyro.cli(
+            options.read(
                 GenerateConfig,
                 prog=PROGRAM,
                 description=__doc__,

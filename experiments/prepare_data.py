@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -326,14 +327,18 @@ def lost_text(facts: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    # Here, since the workers of prepare_shards import this file.
+    from multiscreen_jax.train import errors, options
+
     console = Console()
     try:
-        config = tyro.cli(PrepareConfig, description=__doc__)
+        config = options.read(PrepareConfig, description=__doc__)
         say_files(config.inputs, "train", console)
         say_files(validation_inputs(config), "valid", console)
         sidecars = prepare(config, console)
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from None
+        errors.tell(f"error: {error}")
+        sys.exit(errors.NotWritten.exit_code if errors.is_full_disk(error) else 2)
     for name, facts in sidecars.items():
         console.print(
             f"{config.output / name}.bin: {facts['num_tokens']:,} tokens, "

@@ -29,6 +29,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -329,13 +330,16 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
+    from multiscreen_jax.train import errors, options  # here: every worker imports this file
+
     console = Console()
     try:
-        config = tyro.cli(ShardsConfig, description=__doc__)
+        config = options.read(ShardsConfig, description=__doc__)
         say_files(config.inputs, "train", console)
         facts = prepare(config, console)
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from None
+        errors.tell(f"error: {error}")
+        sys.exit(errors.NotWritten.exit_code if errors.is_full_disk(error) else 2)
     console.print(
         f"{config.output}: {facts['num_tokens']:,} tokens, {facts['num_documents']:,} documents, "
         f"{len(facts['shards'])} shards, {facts['dtype']}, vocabulary {facts['vocab_size']}"

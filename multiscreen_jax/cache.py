@@ -5,11 +5,17 @@ their own. Rows are independent, so prompts of different lengths share a batch: 
 padding tokens (segment id 0), which are not written and not counted.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int
+
+_OF_MODEL = "a cache belongs to the model whose init_cache made it"
 
 
 @struct.dataclass
@@ -70,11 +76,44 @@ def new_cursor(batch: int, max_length: int) -> Cursor:
     )
 
 
+def check_cursor(cache: Any) -> None:
+    """ValueError unless `cache` is a mixer's cache, with a cursor."""
+    if not isinstance(getattr(cache, "cursor", None), Cursor):
+        raise ValueError(f"cache must be what init_cache makes, got {type(cache).__name__}")
+
+
 def check_rows(cursor: Cursor, batch: int) -> None:
     """ValueError unless the cache was made for `batch` rows."""
     rows = cursor.length.shape[0]
     if rows != batch:
         raise ValueError(f"tokens must have the cache's {rows} rows, got {batch}")
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """{"layers.mixer.query": shape} of every array of a tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+    return {name(path): jnp.shape(x) for path, x in leaves}
+
+
+def check_made(cache: Any, init_cache: Callable[[int, int], Any]) -> None:
+    """ValueError unless `cache` is what `init_cache(batch, max_length)` makes of its size."""
+    check_cursor(cache)
+    batch, max_length = cache.cursor.length.shape[0], cache.cursor.max_length
+    check_like(cache, jax.eval_shape(lambda: init_cache(batch, max_length)))
+
+
+def check_like(cache: Any, needed: Any) -> None:
+    """ValueError unless `cache` has the structure and the shapes of `needed`."""
+    if type(cache) is not type(needed):
+        kinds = f"of type {type(needed).__name__}, got {type(cache).__name__}"
+        raise ValueError(f"cache must be {kinds}: {_OF_MODEL}")
+    wanted, given = shapes(needed), shapes(cache)
+    for name in dict.fromkeys((*wanted, *given)):
+        if wanted.get(name) != given.get(name):
+            must = f"must be {wanted[name]}" if name in wanted else "must be left out"
+            got = given.get(name, "none")
+            raise ValueError(f"{name} of the cache {must}, got {got}: {_OF_MODEL}")
 
 
 def place(

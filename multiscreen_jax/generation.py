@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, Key
 
 from multiscreen_jax.cache import last_real
 from multiscreen_jax.models.fields import is_integer, is_number
+from multiscreen_jax.models.fit import check_params
 from multiscreen_jax.sampling import sample
 
 # Tokens of each row taken in at a time. Longer prompts loop; the rest is padded to a power of two,
@@ -111,8 +112,7 @@ class _Settings(NamedTuple):
 
 
 def _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_dtype):
-    if isinstance(params, Mapping) and set(params) == {"params"}:
-        raise ValueError('params must be the parameters themselves, got {"params": ...}')
+    check_params(model, params)
     batch, longest = len(prompts), max(map(len, prompts))
     needed = longest + max_new_tokens
     if max_length is not None and not is_integer(max_length):

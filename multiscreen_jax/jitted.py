@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from multiscreen_jax.models.fit import check_params
+
 
 def jitted(function: Callable, model: nn.Module, params: Any) -> Callable:
     """A jitted `function(model, ...)` with the model bound; the same object on every call.
@@ -15,6 +17,7 @@ def jitted(function: Callable, model: nn.Module, params: Any) -> Callable:
     So a training loop may ask for it at every step without compiling again. Where `params` are
     placed on a mesh the results are on all its devices, so that each process can read them.
     """
+    check_params(model, params)
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
     return _jitted(function, model, mesh)

@@ -172,7 +172,7 @@ CASES = [
         lambda p, d: op(segment_ids=jnp.ones((1, 3), int), gap=0),
         "segment_ids must be [B,S+T] = (1, 6), got (1, 3)",
     ),
-    ("op gap sign", lambda p, d: op(gap=-1), "gap must not be negative, got -1"),
+    ("op gap sign", lambda p, d: op(gap=-1), "gap must be >= 0, got -1"),
     ("op gap dtype", lambda p, d: op(gap=1.5), "gap must be an integer, got float32[]"),
     ("op gap shape", lambda p, d: op(gap=jnp.ones(2, int)), "must be an integer, got int32[2]"),
     (

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import tyro
 
 from experiments.bench.gpu_compiler import GPUS, Kernel, Program, compile_program, missing
 from experiments.bench.report import RESULTS, machine_facts, publish
+from multiscreen_jax.train import options
 from pallas_kernels.screening.gpu_block_sizes import DTYPES, KEY_DIMS, VALUE_DIMS, block_sizes
 from pallas_kernels.screening.pallas_gpu import screening_pallas_gpu
 
@@ -139,4 +139,4 @@ def main(name: str = "compile_gpu", quick: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    options.call(main)

@@ -10,11 +10,10 @@ kernel reads and writes what holds something, about half of the levels; XLA all 
 import sys
 from typing import Any
 
-import tyro
-
 from experiments.bench.gpu_compiler import GPUS, compile_program, missing
 from experiments.bench.linear_models import LEVELS, MODELS, decoded_token, state_bytes
 from experiments.bench.report import RESULTS, command, machine_facts, write_csv
+from multiscreen_jax.train import options
 
 NAME = "log_linear_step"
 
@@ -56,4 +55,4 @@ def main(batch: int = 8, name: str = "gpu_linear_decode") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(options.call(main))

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import tyro
 
 from experiments.bench.gpu_compiler import GPUS, Kernel, Program, compile_program, missing
 from experiments.bench.report import RESULTS, machine_facts, publish
+from multiscreen_jax.train import options
 from pallas_kernels.linear_attention import gpu_walk
 from pallas_kernels.linear_attention.gpu_walk import CHUNK, ChunkMaps, Schedule, Sizes, sizes
 from pallas_kernels.linear_attention.pallas_gpu import walk
@@ -211,4 +211,4 @@ def main(name: str = "compile_gpu_linear", quick: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    options.call(main)

@@ -10,8 +10,6 @@ one chip, which the compiler must fit into the chip's, and the kernels that the 
 
 import sys
 
-import tyro
-
 from experiments.aot.chips import parse_topology
 from experiments.aot.flops import count
 from experiments.aot.program import (
@@ -23,7 +21,7 @@ from experiments.aot.program import (
 from experiments.bench.report import RESULTS, command, machine_facts, write_csv
 from experiments.configs import _paper
 from multiscreen_jax.sharding import make_mesh
-from multiscreen_jax.train import OptimConfig, override
+from multiscreen_jax.train import OptimConfig, options, override
 
 SLICES = {"v5e:16x16": "v5e-256", "v5p:4x4x4": "v5p-128"}
 MODELS = ("log-linear-mamba2-800m", "log-linear-gdn-800m")
@@ -78,4 +76,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(options.call(main))

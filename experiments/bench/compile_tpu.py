@@ -16,10 +16,10 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import tyro
 
 from experiments.bench import tpu_compiler  # first, see there
 from experiments.bench.report import RESULTS, command, machine_facts, write_csv
+from multiscreen_jax.train import options
 from pallas_kernels.screening.block_sizes import tpu_blocks
 from pallas_kernels.screening.pallas_tpu import KEY_DIMS, VALUE_DIMS, screening_pallas_tpu
 
@@ -143,4 +143,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(options.call(main))

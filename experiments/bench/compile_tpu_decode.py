@@ -9,11 +9,11 @@ the state's: 2 is to read and to write it once.
 import sys
 
 import jax
-import tyro
 
 from experiments.bench import tpu_compiler  # first, see there
 from experiments.bench.linear_models import LEVELS, MODELS, decoded_token, state_bytes
 from experiments.bench.report import RESULTS, command, machine_facts, write_csv
+from multiscreen_jax.train import options
 
 
 def row_of(chip: str, name: str, batch: int, implementation: str) -> dict:
@@ -61,4 +61,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(options.call(main))

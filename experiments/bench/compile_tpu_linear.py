@@ -18,11 +18,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tyro
 
 from experiments.bench import tpu_compiler  # first, see there
 from experiments.bench.linear_models import MODELS, Model
 from experiments.bench.report import RESULTS, command, machine_facts, write_csv
+from multiscreen_jax.train import options
 from pallas_kernels.linear_attention import tpu_walk
 from pallas_kernels.linear_attention.pallas_tpu import backward_plan, make_plan
 from pallas_kernels.linear_attention.tpu_chunks import CHUNK, Plan
@@ -149,4 +149,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(options.call(main))

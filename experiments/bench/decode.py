@@ -27,6 +27,7 @@ from experiments.bench.harness import (
 )
 from experiments.bench.inputs import write_weights
 from experiments.bench.references import REFERENCES, check_allocators, check_checkouts
+from multiscreen_jax.train import one_line_errors, options
 
 LOGIT_TOLERANCE = 1e-4
 OUR_REPEATS = 50
@@ -140,4 +141,5 @@ def run(bench: DecodeBench) -> None:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(DecodeBench, prog="python -m experiments.bench.decode"))
+    with one_line_errors():
+        run(options.read(DecodeBench, prog="python -m experiments.bench.decode"))

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from experiments.bench import report
+from multiscreen_jax.train import one_line_errors, options
 from pallas_kernels.screening import decode_gpu, decode_tpu
 from pallas_kernels.screening.summaries import (
     BLOCK_SLOTS,
@@ -275,4 +275,5 @@ def run(bench: DecodeBytes) -> None:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(DecodeBytes, prog="python -m experiments.bench.decode_bytes"))
+    with one_line_errors():
+        run(options.read(DecodeBytes, prog="python -m experiments.bench.decode_bytes"))

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import tyro
 
 from experiments.bench import report
 from experiments.bench.gpu_programs import Case, Program, Table, compile_all, inputs_of, median_ms
 from experiments.bench.gpu_run import TOLERANCES, device_facts, needs_gpu, relative_error
+from multiscreen_jax.train import options
 from pallas_kernels import interpret_kernels
 from pallas_kernels.screening import pallas_gpu
 from pallas_kernels.screening.gpu_block_sizes import Block
@@ -121,4 +121,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    options.call(main)

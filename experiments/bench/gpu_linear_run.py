@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
+from multiscreen_jax.train import options
 from pallas_kernels import (
     gated_delta_rule,
     interpret_kernels,
@@ -168,4 +168,4 @@ def main(batch: int = 2, length: int = 4096, seconds: float = 150, runs: int = 1
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    options.call(main)

@@ -30,7 +30,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from experiments.bench import report
 from experiments.bench.gpu_programs import (
@@ -50,6 +49,7 @@ from experiments.bench.gpu_programs import (
     unit,
 )
 from experiments.bench.kernels import forward, forward_and_backward
+from multiscreen_jax.train import options
 from pallas_kernels import interpret_kernels
 from pallas_kernels.screening import screening, screening_decode
 from pallas_kernels.screening.pallas_gpu import count_visited_pairs, device_block_sizes
@@ -389,4 +389,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    options.call(main)

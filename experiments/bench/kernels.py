@@ -22,10 +22,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from experiments.bench import report
 from multiscreen_jax.models.multiscreen import PSI
+from multiscreen_jax.train import options
 from pallas_kernels import interpret_kernels, screening
 from pallas_kernels.common import dispatch
 
@@ -217,4 +217,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    options.call(main)

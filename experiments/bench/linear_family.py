@@ -25,6 +25,7 @@ from experiments.bench.harness import Contender, Result, Timing, check_same_valu
 from experiments.bench.linear_ops import ARGUMENTS, DIM, HEADS, PARENTS
 from experiments.bench.linear_references import LINEAR_REFERENCES
 from experiments.bench.references import check_allocators, check_checkouts
+from multiscreen_jax.train import one_line_errors, options
 
 TOLERANCE = 1e-4  # of the norms of float32 results
 PASSES = {"forward": False, "forward + backward": True}
@@ -151,4 +152,5 @@ def run(bench: LinearFamilyBench) -> None:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(LinearFamilyBench, prog="python -m experiments.bench.linear_family"))
+    with one_line_errors():
+        run(options.read(LinearFamilyBench, prog="python -m experiments.bench.linear_family"))

@@ -29,7 +29,7 @@ import tyro
 from multiscreen_jax import data
 from multiscreen_jax.data import DataConfig
 from multiscreen_jax.models import Multiscreen, build
-from multiscreen_jax.train import one_line_errors
+from multiscreen_jax.train import one_line_errors, options
 from multiscreen_jax.train.trained_run import open_run
 
 PARTS = ("forward", "decode")
@@ -147,7 +147,7 @@ def _decode(model, params, tokens):
 
 def main() -> None:
     with one_line_errors():
-        run(tyro.cli(LongContextBench, prog="python -m experiments.bench.long_context"))
+        run(options.read(LongContextBench, prog="python -m experiments.bench.long_context"))
 
 
 if __name__ == "__main__":

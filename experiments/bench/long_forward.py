@@ -20,6 +20,7 @@ import tyro
 from experiments.bench import report
 from experiments.bench.harness import Contender, Timing, run_interleaved
 from multiscreen_jax.models.registry import config_for
+from multiscreen_jax.train import one_line_errors, options
 
 FACTORY = "experiments.bench.ours:long_forward"
 
@@ -81,4 +82,5 @@ def run(bench: LongForwardBench) -> None:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(LongForwardBench, prog="python -m experiments.bench.long_forward"))
+    with one_line_errors():
+        run(options.read(LongForwardBench, prog="python -m experiments.bench.long_forward"))

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tyro
 
 from multiscreen_jax.mixers.attention import Attention
 from multiscreen_jax.mixers.delta_net import DeltaNetMixer
@@ -28,6 +27,7 @@ from multiscreen_jax.models import (
     RetNetConfig,
     TransformerConfig,
 )
+from multiscreen_jax.train import options
 
 SHORT, LONG = 4096, 131072
 _MAMBA2 = {"num_heads": 32, "key_dim": 128, "value_dim": 64}
@@ -134,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m experiments.bench.mixer_costs")
+    options.call(main, prog="python -m experiments.bench.mixer_costs")

@@ -19,6 +19,7 @@ import tyro
 
 from experiments.bench import report
 from multiscreen_jax.data import open_pipeline
+from multiscreen_jax.train import options
 from multiscreen_jax.train.trained_run import open_run
 
 
@@ -93,4 +94,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    options.call(main)

@@ -15,7 +15,7 @@ import tyro
 
 from experiments.bench import report
 from multiscreen_jax.json_files import read_object
-from multiscreen_jax.train import ExperimentConfig, config_json
+from multiscreen_jax.train import ExperimentConfig, config_json, options
 
 
 def read(run: Path) -> tuple[ExperimentConfig, dict[str, Any]]:
@@ -79,4 +79,4 @@ def main(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], name: str) -> 
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m experiments.bench.runs")
+    options.call(main, prog="python -m experiments.bench.runs")

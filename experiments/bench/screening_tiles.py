@@ -15,8 +15,8 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
+from multiscreen_jax.train import options
 from pallas_kernels.screening.chunked import count_tiles, screening_chunked
 
 HEADS, KEY_DIM, VALUE_DIM = 8, 16, 64
@@ -98,4 +98,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    options.call(main)

@@ -30,6 +30,7 @@ from experiments.bench.harness import (
 )
 from experiments.bench.inputs import write_weights
 from experiments.bench.references import REFERENCES, check_allocators, check_checkouts
+from multiscreen_jax.train import one_line_errors, options
 
 # float32 rounding of a mean over thousands of tokens.
 LOSS_TOLERANCE = 2e-6
@@ -157,4 +158,5 @@ def run(bench: TrainingStepBench) -> None:
 
 
 if __name__ == "__main__":
-    run(tyro.cli(TrainingStepBench, prog="python -m experiments.bench.training_step"))
+    with one_line_errors():
+        run(options.read(TrainingStepBench, prog="python -m experiments.bench.training_step"))

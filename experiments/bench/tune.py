@@ -23,10 +23,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from experiments.bench.kernels import forward_and_backward, make_inputs, seconds
 from experiments.bench.report import machine_facts
+from multiscreen_jax.train import options
 from pallas_kernels import interpret_kernels
 from pallas_kernels.common import dispatch
 from pallas_kernels.common.tpu import tpu_chip
@@ -147,4 +147,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    options.call(main)

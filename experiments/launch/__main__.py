@@ -12,10 +12,9 @@ import functools
 import sys
 from types import ModuleType
 
-import tyro
-
 from experiments.launch import gke, slurm, tpu
 from experiments.launch.commands import Command, run_all
+from multiscreen_jax.train import options
 
 PROGRAM = "python -m experiments.launch"
 PLATFORMS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
@@ -43,7 +42,7 @@ def plan(words: list[str], training: list[str]) -> list[Command]:
         raise ValueError(f"-- {training[0]} is given; allowed: only after {platform} run")
     functions = {name: getattr(module, name) for name in names}
     functions["run"] = functools.partial(functions["run"], training=tuple(training))
-    return tyro.extras.subcommand_cli_from_dict(
+    return options.subcommands(
         functions, prog=f"{PROGRAM} {platform}", description=module.__doc__, args=rest
     )
 
@@ -58,7 +57,8 @@ def main() -> None:
     try:
         run_all(plan(words, training), dry_run)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
 
 
 if __name__ == "__main__":

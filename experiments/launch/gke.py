@@ -18,6 +18,7 @@ from experiments.launch.commands import (
     Place,
     check,
     check_grace,
+    check_integer,
     check_training,
 )
 
@@ -124,8 +125,7 @@ def run(
     _check_workload(workload)
     check("--tpu-type", tpu_type, TPU_TYPE, ALLOWED_TYPE)
     check("--image", image, IMAGE, ALLOWED_IMAGE)
-    if max_restarts < 0:
-        raise ValueError(f"--max-restarts is {max_restarts}; allowed: an integer >= 0")
+    check_integer("--max-restarts", max_restarts, 0)
     check_grace(grace_seconds)
     check_training(training, mounted=True)
     # xpk runs the command in a subshell and signals that: exec puts the script in its place.

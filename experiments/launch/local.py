@@ -7,13 +7,28 @@ a pod or under SLURM each host starts the command itself and nothing of this is 
 passed on to all processes. Ends with 0 when all of them did.
 """
 
-import argparse
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from multiscreen_jax.train import checks, one_line_errors, options
+
+PROGRAM = "python -m experiments.launch.local"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to start the command after --."""
+
+    processes: int
+    """How many."""
+
+    def __post_init__(self):
+        checks.integer("--processes", self.processes, 1)
 
 
 def start(command: Sequence[str], processes: int, **options) -> list[subprocess.Popen]:
@@ -38,14 +53,15 @@ def _free_port() -> int:
 
 def main() -> None:
     """Waits for all; what a terminal sends (Ctrl-C) reaches the processes without our help."""
-    prog = "python -m experiments.launch.local"
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
-    parser.add_argument("--processes", type=int, required=True, help="how many")
-    parser.add_argument("command", nargs="+", help="the command, after --")
-    arguments = parser.parse_args()
-    if arguments.processes < 1:
-        parser.error(f"--processes is {arguments.processes}; allowed: an integer >= 1")
-    running = start(arguments.command, arguments.processes)
+    words, command = sys.argv[1:], []
+    if "--" in words:
+        place = words.index("--")
+        words, command = words[:place], words[place + 1 :]
+    with one_line_errors():
+        settings = options.read(Settings, prog=PROGRAM, description=__doc__, args=words)
+        if not command:
+            raise ValueError("no command is given; allowed: --processes N -- COMMAND ...")
+        running = _started(command, settings.processes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in running])
     codes = [process.wait() for process in running]
@@ -54,6 +70,14 @@ def main() -> None:
             how = signal.Signals(-code).name if code < 0 else f"code {code}"
             print(f"process {number} of {len(codes)} ended with {how}", file=sys.stderr)
     sys.exit(max(abs(code) for code in codes))
+
+
+def _started(command: Sequence[str], processes: int) -> list[subprocess.Popen]:
+    try:
+        return start(command, processes)
+    except (OSError, ValueError) as error:  # no such program, no program, or a NUL in a word
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{command[0]!r} cannot be started: {reason}") from None
 
 
 if __name__ == "__main__":

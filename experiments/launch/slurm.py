@@ -6,17 +6,18 @@ import re
 
 from experiments.launch.commands import (
     GRACE_SECONDS,
+    PATH,
+    WORD,
     Command,
     check,
     check_grace,
+    check_integer,
     check_training,
 )
 
 SCRIPT = "experiments/launch/train.sbatch"
 TIME = re.compile(r"(?:([0-9]+)-)?([0-9]{1,2}):([0-9]{2}):([0-9]{2})")
 JOB = re.compile(r"[1-9][0-9]*")
-WORD = re.compile(r"[-_.a-zA-Z0-9]+")
-PATH = re.compile(r"[-_./~a-zA-Z0-9]+")
 
 
 def run(
@@ -41,21 +42,20 @@ def run(
       python: the interpreter of an environment that all nodes see.
       grace_seconds: how long before its time limit the job begins to save.
     """
-    for flag, count in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
-        if count < 1:
-            raise ValueError(f"{flag} is {count}; allowed: an integer >= 1")
+    check_integer("--nodes", nodes, 1)
+    check_integer("--gpus-per-node", gpus_per_node, 1)
     check("--time", time, TIME, "hours:minutes:seconds, or days-hours:minutes:seconds")
     check_grace(grace_seconds)
     if _seconds(time) <= grace_seconds:
         allowed = f"more than --grace-seconds, {grace_seconds}"
         raise ValueError(f"--time is {time!r}; allowed: {allowed}")
     check("--python", python, PATH, "a path of letters, digits and - _ . / ~")
-    check_training(training, mounted=False)
     optional = []
     for flag, word in (("--partition", partition), ("--account", account)):
         if word is not None:
             check(flag, word, WORD, "letters, digits and - _ .")
             optional.append(f"{flag}={word}")
+    check_training(training, mounted=False)
     sizes = [f"--nodes={nodes}", f"--gpus-per-node={gpus_per_node}"]
     sizes += [f"--ntasks-per-node={gpus_per_node}", f"--time={time}"]
     grace = f"--signal=B:USR1@{grace_seconds}"

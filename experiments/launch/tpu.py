@@ -12,15 +12,19 @@ from experiments.launch.commands import (
     BUCKET,
     DATA,
     RUNS,
+    WORD,
     Command,
     Place,
     check,
+    check_integer,
+    check_share,
     check_training,
+    private_folder,
 )
 
 Here = Annotated[Place, tyro.conf.arg(name="")]
 ACCELERATOR = re.compile(r"(v4|v5litepod|v5p|v6e)-[1-9][0-9]*")
-SHARE = re.compile(r"[0-9]+(\.[0-9]+){3}:/[-_a-zA-Z0-9]+")
+REVISION = re.compile(r"\w[-\w./@^~{}#+]*")
 RUNTIMES = {
     "v4": "tpu-ubuntu2204-base",
     "v5litepod": "v2-alpha-tpuv5-lite",
@@ -28,10 +32,13 @@ RUNTIMES = {
     "v6e": "v2-alpha-tpuv6e",
 }
 ARCHIVE = "multiscreen_jax.tar.gz"
+# What installs the packages is itself taken by version and digest.
+UV = "uv==0.13.9 --hash=sha256:d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19"
 INSTALL = (
     f"rm -rf ~/multiscreen_jax && mkdir ~/multiscreen_jax"
     f" && tar -xzf ~/{ARCHIVE} -C ~/multiscreen_jax"
-    " && curl -LsSf https://astral.sh/uv/install.sh | sh"
+    f" && echo '{UV}' > ~/uv.txt"
+    " && python3 -m pip install --user --no-deps --only-binary :all: --require-hashes -r ~/uv.txt"
     " && ~/.local/bin/uv venv --allow-existing --python 3.12 ~/venv"
     " && cd ~/multiscreen_jax"
     " && ~/.local/bin/uv pip install --python ~/venv/bin/python -e '.[tpu,data]'"
@@ -44,6 +51,11 @@ INSTALL_GCSFUSE = (
     ' https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main"'
     " | sudo tee /etc/apt/sources.list.d/gcsfuse.list"
     " && sudo apt-get update && sudo apt-get install -y gcsfuse; }"
+)
+# A share's root is root's until it is first mounted. Whoever does that has it, with their group.
+OWN_RUNS = (
+    f'{{ [ "$(stat -c %u {RUNS})" != 0 ] ||'
+    f' {{ sudo chown "$USER": {RUNS} && sudo chmod u=rwx,g=rwx,o= {RUNS}; }}; }}'
 )
 RUNNING = 'kill -0 "$(cat ~/train.pid)" 2> /dev/null'
 
@@ -69,12 +81,14 @@ def create(
     check("--accelerator", accelerator, ACCELERATOR, "v4-N, v5litepod-N, v5p-N or v6e-N")
     if spot and reserved:
         raise ValueError("--spot and --reserved are both given; allowed: one of them")
-    version = runtime_version or RUNTIMES[accelerator.partition("-")[0]]
+    if runtime_version is None:
+        runtime_version = RUNTIMES[accelerator.partition("-")[0]]
+    check("--runtime-version", runtime_version, WORD, "letters, digits and - _ .")
     what = [f"--accelerator-type={accelerator}"]
     if queued:
-        what += [f"--node-id={place.name}", f"--runtime-version={version}"]
+        what += [f"--node-id={place.name}", f"--runtime-version={runtime_version}"]
     else:
-        what += [f"--version={version}"]
+        what += [f"--version={runtime_version}"]
     kind = [flag for flag, given in (("--spot", spot), ("--reserved", reserved)) if given]
     return [[*_gcloud(queued), "create", place.name, *place.flags(), *what, *kind]]
 
@@ -92,7 +106,8 @@ def install(place: Here, revision: str = "HEAD") -> list[Command]:
       place: the slice.
       revision: a commit, branch or tag of the current folder's repository.
     """
-    local = f"/tmp/{ARCHIVE}"
+    check("--revision", revision, REVISION, "a commit, branch or tag")
+    local = f"{private_folder()}/{ARCHIVE}"
     copy = [*_gcloud(), "scp", local, f"{place.name}:", *place.flags(), "--worker=all"]
     archive = ["git", "archive", "--format=tar.gz", f"--output={local}", revision, "--"]
     return [archive, copy, _ssh(place, INSTALL)]
@@ -100,6 +115,8 @@ def install(place: Here, revision: str = "HEAD") -> list[Command]:
 
 def mount(place: Here, bucket: str | None = None, share: str | None = None) -> list[Command]:
     """Mounts data and runs on every host: a bucket at /mnt/data, to read; NFS at /mnt/runs.
+
+    A share that is root's becomes yours and your group's; nobody else can enter it.
 
     Args:
       place: the slice.
@@ -118,11 +135,11 @@ def mount(place: Here, bucket: str | None = None, share: str | None = None) -> l
             f" && gcsfuse --implicit-dirs -o ro {bucket} {DATA}; }}; }}"
         )
     if share is not None:
-        check("--share", share, SHARE, "an address and a share such as 10.0.0.2:/runs")
+        check_share("--share", share)
         scripts.append(
             f"sudo apt-get install -y nfs-common && {{ mountpoint -q {RUNS} ||"
             f" {{ sudo mkdir -p {RUNS} && sudo mount -o rw,hard {share} {RUNS}; }}; }}"
-            f" && sudo chmod a+rwx {RUNS}"
+            f" && {OWN_RUNS}"
         )
     return [_ssh(place, script) for script in scripts]
 
@@ -144,6 +161,7 @@ def run(place: Here, training: tuple[str, ...]) -> list[Command]:
 
 def logs(place: Here, worker: int = 0) -> list[Command]:
     """Follows the output of one host; host 0 reports the run."""
+    check_integer("--worker", worker, 0)
     return [_ssh(place, "tail -n 100 -F ~/train.log", str(worker))]
 
 

@@ -20,7 +20,9 @@ def main() -> None:
     ]
     if not chosen:
         names = ", ".join(source.stem for source in pairs.sources())
-        sys.exit(f"error: no notebook begins with {' or '.join(sys.argv[1:])}; there are {names}")
+        begun = " or ".join(map(repr, sys.argv[1:]))
+        print(f"error: no notebook begins with {begun}; there are {names}", file=sys.stderr)
+        sys.exit(2)
     for source in chosen:
         took = pairs.write(source)
         size = source.with_suffix(".ipynb").stat().st_size

@@ -16,7 +16,7 @@ from experiments.paper.study import SCALES, load, names
 from experiments.paper.study import Run as StudyRun
 from multiscreen_jax.ownership import owned
 from multiscreen_jax.paths import checked_path
-from multiscreen_jax.train import one_line_errors
+from multiscreen_jax.train import one_line_errors, options
 from multiscreen_jax.train.errors import is_ours
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
@@ -62,7 +62,7 @@ class Report:
 
 def main() -> None:
     with one_line_errors():
-        chosen = tyro.extras.subcommand_cli_from_dict(
+        chosen = options.subcommands(
             {"list": List, "run": Run, "report": Report}, prog="python -m experiments.paper"
         )
         if chosen.scale not in SCALES:

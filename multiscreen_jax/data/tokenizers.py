@@ -51,6 +51,10 @@ def open_tokenizer(
       alphabet: characters of a "characters" tokenizer.
       eos_token: for a tokenizer.json, the token that ends documents.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(
+            f"tokenizer must be bytes, characters, gpt2 or a path of a tokenizer.json, got {name!r}"
+        )
     if name == "bytes":
         return ByteTokenizer()
     if name == "gpt2":
@@ -59,4 +63,4 @@ def open_tokenizer(
         if alphabet is None:
             raise ValueError("the characters tokenizer needs its alphabet; given: None")
         return CharacterTokenizer(alphabet)
-    return HuggingFaceTokenizer(name, eos_token)
+    return HuggingFaceTokenizer(os.fspath(name), eos_token)

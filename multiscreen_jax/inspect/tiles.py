@@ -10,6 +10,7 @@ from jaxtyping import Array, Int
 
 from multiscreen_jax.layers.embedding import check_segments, check_tokens
 from multiscreen_jax.layers.positions import document_positions
+from multiscreen_jax.models.fit import check_params
 from multiscreen_jax.models.multiscreen import Multiscreen, ScreeningLayer
 
 
@@ -26,6 +27,7 @@ def scan_tiles(
     width [H], screening_output [B, T, H, V], ... Only what `read` returns is kept, so memory is
     that of one layer, however deep the model. Meant for use inside jit.
     """
+    check_params(model, params)
     layer = ScreeningLayer(model.config)
     positions = document_positions(segment_ids, *tokens.shape)
     shared = (segment_ids, positions, None, None)

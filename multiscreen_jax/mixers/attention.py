@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.cache import Chunk, Cursor, new_cursor
+from multiscreen_jax.cache import Chunk, Cursor, check_made, new_cursor
 from multiscreen_jax.layers.rotary import Rotation, rotary_angles, rotate
 from multiscreen_jax.layers.stack import mark_mixer_output
 from multiscreen_jax.mixers.mixer import Context, Mixer
@@ -82,6 +82,11 @@ class Attention(Mixer):
         cursor = new_cursor(batch, max_length)
         shape = (layers, batch, config.num_kv_heads, max_length, config.head_dim)
         return AttentionCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), cursor)
+
+    @classmethod
+    def check_cache(cls, config: "TransformerConfig", layers: int, cache: Any) -> None:
+        dtype = jnp.dtype(config.dtype)
+        check_made(cache, lambda *sizes: cls.init_cache(config, None, layers, *sizes, dtype))
 
     @classmethod
     def split_cache(cls, cache: AttentionCache) -> tuple[Int[Array, "N"], AttentionCache]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.cache import Chunk, Cursor
+from multiscreen_jax.cache import Chunk, Cursor, check_cursor
 from pallas_kernels.common.numerics import accumulation_dtype
 
 
@@ -63,6 +63,15 @@ class Mixer(nn.Module):
     ) -> Any:
         """An empty cache of `layers` layers, a pytree with a `cursor`."""
         raise NotImplementedError(f"{cls.__name__} does not define init_cache")
+
+    @classmethod
+    def check_cache(cls, config: Any, layers: int, cache: Any) -> None:
+        """ValueError for a cache that `init_cache` does not make for this config, another model's.
+
+        This one sees whether it is a cache at all; mixers that know more look closer.
+        """
+        del config, layers
+        check_cursor(cache)
 
     @classmethod
     def split_cache(cls, cache: Any) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from multiscreen_jax.cache import Chunk, Cursor, new_cursor
+from multiscreen_jax.cache import Chunk, Cursor, check_made, new_cursor
 from multiscreen_jax.layers.short_convolution import ShortConvolution
 from multiscreen_jax.mixers.mixer import Context, Mixer
 
@@ -51,6 +51,11 @@ class RecurrentMixer(Mixer):
         empty = cls.empty_layer(config, batch, max_length, dtype)
         stacked = jax.tree.map(lambda x: jnp.zeros((layers, *x.shape), x.dtype), empty)
         return StateCache(stacked, cursor)
+
+    @classmethod
+    def check_cache(cls, config: Any, layers: int, cache: Any) -> None:
+        dtype = jnp.dtype(config.dtype)
+        check_made(cache, lambda *sizes: cls.init_cache(config, None, layers, *sizes, dtype))
 
     @classmethod
     def split_cache(cls, cache: StateCache) -> tuple[Any, None]:

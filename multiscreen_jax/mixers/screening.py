@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.cache import Chunk, Cursor, check_size, new_cursor
+from multiscreen_jax.cache import Chunk, Cursor, check_cursor, check_like, check_size, new_cursor
 from multiscreen_jax.layers.positions import mipe, mipe_turns
 from multiscreen_jax.layers.stack import mark_mixer_output
 from multiscreen_jax.mixers.mixer import Context, Mixer
@@ -41,7 +41,9 @@ def tile_window(config: "MultiscreenConfig", log_window: Float[Array, "*H"]) -> 
     # What exp cannot hold is an infinite window. Without the inner `where` its gradient, zero,
     # would be multiplied by infinity.
     overflows = log_window >= np.log(jnp.finfo(log_window.dtype).max)
-    window = jnp.exp(jnp.where(overflows, 0, log_window)) + 1
+    # Above 1 also where the sum is rounded to it.
+    smallest = 1 + jnp.finfo(log_window.dtype).eps
+    window = jnp.maximum(jnp.exp(jnp.where(overflows, 0, log_window)) + 1, smallest)
     window = jnp.where(overflows, jnp.inf, window)
     if config.infinite_windows:
         window = jnp.where(window > config.trained_length, jnp.inf, window)
@@ -52,10 +54,11 @@ def tile_width(logit_width: Float[Array, "*H"]) -> Float[Array, "*H"]:
     """r = sigmoid(s_r): a key is accepted iff its similarity exceeds 1 - r. (v3 eq. 4)
 
     At least the distance from 1 to the number below it: narrower widths accept the same
-    similarities, those rounded to 1, and end in a reciprocal of zero.
+    similarities, those rounded to 1, and end in a reciprocal of zero. At most that number.
     """
     logit_width = logit_width.astype(accumulation_dtype(logit_width))
-    return jnp.maximum(jax.nn.sigmoid(logit_width), jnp.finfo(logit_width.dtype).epsneg)
+    step = jnp.finfo(logit_width.dtype).epsneg
+    return jnp.clip(jax.nn.sigmoid(logit_width), step, 1 - step)
 
 
 class ScreeningTiles(Mixer):
@@ -179,10 +182,30 @@ class ScreeningTiles(Mixer):
     ) -> "ScreeningCache":
         """An empty cache for the windows in `params`, those of all `layers`; not under jit."""
         c = config
+        if params is None:
+            raise ValueError(
+                "init_cache sizes its rings from the learned windows, so it needs params, got None"
+            )
         window = tile_window(c, params["log_window"])
         return init_screening_cache(
             window, batch, max_length, c.key_dim, c.value_dim, dtype, c.block_summaries
         )
+
+    @classmethod
+    def check_cache(cls, config: "MultiscreenConfig", layers: int, cache: Any) -> None:
+        c = config
+        check_cursor(cache)
+        # The size of the buffer is that of the windows it was made for.
+        slots = cache.keys.shape[1] if isinstance(cache, ScreeningCache) else _SLOTS_MULTIPLE
+
+        def empty() -> ScreeningCache:
+            table = jnp.zeros((layers, c.num_heads), jnp.int32)
+            dims = (slots, c.key_dim, c.value_dim)
+            return _empty_cache(
+                table, table, cache.cursor, dims, jnp.dtype(c.dtype), c.block_summaries
+            )
+
+        check_like(cache, jax.eval_shape(empty))
 
     @classmethod
     def split_cache(cls, cache: "ScreeningCache") -> tuple[tuple[Array, Array], "ScreeningCache"]:
@@ -286,12 +309,29 @@ def init_screening_cache(
     lossless = bool((needed <= max_length).all())
     cursor = new_cursor(batch, np.iinfo(np.int32).max if lossless else max_length)
     slots = -(-int(size.sum()) // _SLOTS_MULTIPLE) * _SLOTS_MULTIPLE
+    dims = (slots, key_dim, value_dim)
+    return _empty_cache(
+        jnp.asarray(offset), jnp.asarray(size), cursor, dims, dtype, block_summaries
+    )
+
+
+def _empty_cache(
+    offset: Int[Array, "N H"],
+    size: Int[Array, "N H"],
+    cursor: Cursor,
+    dims: tuple[int, int, int],
+    dtype: jnp.dtype,
+    block_summaries: bool,
+) -> ScreeningCache:
+    """Zeros [B, S, K] and [B, S, V], for S, K, V = `dims`."""
+    slots, key_dim, value_dim = dims
+    batch = cursor.length.shape[0]
     keys = jnp.zeros((batch, slots, key_dim), dtype)
     return ScreeningCache(
         keys=keys,
         values=jnp.zeros((batch, slots, value_dim), dtype),
-        offset=jnp.asarray(offset),
-        size=jnp.asarray(size),
+        offset=offset,
+        size=size,
         cursor=cursor,
         summaries=summarize(keys) if block_summaries else None,
     )

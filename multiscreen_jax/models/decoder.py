@@ -27,6 +27,7 @@ from multiscreen_jax.layers.positions import document_positions
 from multiscreen_jax.layers.stack import LayerStack, check_remat
 from multiscreen_jax.mixers.mixer import Context
 from multiscreen_jax.models import fields
+from multiscreen_jax.models.fit import check_params
 from multiscreen_jax.models.language_model import LanguageModel
 
 
@@ -271,6 +272,7 @@ class Decoder(LanguageModel):
         c = self.config
         check_tokens(tokens, c.vocab_size)
         check_segments(segment_ids, tokens.shape)
+        self.check_own_params()
         x = self.vocabulary.encode(tokens)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mixers = [plan.mixer for plan in c.layer_plans()]
@@ -287,7 +289,13 @@ class Decoder(LanguageModel):
             return self.final_norm(x), None
 
         caches = (cache,) if len(mixers) == 1 else cache
-        for part in caches:
+        if not isinstance(caches, tuple) or len(caches) != len(mixers):
+            raise ValueError(
+                f"cache must be a tuple of {len(mixers)} caches, one for each layer of the "
+                f"pattern, got {type(cache).__name__}"
+            )
+        for mixer, part in zip(mixers, caches, strict=True):
+            mixer.module.check_cache(mixer.config, c.num_layers // len(mixers), part)
             check_rows(part.cursor, tokens.shape[0])
         places = [place(part.cursor, segment_ids, tokens.shape[1]) for part in caches]
         parts = [m.module.split_cache(part) for m, part in zip(mixers, caches, strict=True)]
@@ -321,6 +329,8 @@ class Decoder(LanguageModel):
         """
         c = self.config
         dtype = fields.cache_dtype(c.dtype, dtype)
+        if params is not None:
+            check_params(self, params)
         plans = c.layer_plans()
         caches = []
         for i, (name, mixer, config) in enumerate(plan.mixer for plan in plans):

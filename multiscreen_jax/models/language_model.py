@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from multiscreen_jax.models.fit import check_params
 from multiscreen_jax.models.output import ModelOutput
 
 
@@ -41,6 +42,11 @@ class LanguageModel(nn.Module):
             preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
         )
         return ModelOutput(logits=logits, cache=cache)
+
+    def check_own_params(self) -> None:
+        """ValueError if this call's parameters are those of another model."""
+        if not self.is_initializing():
+            check_params(self, self.variables.get("params", {}))
 
     def trunk(
         self, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None, cache: Any

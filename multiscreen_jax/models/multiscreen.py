@@ -23,6 +23,7 @@ from multiscreen_jax.layers.stack import LayerStack, check_remat
 from multiscreen_jax.mixers.mixer import Context
 from multiscreen_jax.mixers.screening import ScreeningCache, ScreeningTiles
 from multiscreen_jax.models import fields
+from multiscreen_jax.models.fit import check_params
 from multiscreen_jax.models.language_model import LanguageModel
 from pallas_kernels.common.dispatch import check_implementation
 from pallas_kernels.common.numerics import unit_norm
@@ -204,11 +205,13 @@ class Multiscreen(LanguageModel):
         """The residual stream after the last layer [B, T, D], and the new cache."""
         check_tokens(tokens, self.config.vocab_size)
         check_segments(segment_ids, tokens.shape)
+        self.check_own_params()
         x = self.embedding.encode(tokens)
         if cache is None:
             positions = document_positions(segment_ids, *tokens.shape)
             x, _ = self.layers(x, None, (segment_ids, positions, None, None))
             return x, None
+        ScreeningTiles.check_cache(self.config, self.config.num_layers, cache)
         check_rows(cache.cursor, tokens.shape[0])
         chunk, cursor = place(cache.cursor, segment_ids, tokens.shape[1])
         rings, whole = ScreeningTiles.split_cache(cache)
@@ -229,6 +232,7 @@ class Multiscreen(LanguageModel):
         """
         c = self.config
         dtype = fields.cache_dtype(c.dtype, dtype)
+        check_params(self, params)
         return ScreeningTiles.init_cache(
             c, params["layers"]["tiles"], c.num_layers, batch, max_length, dtype
         )

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from multiscreen_jax import convert
 from multiscreen_jax.data import Tokenizer, open_tokenizer
 from multiscreen_jax.models import build
+from multiscreen_jax.models.fields import unknown_name
+from multiscreen_jax.models.fit import check_params
 
 _FOLDER = Path(__file__).parent
 _WEIGHTS = "model.safetensors"
@@ -51,18 +51,21 @@ def load(name: str, **changes: Any) -> Pretrained:
       TypeError: an unknown field.
     """
     if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
+        near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no trained model {name!r}{hint}; known: {', '.join(names())}")
     params, config = convert.load_safetensors(_FOLDER / name / _WEIGHTS)
+    allowed = [field.name for field in dataclasses.fields(config)]
+    for field in changes:
+        if field not in allowed:
+            raise TypeError(str(unknown_name(f"field of {name}", field, allowed)))
     model = build(dataclasses.replace(config, **changes))
-    if changes and not _fits(model, params):
-        given = ", ".join(f"{field}={value!r}" for field, value in changes.items())
-        raise ValueError(f"{given} needs other parameters than those of {name}")
+    if changes:
+        try:
+            check_params(model, params)
+        except ValueError as error:
+            given = ", ".join(f"{field}={value!r}" for field, value in changes.items())
+            raise ValueError(
+                f"{given} needs other parameters than those of {name}: {error}"
+            ) from None
     return Pretrained(model, params, open_tokenizer("bytes"))
-
-
-def _fits(model: nn.Module, params: dict[str, Any]) -> bool:
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    needed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-    return jax.tree.map(jnp.shape, needed) == jax.tree.map(jnp.shape, params)

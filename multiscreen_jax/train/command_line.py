@@ -1,11 +1,8 @@
 """From `NAME --section.field value ...` to an ExperimentConfig."""
 
-import contextlib
 import difflib
 import importlib
 import inspect
-import io
-import itertools
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -13,9 +10,8 @@ from types import ModuleType
 
 import tyro
 
+from multiscreen_jax.train import options
 from multiscreen_jax.train.config import ExperimentConfig
-
-_OURS = ("multiscreen_jax.", "pallas_kernels.")
 
 
 def config_names(package: str) -> list[str]:
@@ -57,59 +53,18 @@ def parse(package: str, prog: str, arguments: Sequence[str] | None = None) -> Ex
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview(package, prog))
         sys.exit(0 if arguments else 2)
-    name, *options = arguments
+    name, *words = arguments
     default = named_config(package, name)
     description = inspect.getdoc(_module(package, name)) or ""
-    return _with_options(default, options, f"{prog} {name}", description)
-
-
-def _with_options(
-    default: ExperimentConfig, options: list[str], prog: str, description: str
-) -> ExperimentConfig:
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                ExperimentConfig,
-                default=default,
-                args=options,
-                prog=prog,
-                description=description,
-                # The named config decides which kind of model there is; its fields are options.
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-            )
-    except SystemExit as stop:
-        if refused := _refused_value(stop):
-            raise ValueError(refused) from None
-        print(_one_line(errors.getvalue()), end="", file=sys.stderr)
-        raise
-
-
-def _one_line(box: str) -> str:
-    """What tyro prints in a box as one line: its first paragraph, and the options it suggests."""
-    # Below the title, paragraphs lie between rules. Drawn in ASCII the box has no sides.
-    rows = [row.strip("│╰╯ ") for row in box.splitlines()[1:]]
-    groups = itertools.groupby(rows, lambda row: bool(row.strip("─-")))
-    paragraphs = [list(group) for is_text, group in groups if is_text]
-    if not paragraphs:
-        return box
-    rest = itertools.chain(*paragraphs[1:])
-    near = [row.split()[0] for row in rest if row.startswith("--")]
-    hint = f"; see {', '.join(near)}" if near else ""
-    return f"error: {' '.join(paragraphs[0])}{hint}\n"
-
-
-def _refused_value(stop: BaseException) -> str | None:
-    """The message of a section's own check, which tyro would print in a box of several lines."""
-    error = stop.__context__
-    while error is not None:
-        if type(error) is ValueError and (cause := error.__traceback__) is not None:
-            while cause.tb_next is not None:
-                cause = cause.tb_next
-            if cause.tb_frame.f_globals.get("__name__", "").startswith(_OURS):
-                return str(error)
-        error = error.__context__
-    return None
+    return options.read(
+        ExperimentConfig,
+        default=default,
+        args=words,
+        prog=f"{prog} {name}",
+        description=description,
+        # The named config decides which kind of model there is; its fields are options.
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
 
 
 def _overview(package: str, prog: str) -> str:

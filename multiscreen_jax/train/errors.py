@@ -8,6 +8,7 @@
 """
 
 import errno
+import logging
 import os
 import re
 import sys
@@ -29,6 +30,7 @@ _USER_ERRORS = (
     FloatingPointError,
     ImportError,
 )
+_PLATFORMS = ".xla_bridge"  # the module in which JAX starts platforms
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -118,11 +120,14 @@ def one_line_errors() -> Iterator[None]:
 
     # With frames of JAX left out of tracebacks, its errors would look like ours.
     jax.config.update("jax_traceback_filtering", "off")
+    # A platform that is installed and cannot start is told of by JAX, with a traceback.
+    for name in [name for name in logging.root.manager.loggerDict if name.endswith(_PLATFORMS)]:
+        logging.getLogger(name).addFilter(_in_one_line)
     try:
         with _one_line_warnings():
             yield
     except Exception as error:
-        if not is_ours(error):
+        if not is_ours(error) and (error := _platform_error(error)) is None:
             raise
         tell(f"error: {error}")
         sys.exit(exit_code(error))
@@ -158,3 +163,27 @@ def close_unwritable(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """A filter of log records that says why in place of a traceback."""
+    if record.exc_info and record.exc_info[1] is not None:
+        reason, *_ = str(record.exc_info[1]).splitlines() or [record.exc_info[0].__name__]
+        record.msg, record.args = f"{record.getMessage()}: {reason}", ()
+        record.exc_info = record.exc_text = None
+    return True
+
+
+def _platform_error(error: BaseException) -> ValueError | None:
+    """What a platform that JAX_PLATFORMS asks for, and that does not start, is to the user."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    modules = (
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+    if not asked or not any(name.endswith(_PLATFORMS) for name in modules):
+        return None
+    reason, *_ = str(error).splitlines() or [type(error).__name__]
+    return ValueError(
+        f"JAX_PLATFORMS is {asked!r}, which does not start here: {reason}; allowed: nothing (the "
+        "best there is), cpu, or what this machine has"
+    )

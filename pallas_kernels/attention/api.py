@@ -6,6 +6,13 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.chunked import attention_chunked
 from pallas_kernels.attention.reference import attention_reference
+from pallas_kernels.common.arguments import (
+    array,
+    check_not_negative,
+    check_precision,
+    check_scale,
+    optional_array,
+)
 
 IMPLEMENTATIONS = ("reference", "chunked", "cudnn")
 
@@ -43,7 +50,12 @@ def causal_attention(
     Cost: "chunked" computes 2 B H T^2 K FLOPs forward (half the full square) and 2.5 times that
     backward; memory is linear in T.
     """
+    given, segment_ids = segment_ids, optional_array("segment_ids", segment_ids)
+    q, k, v = array("q", q), array("k", k), array("v", v)
+    check_scale(scale)
+    check_precision(precision)
     _check(q, k, v, segment_ids, implementation)
+    check_not_negative("segment_ids", given)
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     unsupported = _why_not_cudnn(q, k, segment_ids)
     if implementation == "cudnn" and unsupported:
@@ -89,5 +101,10 @@ def _check(q, k, v, segment_ids, implementation) -> None:
         raise ValueError(
             f"the {q.shape[2]} heads of q must be a multiple of the {k.shape[2]} groups of k and v"
         )
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} must be of a floating dtype, got {x.dtype}")
     if segment_ids is not None and segment_ids.shape != k.shape[:2]:
         raise ValueError(f"segment_ids must be [B,S] = {k.shape[:2]}, got {segment_ids.shape}")
+    if segment_ids is not None and not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise ValueError(f"segment_ids must be integers, got {segment_ids.dtype}")

@@ -10,6 +10,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
+from pallas_kernels.common.arguments import (
+    array,
+    check_boolean,
+    check_not_negative,
+    check_positive_integer,
+    check_precision,
+    check_scale,
+    optional_array,
+)
 from pallas_kernels.common.documents import Documents, documents, mask_padding
 from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.common.sharding import shard_op
@@ -56,6 +65,7 @@ def linear_attention(
     those of `ssd`, but that `scale=None` is K^-0.5, and that with `normalize` the state is a
     `NormalizedState`.
     """
+    check_boolean("normalize", normalize)
     run = partial(
         _run, "linear_attention", _ADDITIVE, q, k, scale=scale, segment_ids=segment_ids,
         chunk_size=chunk_size, implementation=implementation, precision=precision,
@@ -69,10 +79,10 @@ def linear_attention(
     if not normalize:
         return run(v, None, None, initial_state)
     # The sum of the keys is one more column of the state, that of a value that is always one.
-    v = jnp.asarray(v)
+    v = array("v", v)
     wide = v.astype(accumulation_dtype(v))  # one rounding, after the division
     if initial_state is not None:
-        values, keys = (jnp.asarray(x) for x in initial_state)
+        values, keys = (array("initial_state", x) for x in initial_state)
         if keys.shape != values.shape[:-1]:
             raise ValueError(
                 f"keys of a NormalizedState must be [B,H,K] = {values.shape[:-1]}, got {keys.shape}"
@@ -108,11 +118,11 @@ def retention(
     The other arguments, the result, cost and errors are those of `ssd`, but that `scale=None` is
     K^-0.5.
     """
-    v = jnp.asarray(v)
+    v = array("v", v)
     if v.ndim != 4:
         raise ValueError(f"v must be [B,T,H,V], got {v.shape}")
     heads = v.shape[2]
-    g = jnp.asarray(retention_decays(heads, accumulation_dtype(v)) if g is None else g)
+    g = retention_decays(heads, accumulation_dtype(v)) if g is None else array("g", g)
     if g.shape != (heads,):
         raise ValueError(f"g must be [H] = ({heads},), got {g.shape}")
     return _run(
@@ -174,7 +184,7 @@ def ssd(
     in T.
     """
     return _run(
-        "ssd", _ADDITIVE, q, k, v, g, None, initial_state,
+        "ssd", _ADDITIVE, q, k, v, array("g", g), None, initial_state,
         scale=1.0 if scale is None else scale, segment_ids=segment_ids, chunk_size=chunk_size,
         implementation=implementation, precision=precision, return_state=return_state,
     )  # fmt: skip
@@ -199,7 +209,7 @@ def delta_rule(
     S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T          y_t = scale S_t^T q_t
     """
     return _run(
-        "delta_rule", _DELTA, q, k, v, None, beta, initial_state,
+        "delta_rule", _DELTA, q, k, v, None, array("beta", beta), initial_state,
         scale=scale, segment_ids=segment_ids, chunk_size=chunk_size,
         implementation=implementation, precision=precision, return_state=return_state,
     )  # fmt: skip
@@ -236,7 +246,7 @@ def gated_delta_rule(
     Cost: "chunked" takes about 2 T H (C^2 / 3 + C (C + 4 K + 2 V) + 3 K V) FLOPs forward.
     """
     return _run(
-        "gated_delta_rule", _DELTA, q, k, v, g, beta, initial_state,
+        "gated_delta_rule", _DELTA, q, k, v, array("g", g), array("beta", beta), initial_state,
         scale=scale, segment_ids=segment_ids, chunk_size=chunk_size,
         implementation=implementation, precision=precision, return_state=return_state,
     )  # fmt: skip
@@ -297,17 +307,18 @@ def _run(
     scale, segment_ids, chunk_size, implementation, precision, return_state,
 ):  # fmt: skip
     """Check, promote, mask the padding, and run on every device's own rows and heads."""
-    q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
-    g, beta = (None if x is None else jnp.asarray(x) for x in (g, beta))
+    q, k, v = array("q", q), array("k", k), array("v", v)
+    g, beta = optional_array("g", g), optional_array("beta", beta)
     check_inputs(q, k, v, g=g, beta=beta, segment_ids=segment_ids)
-    check_positive_integer("chunk_size", chunk_size)
+    check_settings(scale, chunk_size, precision, return_state)
     batch, _, heads, value_dim = v.shape
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = accumulation_dtype(q, k, v)
     shape = (batch, heads, q.shape[3], value_dim)
-    state = jnp.zeros(shape, dtype) if state is None else jnp.asarray(state).astype(dtype)
+    state = jnp.zeros(shape, dtype) if state is None else array("initial_state", state)
     if state.shape != shape:
         raise ValueError(f"initial_state must be [B,H,K,V] = {shape}, got {state.shape}")
+    state = state.astype(dtype)
 
     def op(q, k, v, g, beta, state, segment_ids):
         docs = None if segment_ids is None else documents(segment_ids)
@@ -345,11 +356,6 @@ def scale_queries(q: Array, scale: float) -> Array:
     return (q.astype(accumulation_dtype(q)) * scale).astype(q.dtype)
 
 
-def check_positive_integer(name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-
-
 def check_inputs(q, k, v, *, segment_ids, **per_token) -> None:
     """ValueError naming the array, what was given and what is allowed."""
     if q.ndim != 4 or q.shape != k.shape:
@@ -371,8 +377,17 @@ def check_inputs(q, k, v, *, segment_ids, **per_token) -> None:
         if x is not None and name in ("g", "beta") and x.ndim != 3:
             raise ValueError(f"{name} must be [B,T,H] = {v.shape[:3]}, got {x.shape}")
     if segment_ids is not None:
-        ids = jnp.asarray(segment_ids)
+        ids = array("segment_ids", segment_ids)
         if ids.shape != q.shape[:2]:
             raise ValueError(f"segment_ids must be [B,T] = {q.shape[:2]}, got {ids.shape}")
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(f"segment_ids must be integers, got {ids.dtype}")
+        check_not_negative("segment_ids", segment_ids)
+
+
+def check_settings(scale: Any, chunk_size: Any, precision: Any, return_state: Any) -> None:
+    """ValueError naming the setting that is none."""
+    check_scale(scale)
+    check_positive_integer("chunk_size", chunk_size)
+    check_precision(precision)
+    check_boolean("return_state", return_state)

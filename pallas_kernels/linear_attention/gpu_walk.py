@@ -28,6 +28,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.common import dispatch
+from pallas_kernels.common.kernel_call import kernel_call
 
 CHUNK = 64  # tokens of a chunk
 _LEAST_CAPABILITY = 80
@@ -216,7 +217,7 @@ def _run(kernel, maps, schedule, inputs, results):
     def specs(arrays):
         return [_spec(layout, x, size.values, sharing) for layout, x in arrays.items()]
 
-    results = pl.pallas_call(
+    results = kernel_call(
         partial(kernel, parts=powers_of_two(key_dim, size.keys)),
         grid=(value_dim // size.values, heads, batch),
         in_specs=[
@@ -226,7 +227,6 @@ def _run(kernel, maps, schedule, inputs, results):
         ],
         out_specs=specs(results),
         out_shape=list(results.values()),
-        interpret=dispatch.interpretation(),
         compiler_params=plgpu.CompilerParams(num_warps=size.warps, num_stages=size.stages),
         name=f"linear{kernel.__name__}",
     )(maps, schedule, list(inputs.values()))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.common import dispatch
+from pallas_kernels.common.kernel_call import kernel_call
 from pallas_kernels.common.tpu import kernel_memory
 from pallas_kernels.linear_attention.tpu_chunks import (
     CHUNK,
@@ -129,7 +129,7 @@ def _call(name, plan, kernel, inputs, outputs, reads, target):
     back = name == "backward"
     arrays = [(layout, x) for layout, xs in inputs.items() for x in xs if x is not None]
     layouts = {layout: _spec(plan, layout, back) for layout in (*dict(arrays), "last", "kept")}
-    return pl.pallas_call(
+    return kernel_call(
         partial(kernel, plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -143,7 +143,6 @@ def _call(name, plan, kernel, inputs, outputs, reads, target):
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=kernel_memory(),
         ),
-        interpret=dispatch.interpretation(),
         name=f"linear_{name}",
     )(reads, target, *(x for _, x in arrays))
 

@@ -10,13 +10,19 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
+from pallas_kernels.common.arguments import (
+    array,
+    check_not_negative,
+    check_positive_integer,
+    optional_array,
+)
 from pallas_kernels.common.documents import Documents, document_starts, documents, mask_padding
 from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.linear_attention import pallas_gpu, pallas_tpu
 from pallas_kernels.linear_attention.api import (
     check_inputs,
-    check_positive_integer,
+    check_settings,
     repeat_groups,
     scale_queries,
     widen,
@@ -72,7 +78,10 @@ def log_linear_ssd(
                       has as many as T needs, or as the initial state has; NaN beyond those.
             The results of "clamp" and "extend" are the same; the states differ.
         scale: of q; None is 1.
-        initial_state: of any length, continued by the row's first document.
+        initial_state: of any length >= 0, continued by the row's first document. A negative
+            length is refused where it can be seen, outside jit; inside, it means nothing. Levels
+            that a state of its length leaves empty must be zero. Only "reference" always has a
+            gradient for them; in kernels, and in parts of "chunked", it is zero.
         return_state: also return the state after the last token that is not padding.
         segment_ids: documents count from 1; levels and state start anew with each. 0 is padding.
         max_documents: a row may hold (the first one, if it continues a state, included); each
@@ -88,9 +97,9 @@ def log_linear_ssd(
     sequences; for others it reads every level above log2(C), at 2 T H K V each. Beside inputs and
     result, training keeps H K V log2(T / C) numbers for every 8 chunks (whole sequences) or 4.
     Kernels read and move on the levels that hold something, about half, with states on chip (TPU)
-    or in cache (GPU), and levels of an initial state that cannot hold anything get no gradient. On
-    TPUs training keeps H K V log2(T / C) numbers for every 4 chunks of 128, for every 8 where there
-    are more than five levels above C and memory has room, in the inputs' dtype.
+    or in cache (GPU). On TPUs training keeps H K V log2(T / C) numbers for every 4 chunks of 128,
+    for every 8 where there are more than five levels above C and memory has room, in the inputs'
+    dtype.
     """
     return _run(
         "log_linear_ssd", q, k, v, g, None, level_scales, beyond_levels,
@@ -131,7 +140,7 @@ def log_linear_gated_delta_rule(
     `log_linear_ssd`.
     """
     return _run(
-        "log_linear_gated_delta_rule", q, k, v, g, beta, level_scales, beyond_levels,
+        "log_linear_gated_delta_rule", q, k, v, g, array("beta", beta), level_scales, beyond_levels,
         scale=scale, initial_state=initial_state, return_state=return_state,
         segment_ids=segment_ids, max_documents=max_documents, chunk_size=chunk_size,
         implementation=implementation, precision=precision,
@@ -194,10 +203,11 @@ def _run(
     scale, initial_state, return_state, segment_ids, max_documents, chunk_size, implementation,
     precision,
 ) -> tuple[Array, LogLinearState | None]:  # fmt: skip
-    q, k, v, g, scales = (jnp.asarray(x) for x in (q, k, v, g, scales))
-    beta = None if beta is None else jnp.asarray(beta)
+    named = {"q": q, "k": k, "v": v, "g": g, "level_scales": scales}
+    q, k, v, g, scales = (array(name, x) for name, x in named.items())
+    beta = optional_array("beta", beta)
     check_inputs(q, k, v, g=g, beta=beta, level_scales=scales, segment_ids=segment_ids)
-    check_positive_integer("chunk_size", chunk_size)
+    check_settings(scale, chunk_size, precision, return_state)
     if chunk_size & (chunk_size - 1):
         raise ValueError(f"chunk_size must be a power of two for levels, got {chunk_size}")
     if scales.ndim != 4 or not scales.shape[3]:
@@ -206,6 +216,8 @@ def _run(
         raise ValueError(
             f"beyond_levels must be one of {', '.join(BEYOND_LEVELS)}, got {beyond_levels!r}"
         )
+    if initial_state is not None:
+        initial_state = _state_arrays(initial_state)
     batch, length, heads, value_dim = v.shape
     dtype = accumulation_dtype(q, k, v)
     scales, levels = _levels(
@@ -274,15 +286,25 @@ def _longest(docs: Documents | None, start: Int[Array, "B"], length: int) -> Int
     return jnp.max(tokens - jax.lax.cummax(before, axis=1), axis=1)
 
 
-def _check_state(given: Any, empty: LogLinearState) -> LogLinearState:
-    levels, length = (jnp.asarray(x) for x in given)
+def _state_arrays(given: Any) -> LogLinearState:
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise ValueError(f"initial_state must be a LogLinearState, got a {type(given).__name__}")
+    levels, length = (array("initial_state", x) for x in given)
+    if levels.ndim != 5 or not jnp.issubdtype(length.dtype, jnp.integer):
+        kinds = "levels [B,H,L,K,V] and an integer length [B]"
+        got = f"{levels.dtype}{list(levels.shape)} and {length.dtype}{list(length.shape)}"
+        raise ValueError(f"initial_state must be {kinds}, got {got}")
+    check_not_negative("the length of initial_state", given[1])
+    return LogLinearState(levels, length)
+
+
+def _check_state(given: LogLinearState, empty: LogLinearState) -> LogLinearState:
+    levels, length = given
     if levels.shape != empty.levels.shape or length.shape != empty.length.shape:
         raise ValueError(
             f"initial_state must be levels [B,H,L,K,V] = {empty.levels.shape} and length [B] = "
             f"{empty.length.shape}, got {levels.shape} and {length.shape}"
         )
-    if not jnp.issubdtype(length.dtype, jnp.integer):
-        raise ValueError(f"the length of initial_state must be integers, got {length.dtype}")
     return LogLinearState(levels.astype(empty.levels.dtype), length.astype(jnp.int32))
 
 

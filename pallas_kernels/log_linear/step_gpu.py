@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.common import dispatch
+from pallas_kernels.common.kernel_call import kernel_call
 from pallas_kernels.linear_attention.gpu_walk import meet, powers_of_two
 from pallas_kernels.log_linear.step import Merges, Token
 
@@ -41,7 +41,7 @@ def step(
     beta = None if token.beta is None else number
     tokens = Token(key, key, spec(values=values), number, beta, spec(count))
     given = len(jax.tree.leaves((token, merges)))
-    return pl.pallas_call(
+    return kernel_call(
         partial(_kernel, parts=powers_of_two(key_dim, _KEYS)),
         grid=(value_dim // values, heads, batch),
         in_specs=[tokens, Merges(row, row, row, row), states],
@@ -51,7 +51,6 @@ def step(
             jax.ShapeDtypeStruct(levels.shape, jnp.float32),
         ],
         input_output_aliases={given: 1},
-        interpret=dispatch.interpretation(),
         compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
         name="log_linear_step",
     )(token, merges, levels)

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.common import dispatch
+from pallas_kernels.common.kernel_call import kernel_call
 from pallas_kernels.common.tpu import kernel_memory, states_too_large
 from pallas_kernels.log_linear.step import Merges, Token
 
@@ -46,7 +46,7 @@ def step(
 
     key, value = ((1, key_dim), (value_dim, 1)) if keys_last else ((key_dim, 1), (1, value_dim))
     states = spec(count, *shape)
-    y, levels = pl.pallas_call(
+    y, levels = kernel_call(
         partial(_kernel, token.beta is not None, int(keys_last)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
@@ -63,7 +63,6 @@ def step(
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=kernel_memory()
         ),
         input_output_aliases={7: 1},  # else a state that is given away would be copied first
-        interpret=dispatch.interpretation(),
         name="log_linear_step",
     )(
         merges.emptied, merges.target, merges.real,

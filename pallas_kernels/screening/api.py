@@ -5,10 +5,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
+from pallas_kernels.common.arguments import (
+    array,
+    check_heads,
+    check_not_negative,
+    check_precision,
+    optional_array,
+)
 from pallas_kernels.common.sharding import shard_op
 from pallas_kernels.screening.chunked import screening_chunked
 from pallas_kernels.screening.pallas_gpu import screening_pallas_gpu
@@ -51,6 +57,8 @@ def screening(
         v: unit length over V.
         window: in tokens, > 1; may be infinite. Per head. NaN gives NaN.
         width: in (0, 1), the acceptance width (the v3 sign: a key lives iff q.k > 1 - width).
+            Windows and widths outside are refused where their values can be seen, which is outside
+            jit (fetching these few numbers waits for the device). Inside, they mean nothing.
         segment_ids: N = S; documents count from 1; 0 is padding, which reads nothing and is read by
             nothing. Without it each row is one document. With a gap [B, S + T], of the keys and
             then of the queries.
@@ -65,7 +73,8 @@ def screening(
 
     Returns:
         [B, T, H, V] in the dtype of v. Similarities, trim, mask and sums are in
-        `promote_types(dtype, float32)`. Differentiable (reverse mode) in q, k, v, window, width.
+        `promote_types(dtype, float32)`. Differentiable in q, k, v, window, width,
+        once and in reverse mode: only "reference" has `jax.jvp` and the gradient of a gradient.
 
     Under a mesh (`jax.set_mesh`) every device computes its own rows and heads, and with S = T and
     no gap its own tokens (see `parallel`).
@@ -74,12 +83,13 @@ def screening(
     sum_h min(window_h, T / 2) * T pairs at 2 (K + V) FLOPs, memory linear in T. "reference" visits
     and holds all H T^2.
     """
-    q, k, v, window, width = (jnp.asarray(x) for x in (q, k, v, window, width))
-    if segment_ids is not None:
-        segment_ids = jnp.asarray(segment_ids)
-    if gap is not None:
-        gap = jnp.asarray(gap)
+    given = (window, width, segment_ids, gap)
+    named = {"q": q, "k": k, "v": v, "window": window, "width": width}
+    q, k, v, window, width = (array(name, x) for name, x in named.items())
+    segment_ids, gap = optional_array("segment_ids", segment_ids), optional_array("gap", gap)
+    check_precision(precision)
     _check(q, k, v, window, width, segment_ids, gap)
+    _check_values(*given)
     # No distance lies inside a NaN window, so it would reject every key and look healthy.
     width = jnp.where(jnp.isnan(window), jnp.nan, width)
     kwargs = {} if implementation == "reference" or precision is None else {"precision": precision}
@@ -90,11 +100,8 @@ def screening(
 
 def _check(q, k, v, window, width, segment_ids, gap) -> None:
     same = q.ndim == k.ndim == 4 and (*q.shape[:1], *q.shape[2:]) == (*k.shape[:1], *k.shape[2:])
-    if gap is not None:
-        if gap.shape != () or not jnp.issubdtype(gap.dtype, jnp.integer):
-            raise ValueError(f"gap must be an integer, got {gap.dtype}{list(gap.shape)}")
-        if not isinstance(gap, Tracer) and gap < 0:
-            raise ValueError(f"gap must not be negative, got {gap}")
+    if gap is not None and (gap.shape != () or not jnp.issubdtype(gap.dtype, jnp.integer)):
+        raise ValueError(f"gap must be an integer, got {gap.dtype}{list(gap.shape)}")
     if not same or q.shape[1] < 1 or k.shape[1] < (q.shape[1] if gap is None else 1):
         raise ValueError(
             "q must be [B,T,H,K] and k [B,S,H,K] of the same B, H and K, with 1 <= T <= S (with a "
@@ -114,3 +121,11 @@ def _check(q, k, v, window, width, segment_ids, gap) -> None:
         raise ValueError(f"segment_ids must be {shape} = {tokens}, got {segment_ids.shape}")
     if segment_ids is not None and not jnp.issubdtype(segment_ids.dtype, jnp.integer):
         raise ValueError(f"segment_ids must be integers, got {segment_ids.dtype}")
+
+
+def _check_values(window, width, segment_ids, gap) -> None:
+    """Of these as they were given: under jit a constant can be seen, but not a copy of it."""
+    check_heads("window", window, lambda x: x <= 1, "> 1 token")
+    check_heads("width", width, lambda x: (x <= 0) | (x >= 1), "in (0, 1)")
+    check_not_negative("segment_ids", segment_ids)
+    check_not_negative("gap", gap)

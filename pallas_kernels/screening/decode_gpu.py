@@ -16,6 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
+from pallas_kernels.common.kernel_call import kernel_call
 from pallas_kernels.screening.rings import (
     check_for_kernels,
     half_cosine,
@@ -72,7 +73,7 @@ def decode_and_count(
     partial = jax.ShapeDtypeStruct((batch, heads, splits, queries, value_dim), jnp.float32)
     read = jax.ShapeDtypeStruct((batch, heads, splits, 2), jnp.int32)
     whole = pl.BlockSpec(memory_space=pl.ANY)
-    h_bhptv, read_bhp2 = pl.pallas_call(
+    h_bhptv, read_bhp2 = kernel_call(
         functools.partial(_kernel, queries=queries, slots=slots, splits=splits),
         grid=(splits, heads, batch),
         in_specs=[whole] * (10 + len(summaries or ())),

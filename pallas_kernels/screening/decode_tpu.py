@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.common import dispatch
+from pallas_kernels.common.kernel_call import kernel_call
 from pallas_kernels.screening.rings import (
     check_for_kernels,
     half_cosine,
@@ -109,7 +109,7 @@ def decode_and_count(
     )
     # Transposes of views: see the module's text.
     arrays = [x.swapaxes(1, 2) for x in (keys, values, *(summaries or ()))]
-    h_bhvt, read_bh2 = pl.pallas_call(
+    h_bhvt, read_bh2 = kernel_call(
         functools.partial(_kernel, queries=queries, heads=heads, summarized=summaries is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
@@ -128,7 +128,6 @@ def decode_and_count(
             jax.ShapeDtypeStruct((batch, heads, value_dim, queries), jnp.float32),
             jax.ShapeDtypeStruct((batch, heads, 2), jnp.int32),
         ],
-        interpret=dispatch.interpretation(),
         name="screening_decode",
     )(*scalars, q.astype(jnp.float32).transpose(0, 2, 3, 1), *arrays)
     return h_bhvt.transpose(0, 3, 1, 2), read_bh2

@@ -26,6 +26,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
+from pallas_kernels.common.kernel_call import kernel_call
 from pallas_kernels.screening.extent import Extent, extent_of
 from pallas_kernels.screening.gpu_block_sizes import Block, BlockSizes, block_sizes
 
@@ -506,13 +507,12 @@ def _run(kernel, block, rows, arrays, window, width, segment_ids, gap, results):
         return pl.BlockSpec(shape, lambda head, program, row: (row, 0, head, 0))
 
     operands = (_heads(window, width, gap, extent), *arrays, segment_ids)
-    return pl.pallas_call(
+    return kernel_call(
         partial(kernel, block=block, extent=extent, key_dim=key_dim),
         grid=(num_heads, pl.cdiv(results[0].shape[1], rows), batch),
         in_specs=jax.tree.map(spec, operands),
         out_specs=[spec(x) for x in results],
         out_shape=results,
-        interpret=dispatch.interpretation(),
         compiler_params=plgpu.CompilerParams(num_warps=block.warps, num_stages=block.stages),
         name=kernel.__name__.lstrip("_") + "_apart" * extent.apart,
     )(*operands)

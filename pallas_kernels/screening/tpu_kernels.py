@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.common import dispatch
+from pallas_kernels.common.kernel_call import kernel_call
 from pallas_kernels.screening import tpu_tiles as tiles
 from pallas_kernels.screening.tpu_tiles import LANES, PRODUCT_DTYPE, SUBLANES, Plan
 
@@ -122,7 +122,7 @@ def _call(name, plan, kernel, outputs, with_sums, scratch, reach, numbers, segme
             pltpu.VMEM((plan.rows, LANES), jnp.int32),
             pltpu.VMEM((2, 1, plan.columns), jnp.int32),
         ]
-    return pl.pallas_call(
+    return kernel_call(
         partial(_body, plan, kernel, len(rows), len(inputs), len(out_specs), len(shared)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -135,7 +135,6 @@ def _call(name, plan, kernel, outputs, with_sums, scratch, reach, numbers, segme
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
-        interpret=dispatch.interpretation(),
         name=f"screening_{name}_apart" if plan.apart else f"screening_{name}",
     )(reach, numbers, *inputs)
 

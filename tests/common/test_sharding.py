@@ -31,6 +31,10 @@ def test_screening_and_its_gradients_are_divided_over_rows_heads_and_tokens(argu
         assert sequence_is_whole != ("collective-permute" in line), line
 
 
+def test_a_window_that_is_nan_leaves_the_other_heads_of_a_divided_sequence_alone():
+    run_module("tests.common.nan_window")
+
+
 def test_without_a_mesh_the_op_itself_is_called():
     x = jnp.arange(6.0).reshape(2, 3)
     text = str(jax.make_jaxpr(lambda x: shard_op(jnp.negative, ("bh",), "bh", x))(x))

@@ -1,5 +1,7 @@
 """The commands themselves: what a dry run prints is what a reader trusts."""
 
+import atexit
+import inspect
 import shlex
 import subprocess
 import sys
@@ -8,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from experiments.launch import __main__ as program
-from experiments.launch import slurm
-from experiments.launch.commands import GRACE_SECONDS
+from experiments.launch import slurm, tpu
+from experiments.launch.commands import GRACE_SECONDS, Place, check_share
 
 TPU = ["--name", "pod", "--zone", "us-east5-a"]
 GKE = ["--name", "fleet", "--zone", "us-east5-a", "--project", "lab-7"]
@@ -20,6 +22,7 @@ SLURM_RUN = ["slurm", "run", "--nodes", "1", "--gpus-per-node", "8"]
 GCLOUD = "gcloud compute tpus tpu-vm"
 QUEUE = "gcloud compute tpus queued-resources"
 PLACE = "--zone=us-east5-a"
+PLACE_OF_TPU = Place("pod", "us-east5-a")
 CLUSTER = "--cluster=fleet --zone=us-east5-a --project=lab-7"
 
 GOLDEN = [
@@ -46,13 +49,9 @@ GOLDEN = [
     (
         ["tpu", "install", *TPU, "--revision", "v1"],
         [
-            "git archive --format=tar.gz --output=/tmp/multiscreen_jax.tar.gz v1 --",
-            f"{GCLOUD} scp /tmp/multiscreen_jax.tar.gz pod: {PLACE} --worker=all",
-            f"{GCLOUD} ssh pod {PLACE} --worker=all '--command=rm -rf ~/multiscreen_jax && mkdir "
-            "~/multiscreen_jax && tar -xzf ~/multiscreen_jax.tar.gz -C ~/multiscreen_jax && curl "
-            "-LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --allow-existing "
-            "--python 3.12 ~/venv && cd ~/multiscreen_jax && ~/.local/bin/uv pip install --python "
-            "~/venv/bin/python -e '\"'\"'.[tpu,data]'\"'\"''",
+            "git archive --format=tar.gz --output=/private/multiscreen_jax.tar.gz v1 --",
+            f"{GCLOUD} scp /private/multiscreen_jax.tar.gz pod: {PLACE} --worker=all",
+            f"{GCLOUD} ssh pod {PLACE} --worker=all {shlex.quote(f'--command={tpu.INSTALL}')}",
         ],
     ),
     (
@@ -60,7 +59,8 @@ GOLDEN = [
         [
             f"{GCLOUD} ssh pod {PLACE} --worker=all '--command=sudo apt-get install -y nfs-common "
             "&& { mountpoint -q /mnt/runs || { sudo mkdir -p /mnt/runs && sudo mount -o rw,hard "
-            "10.0.0.2:/runs /mnt/runs; }; } && sudo chmod a+rwx /mnt/runs'"
+            '10.0.0.2:/runs /mnt/runs; }; } && { [ "$(stat -c %u /mnt/runs)" != 0 ] || { sudo '
+            'chown "$USER": /mnt/runs && sudo chmod u=rwx,g=rwx,o= /mnt/runs; }; }\''
         ],
     ),
     (
@@ -144,6 +144,7 @@ def nothing_runs(monkeypatch):
 
 @pytest.mark.parametrize(("words", "lines"), GOLDEN, ids=[" ".join(w[:2]) for w, _ in GOLDEN])
 def test_dry_runs(monkeypatch, capsys, words, lines):
+    monkeypatch.setattr(tpu, "private_folder", lambda: "/private")
     assert dry_run(monkeypatch, capsys, *words, "--dry-run") == lines
 
 
@@ -243,7 +244,7 @@ def test_a_bucket_needs_its_driver_once(monkeypatch, capsys):
         ),
         (["tpu", "mount", *TPU], "nothing to mount is given; allowed: --bucket, --share, or both"),
         (["tpu", "mount", *TPU, "--bucket", "gs://x"], "--bucket is 'gs://x'; allowed: a bucket's"),
-        (["tpu", "mount", *TPU, "--share", "a; b"], "--share is 'a; b'; allowed: an address and a"),
+        (["tpu", "mount", *TPU, "--share", "a; b"], "--share is 'a; b'; allowed: HOST:/PATH"),
         (["tpu", "run", *TPU], "no experiment is given; allowed: -- NAME"),
         (["tpu", "run", *TPU, "--", "quikstart"], "unknown config 'quikstart'; did you mean quick"),
         (
@@ -297,9 +298,110 @@ def test_what_cannot_be_started_is_one_line(monkeypatch, capsys, words, message)
     position = words.index("--") if "--" in words else len(words)
     with pytest.raises(SystemExit) as stop:
         dry_run(monkeypatch, capsys, *words[:position], "--dry-run", *words[position:])
-    assert str(stop.value).startswith("error: ")
-    assert message in str(stop.value)
-    assert "\n" not in str(stop.value)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def _texts():
+    """(platform, verb, option) of every option that takes text."""
+    for platform, (module, verbs) in program.PLATFORMS.items():
+        for verb in verbs:
+            names = inspect.signature(getattr(module, verb)).parameters.values()
+            texts = [x.name for x in names if "str" in str(x.annotation) and x.name != "training"]
+            if verb == "status" and platform != "slurm":  # all have the same `Place`
+                texts += ["name", "zone", "project"]
+            yield from ((platform, verb, text.replace("_", "-")) for text in texts)
+
+
+# What an option of the called program, another word, another line, or nothing at all would be.
+HOSTILE = [
+    "-x",
+    "--output=/tmp/evil",
+    "--remote=ext::sh -c id",
+    "a b",
+    "$(id)",
+    "`id`",
+    "a;id",
+    "a\nb",
+]
+HOSTILE += [
+    "a'b",
+    'a"b',
+    "a|b",
+    "a&b",
+    "a>b",
+    "a\tb",
+    "a\x00b",
+    "",
+    "a,B=c",
+    "\u202eb",
+    "a\\b",
+    "*",
+]
+WORDS = {words[0] + words[1]: words for words, _ in GOLDEN}
+WORDS |= {"tpurun": ["tpu", "run", *TPU], "gkerun": ["gke", "run", *GKE, *GKE_RUN]}
+WORDS |= {"slurmrun": SLURM_RUN}
+
+
+@pytest.mark.parametrize(("platform", "verb", "option"), [*_texts()])
+def test_no_value_is_an_option_or_more_than_a_word(monkeypatch, capsys, platform, verb, option):
+    words = list(WORDS[platform + verb])
+    if f"--{option}" in words:
+        place = words.index(f"--{option}")
+        del words[place : place + 2]
+    after = ["--", *TRAINING] if verb == "run" else []
+    for value in HOSTILE:
+        with pytest.raises(SystemExit) as stop:
+            dry_run(monkeypatch, capsys, *words, f"--{option}={value}", "--dry-run", *after)
+        assert stop.value.code == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert told.err == f"error: --{option} is {value!r}; {told.err.partition('; ')[2]}"
+
+
+def test_training_options_stay_one_line(monkeypatch, capsys):
+    for platform in ("tpu", "gke", "slurm"):
+        for value in ("a\nb", "a\x00b", "\x1b[2J", "a\u2028b"):
+            training = ["--", "tiny", "--train.output-dir", f"/mnt/runs/{value}"]
+            with pytest.raises(SystemExit):
+                dry_run(monkeypatch, capsys, *WORDS[f"{platform}run"], "--dry-run", *training)
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.endswith("is given after --; allowed: text without control characters")
+
+
+@pytest.mark.parametrize(
+    "share",
+    ["10.0.0.2:/runs", "nfs.lab-7.internal:/a/b_c.d", "[fd00::2]:/runs", "filer:/runs", "h:/a-b"],
+)
+def test_shares(share):
+    check_share("--share", share)
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        *("999.999.999.999:/runs", "10.0.0:/runs", "1.2.3.4.5:/runs", "0.0.0.0:/runs", "10.0.0.2"),
+        *("10.0.0.2:runs", "10.0.0.2:/", "fd00::2:/runs", "[10.0.0.2]:/runs", "[nfs]:/runs", ":/a"),
+        *("-o:/runs", "a..b:/runs", "a_b:/runs", "nfs:/a b", "nfs:/a;id", "nfs:/$(id)", "nfs:/a\n"),
+        *("224.0.0.1:/runs", "[fe80::1%eth0]:/runs", "a" * 64 + ":/runs", "nfs:/\u202e"),
+    ],
+)
+def test_what_is_no_share(share):
+    with pytest.raises(ValueError, match="allowed: HOST:/PATH, such as"):
+        check_share("--share", share)
+
+
+def test_the_archive_lies_in_a_private_folder(monkeypatch):
+    ended = []
+    monkeypatch.setattr(atexit, "register", lambda *words, **named: ended.append((words, named)))
+    first, second = (Path(tpu.install(PLACE_OF_TPU)[1][5]) for _ in range(2))
+    assert first.parent != second.parent
+    for archive, ((end, *words), named) in zip((first, second), ended, strict=True):
+        assert archive.parent.stat().st_mode & 0o777 == 0o700
+        end(*words, **named)
+        assert not archive.parent.exists()
 
 
 def test_help_and_missing_options(monkeypatch, capsys):

@@ -177,10 +177,11 @@ def test_a_host_starts_one_run_stops_it_and_continues(tmp_path, monkeypatch):
 @pytest.mark.parametrize("mounted", [False, True])
 def test_a_mount_can_be_repeated(mounted, tmp_path, monkeypatch):
     calls = tmp_path / "calls"
-    for name in ("sudo", "gcsfuse", "mountpoint"):
+    for name in ("sudo", "gcsfuse", "mountpoint", "stat"):
         code = int(name == "mountpoint" and not mounted)
+        owner = f"echo {1000 if mounted else 0}\n" if name == "stat" else ""
         path = tmp_path / name
-        path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {calls}\nexit {code}\n')
+        path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {calls}\n{owner}exit {code}\n')
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("USER", "me")
@@ -188,12 +189,13 @@ def test_a_mount_can_be_repeated(mounted, tmp_path, monkeypatch):
         script = command[-1].removeprefix("--command=")
         subprocess.run(["bash", "-c", script], check=True)
     made = [line for line in calls.read_text().splitlines() if "/mnt/" in line]
-    if mounted:
-        assert made == ["mountpoint -q /mnt/data", "mountpoint -q /mnt/runs", made[-1]]
+    owned = "stat -c %u /mnt/runs"
+    if mounted:  # and someone's
+        assert made == ["mountpoint -q /mnt/data", "mountpoint -q /mnt/runs", owned]
     else:
         data = ["sudo mkdir -p /mnt/data", "sudo chown me /mnt/data"]
         data += ["gcsfuse --implicit-dirs -o ro corpora /mnt/data"]
         runs = ["sudo mkdir -p /mnt/runs", "sudo mount -o rw,hard 10.0.0.2:/runs /mnt/runs"]
-        expected = ["mountpoint -q /mnt/data", *data, "mountpoint -q /mnt/runs", *runs, made[-1]]
-        assert made == expected
-    assert made[-1] == "sudo chmod a+rwx /mnt/runs"
+        given = ["sudo chown me: /mnt/runs", "sudo chmod u=rwx,g=rwx,o= /mnt/runs"]
+        checks = ["mountpoint -q /mnt/data", "mountpoint -q /mnt/runs"]
+        assert made == [checks[0], *data, checks[1], *runs, owned, *given]

@@ -213,7 +213,10 @@ def test_an_unknown_option_exits_with_2_and_near_matches(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--optim.learning-rat", "1"], "--optim.learning-rat, 1; see --optim.learning-rate"),
+        (
+            ["--optim.learning-rat", "1"],
+            "--optim.learning-rat, 1; did you mean --optim.learning-rate?",
+        ),
         (["--optim.learning-rate", "abc"], "could not convert string to float: 'abc'"),
         (["--optim.learning-rate"], "Missing value for argument '--optim.learning-rate'"),
         (["--model.implementation", "foo"], "error: implementation must be None or among"),
