@@ -8,6 +8,8 @@ from importlib.metadata import version
 
 import pytest
 
+pytest_plugins = ["tests.cpu_time"]
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Subprocess tests inherit this, so a program that several of them run is compiled once.
 os.environ.setdefault(
