@@ -8,6 +8,8 @@ from importlib.metadata import version
 
 import pytest
 
+from tests.compat import is_compat
+
 pytest_plugins = ["tests.cpu_time"]
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -35,7 +37,11 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if is_compat(item.nodeid):
+            item.add_marker("compat")
     if any(arg.partition("::")[2] for arg in config.args):  # named one by one
         return
     wanted = config.getoption("-m") or ""
@@ -58,6 +64,16 @@ def forget_programs():
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_reach_children():
+    """A shell that starts pytest in the background has it ignore SIGINT, and children would too."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,6 @@ OPS = {
 }
 
 
-@pytest.mark.compat
 @pytest.mark.parametrize("implementation", BACKENDS)
 @pytest.mark.parametrize("absent", ["backend", "pallas"])
 @pytest.mark.parametrize("op", OPS)
@@ -45,7 +44,6 @@ def test_kernels_say_what_they_miss(op, absent, implementation, monkeypatch):
         OPS[op](implementation=implementation)
 
 
-@pytest.mark.compat
 @pytest.mark.parametrize(
     ("implementation", "device"),
     [("pallas_gpu", ("NVIDIA H100", "cuda")), ("pallas_tpu", ("TPU v5 lite", "tpu"))],
@@ -99,7 +97,6 @@ with pallas_kernels.interpret_kernels():
 """
 
 
-@pytest.mark.compat
 def test_everything_but_its_kernels_works_without_triton():
     ended = subprocess.run(
         [sys.executable, "-c", WITHOUT_TRITON],
