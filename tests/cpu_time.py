@@ -1,6 +1,6 @@
 """CPU time of the tests, by folder: of their processes and of every process they wait for.
 
-As a pytest plugin it writes the seconds of every test to the file of `--cpu-time`. As a command it
+`pytest --cpu-time=FILE` writes the seconds of every test to the file, as JSON. As a command this
 adds up such files and prints their folders:
 
     python -m tests.cpu_time FILE... --warn-above 105 --fail-above 135
@@ -23,20 +23,11 @@ def cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-# -- the plugin ------------------------------------------------------------------------------------
+# -- in pytest -------------------------------------------------------------------------------------
 
 
-def pytest_addoption(parser):
-    parser.addoption("--cpu-time", metavar="FILE", help="write each test's CPU seconds as JSON")
-
-
-def pytest_configure(config):
-    if config.getoption("--cpu-time"):
-        config.pluginmanager.register(_Recorder(config), "cpu-time-recorder")
-
-
-class _Recorder:
-    """The seconds of one process's tests; in the process that distributes them, of all."""
+class Recorder:
+    """A pytest plugin: the seconds of one process's tests; where that distributes them, of all."""
 
     def __init__(self, config):
         self.config = config
