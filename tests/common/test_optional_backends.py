@@ -79,8 +79,10 @@ import multiscreen_jax as mj, pallas_kernels
 optional = {"jax.experimental.pallas", "triton", "jax_triton", "tokamax"}
 for package in (pallas_kernels, mj):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.endswith("__main__"):
+        try:
             importlib.import_module(module.name)
+        except ImportError as error:  # lm-eval is an extra
+            assert "needs the package lm_eval" in str(error), error
 assert not optional & sys.modules.keys(), optional & sys.modules.keys()
 
 import jax.numpy as jnp

@@ -22,6 +22,8 @@ from tests.marks import slow_unless
 
 OPS = ("ssd", "gated_delta_rule")
 FEW = slow_unless(("gated_delta_rule",), OPS)  # each takes seconds to compile
+# The delta rule's kernel does all that the other does, and erases.
+LAST = slow_unless(("gated_delta_rule",), OPS, exhaustive=OPS)
 BFLOAT16 = 1e-2
 
 
@@ -30,7 +32,7 @@ def interpreted(op, case, segments=None, implementation="pallas_tpu"):
         return run(op, case, segments, implementation=implementation)
 
 
-@pytest.mark.parametrize("length", slow_unless((300,), (2, 300, 700), exhaustive=(2,)))
+@pytest.mark.parametrize("length", slow_unless((300,), (2, 300, 700), exhaustive=(2, 700)))
 @pytest.mark.parametrize(
     ("op", "groups"),
     [pytest.param("ssd", 1, marks=pytest.mark.slow), ("ssd", 4), ("gated_delta_rule", 4)],
@@ -40,8 +42,14 @@ def test_values_and_gradients(op, groups, length):
     assert_close(interpreted(op, case), run_float64(op, case))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("op", "groups"), [("gated_delta_rule", 1), ("delta_rule", 2), ("ssd", 2)])
+@pytest.mark.parametrize(
+    ("op", "groups"),
+    slow_unless(
+        (),
+        (("gated_delta_rule", 1), ("delta_rule", 2), ("ssd", 2)),
+        exhaustive=(("delta_rule", 2),),
+    ),
+)
 def test_groups(op, groups):
     """Other ops, and more lengths, are in the goldens."""
     case = make_case(op, 150, groups=groups)
@@ -60,7 +68,7 @@ def test_bfloat16(op):
     assert_close(got, run_float64(op, case), BFLOAT16, BFLOAT16)
 
 
-@pytest.mark.parametrize("op", FEW)
+@pytest.mark.parametrize("op", LAST)
 def test_strong_decay(op):
     """Total decays of exp(-1000) in a chunk, and gates that forget everything."""
     case = make_case(op, 300, decay=8.0)
@@ -72,7 +80,7 @@ def test_strong_decay(op):
 
 
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
-@pytest.mark.parametrize("op", FEW)
+@pytest.mark.parametrize("op", LAST)
 def test_tokens_after_many_strong_gates_in_bfloat16(op, implementation):
     """Sums of gates are large by then; what is left between later tokens is not theirs to round."""
     case = make_case(op, 128, decay=0.3)
@@ -84,7 +92,7 @@ def test_tokens_after_many_strong_gates_in_bfloat16(op, implementation):
     assert_close({"y": got["y"]}, {"y": wanted["y"]}, BFLOAT16)
 
 
-@pytest.mark.parametrize("op", FEW)
+@pytest.mark.parametrize("op", LAST)
 def test_keys_that_are_all_alike(op):
     case = make_case(op, 200, decay=0.01)
     case.inputs["k"] = np.broadcast_to(case.inputs["k"][:, :1], case.inputs["k"].shape)
@@ -109,7 +117,7 @@ def test_documents(op):
             assert_same(got[name][:, here], other[name][:, here], name)
 
 
-@pytest.mark.parametrize("op", FEW)
+@pytest.mark.parametrize("op", LAST)
 def test_no_token_sees_the_future(op):
     case = make_case(op, 300)
     inputs = case.inputs | {x: jnp.asarray(case.inputs[x], jnp.bfloat16) for x in "qkv"}

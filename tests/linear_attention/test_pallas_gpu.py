@@ -88,12 +88,12 @@ def check(got, expected, tolerance, names=NAMES):
     [
         (False, 1, 3, 130),
         (True, 2, 2, 130),
-        pytest.param(False, 2, 2, 64, marks=pytest.mark.slow),
-        pytest.param(True, 1, 2, 64, marks=pytest.mark.slow),
-        pytest.param(False, 1, 2, 1, marks=pytest.mark.slow),
-        pytest.param(True, 2, 2, 7, marks=pytest.mark.slow),
         pytest.param(False, 2, 4, 500, marks=pytest.mark.slow),
-        pytest.param(True, 1, 2, 500, marks=pytest.mark.slow),
+        pytest.param(True, 2, 2, 7, marks=pytest.mark.slow),
+        pytest.param(False, 2, 2, 64, marks=pytest.mark.exhaustive),
+        pytest.param(True, 1, 2, 64, marks=pytest.mark.exhaustive),
+        pytest.param(False, 1, 2, 1, marks=pytest.mark.exhaustive),
+        pytest.param(True, 1, 2, 500, marks=pytest.mark.exhaustive),
     ],
 )
 def test_equals_chunked(delta, groups, heads, length):
@@ -161,11 +161,11 @@ def fenwick(batch, chunks):
     ("delta", "length", "dtype", "tolerance"),
     [
         (True, 300, "float32", 2e-6),
-        pytest.param(False, 300, "float32", 2e-6, marks=pytest.mark.slow),
-        pytest.param(True, 300, "bfloat16", 8e-3, marks=pytest.mark.slow),
-        pytest.param(False, 300, "bfloat16", 8e-3, marks=pytest.mark.slow),
-        pytest.param(True, 600, "float32", 2e-6, marks=pytest.mark.slow),
         pytest.param(False, 600, "float32", 2e-6, marks=pytest.mark.slow),
+        pytest.param(True, 300, "bfloat16", 8e-3, marks=pytest.mark.slow),
+        pytest.param(False, 300, "float32", 2e-6, marks=pytest.mark.exhaustive),
+        pytest.param(False, 300, "bfloat16", 8e-3, marks=pytest.mark.exhaustive),
+        pytest.param(True, 600, "float32", 2e-6, marks=pytest.mark.exhaustive),
     ],
 )
 def test_levels(delta, length, dtype, tolerance, monkeypatch):
@@ -235,7 +235,7 @@ def lowered(dtype, delta):
         return jnp.sum(kernel(delta)(*inputs)[0].astype(jnp.float32))
 
     with interpret_kernels(False):
-        return triton_kernels(jax.grad(loss), q, q, v, gates, gates, state)
+        return triton_kernels(jax.grad(loss, argnums=range(6)), q, q, v, gates, gates, state)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

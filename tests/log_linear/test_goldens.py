@@ -27,6 +27,11 @@ FORMS = {
     "pallas_tpu": {"implementation": "pallas_tpu"},
     "pallas_gpu": {"implementation": "pallas_gpu"},
 }
+# The reference computes in float32 whatever it is given, and the tree is the chunked form's.
+BFLOAT16_MARKS = {form: pytest.mark.slow for form in FORMS} | {
+    "reference": pytest.mark.exhaustive,
+    "tree": pytest.mark.exhaustive,
+}
 TOLERANCES = {
     "float64": {"": 1e-6},
     "float32": {"": 3e-6, "dg": 2e-5},
@@ -69,7 +74,7 @@ def check(name, form, dtype):
 @pytest.mark.parametrize(
     ("form", "dtype"),
     [
-        pytest.param(form, dtype, marks=[pytest.mark.slow] if dtype == "bfloat16" else [])
+        pytest.param(form, dtype, marks=BFLOAT16_MARKS[form] if dtype == "bfloat16" else ())
         for form in FORMS
         for dtype in TOLERANCES
         if not ("pallas" in form and dtype == "float64")  # which kernels do not take
@@ -80,11 +85,14 @@ def test_outputs_states_and_gradients(name, form, dtype):
     check(name, form, dtype)
 
 
+FOR_KERNELS = ("ssd__T100", "gdn__T257", "gdn__T96_L15")
+
+
 def full_set():
     for name in MORE:
         for form in FORMS:
             # Several batches, chunks that do not divide, and the last level are enough for kernels.
-            many = "pallas" in form and not any(tag in name for tag in ("T100", "T257", "L15"))
+            many = "pallas" in form and not any(tag in name for tag in FOR_KERNELS)
             mark = pytest.mark.exhaustive if many else pytest.mark.slow
             yield pytest.param(name, form, marks=mark)
 
