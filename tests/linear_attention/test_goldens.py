@@ -56,7 +56,7 @@ def cast(case, dtype):
     return Case(inputs, jax.tree.map(lambda x: jnp.asarray(x, wide), case.cotangents))
 
 
-# Every shape takes seconds to compile. Kernels get, of every op, a length that chunks do not divide,
+# Every shape takes seconds to compile. Kernels get, of each op, a length that chunks do not divide,
 # and of the two that all are made of several chunks and strong gates.
 FOR_KERNELS = ["T96_strong", "ssd__T257", "gated_delta_rule__T257", "_norm__T7", "__T100"]
 
