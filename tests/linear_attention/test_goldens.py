@@ -71,7 +71,7 @@ def cases():
         if "__T1." in name:  # a step of the recurrence, and no kernel's
             continue
         for kernel in ("pallas_tpu", "pallas_gpu"):
-            mark = (pytest.mark.slow,) * ("_norm" in name)
+            mark = (pytest.mark.slow,) * ("gated_delta_rule" not in name)
             if not any(tag in name for tag in FOR_KERNELS):
                 mark = EXHAUSTIVE
             yield pytest.param(name, kernel, "float32", marks=mark)

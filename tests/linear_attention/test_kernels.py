@@ -23,7 +23,7 @@ from tests.marks import slow_unless
 OPS = ("ssd", "gated_delta_rule")
 FEW = slow_unless(("gated_delta_rule",), OPS)  # each takes seconds to compile
 # The delta rule's kernel does all that the other does, and erases.
-LAST = slow_unless(("gated_delta_rule",), OPS, exhaustive=OPS)
+LAST = slow_unless((), OPS, exhaustive=("ssd",))
 BFLOAT16 = 1e-2
 
 
@@ -35,7 +35,11 @@ def interpreted(op, case, segments=None, implementation="pallas_tpu"):
 @pytest.mark.parametrize("length", slow_unless((300,), (2, 300, 700), exhaustive=(2, 700)))
 @pytest.mark.parametrize(
     ("op", "groups"),
-    [pytest.param("ssd", 1, marks=pytest.mark.slow), ("ssd", 4), ("gated_delta_rule", 4)],
+    slow_unless(
+        (("gated_delta_rule", 4),),
+        (("ssd", 1), ("ssd", 4), ("gated_delta_rule", 4)),
+        exhaustive=(("ssd", 1),),
+    ),
 )
 def test_values_and_gradients(op, groups, length):
     case = make_case(op, length, groups=groups)
@@ -47,7 +51,7 @@ def test_values_and_gradients(op, groups, length):
     slow_unless(
         (),
         (("gated_delta_rule", 1), ("delta_rule", 2), ("ssd", 2)),
-        exhaustive=(("delta_rule", 2),),
+        exhaustive=(("delta_rule", 2), ("ssd", 2)),
     ),
 )
 def test_groups(op, groups):
@@ -56,8 +60,7 @@ def test_groups(op, groups):
     assert_close(interpreted(op, case), run_float64(op, case))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", LAST)
 def test_bfloat16(op):
     case = make_case(op, 300)
     inputs = case.inputs | {x: jnp.asarray(case.inputs[x], jnp.bfloat16) for x in "qkv"}
@@ -135,6 +138,7 @@ def test_no_token_sees_the_future(op):
             assert_same(forward(later)[:, :t], y[:, :t], t)
 
 
+@pytest.mark.slow
 def test_a_continued_state_is_the_whole():
     case = make_case("gated_delta_rule", 140)
     whole = interpreted("gated_delta_rule", case)
@@ -161,8 +165,7 @@ def test_vmap():
     np.testing.assert_allclose(got[:, 0], wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", LAST)
 def test_no_races(op):
     case = make_case(op, 300, batch=1, heads=2, groups=2)
     wanted = run_float64(op, case)

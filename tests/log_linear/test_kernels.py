@@ -17,7 +17,7 @@ from tests.marks import slow_unless
 # Each takes seconds to compile.
 FEW = slow_unless(("gated_delta_rule",), OPS)
 # The delta rule's kernel does all that the other does, and erases.
-LAST = slow_unless(("gated_delta_rule",), OPS, exhaustive=OPS)
+LAST = slow_unless((), OPS, exhaustive=("ssd",))
 TOLERANCES = {"y": 3e-6, "state": 3e-6, "g": 2e-5}
 
 
@@ -39,7 +39,6 @@ def test_values_states_and_gradients(op, length):
     check(op, inputs(length, level_count(length) + 1, groups=1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("op", LAST)
 def test_longer_segments_of_many_levels(op, monkeypatch):
     """Two segments of eight chunks, as otherwise only states of more levels have."""
@@ -47,7 +46,6 @@ def test_longer_segments_of_many_levels(op, monkeypatch):
     check(op, inputs(1100, level_count(1100), groups=1, batch=1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("op", LAST)
 def test_strong_decay(op):
     x = inputs(400, 10, decay=3.0)
@@ -55,7 +53,7 @@ def test_strong_decay(op):
     check(op, x)
 
 
-@pytest.mark.parametrize("op", FEW)
+@pytest.mark.parametrize("op", LAST)
 @pytest.mark.parametrize("levels", slow_unless((3,), (9, 3), exhaustive=(9,)))
 def test_beyond_the_last_level(op, levels):
     check(op, inputs(600, levels), beyond_levels="clamp")
@@ -69,7 +67,7 @@ def test_documents(op):
     check(op, inputs(420, 10), segment_ids=segments, max_documents=3)
 
 
-@pytest.mark.parametrize("op", FEW)
+@pytest.mark.parametrize("op", LAST)
 @pytest.mark.parametrize("begun", slow_unless((77,), (77, 300), exhaustive=(300,)))
 def test_a_continued_state_is_the_whole(op, begun):
     x = inputs(700, 11)
@@ -81,7 +79,6 @@ def test_a_continued_state_is_the_whole(op, begun):
     assert_close(got.levels, end.levels, 3e-6, "state")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("op", LAST)
 def test_gradient_of_a_continued_state(op):
     """Of the levels that hold something; the kernels do not read the others."""
@@ -119,7 +116,6 @@ def test_a_single_token(op, begun, implementation):
               max_documents=1, implementation=implementation, **settings)  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("op", LAST)
 def test_bfloat16(op):
     x = inputs(260, 10)
@@ -127,7 +123,6 @@ def test_bfloat16(op):
     check(op, x, tolerance=1.5e-2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("op", LAST)
 def test_no_races(op):
     x = inputs(400, 10, batch=1)
