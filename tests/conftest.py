@@ -48,8 +48,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     compat = {line for line in COMPAT.read_text().splitlines() if not line.startswith("#")}
     for item in items:
-        name = item.nodeid.removeprefix("tests/").partition("[")[0]
-        if not {name.partition("/")[0], name.partition("::")[0], name}.isdisjoint(compat):
+        name = item.nodeid.removeprefix("tests/")
+        parts = {name.partition(end)[0] for end in ("/", "::", "[")}
+        if not compat.isdisjoint({name, *parts}):
             item.add_marker("compat")
     if any(arg.partition("::")[2] for arg in config.args):  # named one by one
         return
