@@ -5,8 +5,11 @@ import os
 import signal
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+
+from tests.cpu_time import Recorder
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Subprocess tests inherit this, so a program that several of them run is compiled once.
@@ -24,6 +27,8 @@ if version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 
+COMPAT = Path(__file__).with_name("compat.txt")  # the names of the tests marked compat
+
 # Tracing makes objects by the million and hardly any in cycles: looking for them at the default of
 # every 700 takes a tenth of the time.
 gc.set_threshold(200_000, 50, 100)
@@ -31,9 +36,22 @@ gc.set_threshold(200_000, 50, 100)
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--cpu-time", metavar="FILE", help="write the CPU seconds of every test")
 
 
+def pytest_configure(config):
+    if config.getoption("--cpu-time"):
+        config.pluginmanager.register(Recorder(config))
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config, items):
+    compat = {line for line in COMPAT.read_text().splitlines() if not line.startswith("#")}
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        parts = {name.partition(end)[0] for end in ("/", "::", "[")}
+        if not compat.isdisjoint({name, *parts}):
+            item.add_marker("compat")
     if any(arg.partition("::")[2] for arg in config.args):  # named one by one
         return
     wanted = config.getoption("-m") or ""
@@ -56,6 +74,16 @@ def forget_programs():
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_reach_children():
+    """A shell that starts pytest in the background has it ignore SIGINT, and children would too."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,6 @@ import math
 import re
 from typing import Any
 
-from jax.experimental import topologies
-
 from experiments.bench import gpu_compiler
 from multiscreen_jax.models.fields import unknown_name
 
@@ -70,9 +68,9 @@ class Topology:
         """
         try:
             if self.chip.platform == "tpu":
-                from experiments.aot import libtpu  # noqa: F401  before the compiler is loaded
+                from experiments.aot import libtpu  # which sets what the compiler reads
 
-                return topologies.get_topology_desc(self.name, platform="tpu").devices
+                return libtpu.devices(self.name)
             return gpu_compiler.devices(
                 {"a100": 80, "h100": 90}[self.name.split(":")[0]], *self.shape
             )

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.aot import libtpu  # noqa: F401
+from experiments.aot import libtpu
 
 _DUMPS = Path(tempfile.mkdtemp(prefix="tpu-schedules-"))
 _DUMPS_OF_A_KERNEL = (
@@ -42,7 +42,6 @@ os.environ["LIBTPU_INIT_ARGS"] = " ".join(
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 TOPOLOGIES = {
@@ -123,8 +122,7 @@ _MASKED = 24
 
 def device(chip: str) -> Any:
     """The compiler's description of one chip."""
-    topology = topologies.get_topology_desc(TOPOLOGIES[chip], platform="tpu")
-    return topology.devices[0]
+    return libtpu.devices(TOPOLOGIES[chip])[0]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from pallas_kernels.common.pallas import BACKENDS, load
+
 IMPLEMENTATIONS = ("reference", "chunked", "pallas_tpu", "pallas_gpu")
 # The kernels first; what they do not support (an odd key dimension, say) the XLA form does.
 _DEFAULTS = {"tpu": ("pallas_tpu", "chunked"), "gpu": ("pallas_gpu", "chunked")}
@@ -100,7 +102,7 @@ def run(
         try:
             if name not in available:
                 raise NotImplementedError(f"only {', '.join(available)} exist")
-            _check_platform(name)
+            _check_kernels(name)
             result = available[name](*args, **kwargs)
         except NotImplementedError as error:
             reasons.append(f"{name}: {error}")
@@ -111,7 +113,10 @@ def run(
     raise NotImplementedError(f"{op} has no usable implementation; {'; '.join(reasons)}")
 
 
-def _check_platform(name: str) -> None:
+def _check_kernels(name: str) -> None:
+    """That kernels of this name can be built, and can run here."""
+    if name in BACKENDS:
+        load(BACKENDS[name])
     needed = _KERNEL_PLATFORMS.get(name)
     if needed not in (None, platform()) and not interpretation():
         raise NotImplementedError(

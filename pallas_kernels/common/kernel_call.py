@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.experimental import pallas as pl
 
 from pallas_kernels.common.dispatch import interpretation
+from pallas_kernels.common.pallas import pl
 
 
 def kernel_call(kernel: Callable[..., None], **settings: Any) -> Callable[..., Any]:

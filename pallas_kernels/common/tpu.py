@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jax.experimental.pallas import tpu as pltpu
+from pallas_kernels.common.pallas import pltpu
 
 
 def tpu_chip() -> str:

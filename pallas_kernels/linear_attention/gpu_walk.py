@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.common import dispatch
+from pallas_kernels.common.gpu import compute_capability
 from pallas_kernels.common.kernel_call import kernel_call
+from pallas_kernels.common.pallas import pl, plgpu
 
 CHUNK = 64  # tokens of a chunk
 _LEAST_CAPABILITY = 80
@@ -94,14 +94,6 @@ _LEVELS_80 = {
     ("bfloat16", 256, False): Sizes(32, keys=64, warps=4, stages=1, least=32),
     ("float32", 64, True): None,
 }
-
-
-def compute_capability() -> int | None:
-    """Of the first local GPU, 80 for 8.0; None without a GPU (compiling ahead, interpretation)."""
-    try:
-        return int(jax.local_devices(backend="gpu")[0].compute_capability.replace(".", ""))
-    except RuntimeError:
-        return None
 
 
 def padded(key_dim: int, value_dim: int, dtype: Any, delta: bool, levels: bool) -> tuple[int, int]:

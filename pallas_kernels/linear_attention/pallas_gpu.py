@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.common.documents import Documents
+from pallas_kernels.common.pallas import pl
 from pallas_kernels.linear_attention import gpu_walk
 from pallas_kernels.linear_attention.gpu_walk import CHUNK, ChunkMaps, Schedule
 from pallas_kernels.linear_attention.tokens import (

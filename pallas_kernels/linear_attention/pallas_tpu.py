@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from pallas_kernels.common.documents import Documents
+from pallas_kernels.common.pallas import pl
 from pallas_kernels.common.tpu import kernel_memory, states_too_large
 from pallas_kernels.linear_attention import tpu_walk
 from pallas_kernels.linear_attention.tokens import (

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.common.pallas import pl, pltpu
 
 CHUNK = 128  # tokens of a chunk: the lanes of a register
 SUBLANES = 8

@@ -15,10 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.common.kernel_call import kernel_call
+from pallas_kernels.common.pallas import pl, pltpu
 from pallas_kernels.common.tpu import kernel_memory
 from pallas_kernels.linear_attention.tpu_chunks import (
     CHUNK,

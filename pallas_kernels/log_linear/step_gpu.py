@@ -5,11 +5,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.common.kernel_call import kernel_call
+from pallas_kernels.common.pallas import pl, plgpu
 from pallas_kernels.linear_attention.gpu_walk import meet, powers_of_two
 from pallas_kernels.log_linear.step import Merges, Token
 

@@ -4,11 +4,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.common.kernel_call import kernel_call
+from pallas_kernels.common.pallas import pl, pltpu
 from pallas_kernels.common.tpu import kernel_memory, states_too_large
 from pallas_kernels.log_linear.step import Merges, Token
 

@@ -11,12 +11,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
 from pallas_kernels.common.kernel_call import kernel_call
+from pallas_kernels.common.pallas import pl, plgpu
 from pallas_kernels.screening.rings import (
     check_for_kernels,
     half_cosine,

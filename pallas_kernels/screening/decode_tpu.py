@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common.kernel_call import kernel_call
+from pallas_kernels.common.pallas import pl, pltpu
 from pallas_kernels.screening.rings import (
     check_for_kernels,
     half_cosine,

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import dispatch
+from pallas_kernels.common.gpu import compute_capability
 from pallas_kernels.common.kernel_call import kernel_call
+from pallas_kernels.common.pallas import pl, plgpu
 from pallas_kernels.screening.extent import Extent, extent_of
 from pallas_kernels.screening.gpu_block_sizes import Block, BlockSizes, block_sizes
 
@@ -127,21 +127,13 @@ def _sizes(q, v):
 
 def device_block_sizes(dtype: jax.typing.DTypeLike, key_dim: int, value_dim: int) -> BlockSizes:
     """What the kernels use on the first local GPU."""
-    return block_sizes(_compute_capability(), dtype, key_dim, value_dim)
+    return block_sizes(compute_capability(), dtype, key_dim, value_dim)
 
 
 def gpu_chip() -> str:
     """The GPU's name, as its table of block sizes has it; "gpu" where there is none."""
-    capability = _compute_capability()
+    capability = compute_capability()
     return "gpu" if capability is None else f"sm_{capability}"
-
-
-def _compute_capability():
-    """Of the first local GPU, 80 for 8.0; None without a GPU (compiling ahead, interpretation)."""
-    try:
-        return int(jax.local_devices(backend="gpu")[0].compute_capability.replace(".", ""))
-    except RuntimeError:
-        return None
 
 
 # -- what a program needs to know of its head ------------------------------------------------------

@@ -12,10 +12,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.common.kernel_call import kernel_call
+from pallas_kernels.common.pallas import pl, pltpu
 from pallas_kernels.screening import tpu_tiles as tiles
 from pallas_kernels.screening.tpu_tiles import LANES, PRODUCT_DTYPE, SUBLANES, Plan
 

@@ -33,9 +33,8 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.common.pallas import pl, pltpu
 from pallas_kernels.screening.block_sizes import FEATURES, TpuBlock, factor_rows
 
 LANES = 128
@@ -231,7 +230,7 @@ def in_two_rows(first, second, head: Head):
     return jnp.where(head.row == 0, first, jnp.where(head.row == 1, second, 0))
 
 
-def for_features(plan: Plan, body: Callable[[pl.Slice, Any], Any], carry: Any = None):
+def for_features(plan: Plan, body: Callable[["pl.Slice", Any], Any], carry: Any = None):
     """carry = body(features, carry) over parts of K which registers hold; the last carry."""
     if plan.key_dim <= FEATURES:
         return body(pl.Slice(0, plan.key_dim), carry)
@@ -245,7 +244,7 @@ def for_features(plan: Plan, body: Callable[[pl.Slice, Any], Any], carry: Any = 
 
 def for_factor(
     plan: Plan,
-    x_of: Callable[[pl.Slice], jax.Array],
+    x_of: Callable[["pl.Slice"], jax.Array],
     is_query: bool,
     turned: Turn,
     head: Head,
@@ -291,7 +290,7 @@ def clear_empty(ref, plan: Plan) -> None:
         ref[stop:] = jnp.zeros((plan.contraction - stop, ref.shape[1]), ref.dtype)
 
 
-def for_factor_tokens(tokens: int, body: Callable[[pl.Slice], None]) -> None:
+def for_factor_tokens(tokens: int, body: Callable[["pl.Slice"], None]) -> None:
     """body(tokens) for each part of a block whose factors fit the registers together."""
 
     def step(n, _):
@@ -363,8 +362,8 @@ class Tile(NamedTuple):
 class Part(NamedTuple):
     """What is worked on at a time: a tile, or a part of one on the window's edge."""
 
-    rows: pl.Slice
-    columns: pl.Slice
+    rows: "pl.Slice"
+    columns: "pl.Slice"
     masked: bool
 
 
@@ -411,7 +410,7 @@ def edge_columns(tile: Tile, first, plan: Plan):
     return jnp.maximum(lowest, 0) // columns, stop
 
 
-def for_strips(part: Part, plan: Plan, body: Callable[[pl.Slice, Any], Any], carry: Any = None):
+def for_strips(part: Part, plan: Plan, body: Callable[["pl.Slice", Any], Any], carry: Any = None):
     """carry = body(rows, carry) over the part's rows, a strip at a time; the last carry."""
     tokens = cast(int, part.rows.size)
     size = min(plan.block.strip, tokens)
@@ -435,7 +434,7 @@ def keep_row_segments(row_segments_ref, segments_ref) -> None:
     row_segments_ref[...] = jnp.broadcast_to(segments, (LANES, segments.shape[1])).T
 
 
-def _allowed(tile: Tile, rows: pl.Slice, columns: pl.Slice, plan: Plan):
+def _allowed(tile: Tile, rows: "pl.Slice", columns: "pl.Slice", plan: Plan):
     """Which pairs of a strip are within reach, and in one document."""
     # 0 <= i - j <= reach, with all that is constant in the strip moved to the bounds. Floats hold
     # these integers.
@@ -473,7 +472,7 @@ def screen(
     left_ref,
     right_ref,
     plan: Plan,
-    keep: Callable[[pl.Slice, jax.Array], jax.Array],
+    keep: Callable[["pl.Slice", jax.Array], jax.Array],
 ):
     """Calls keep(rows, sqrt(alpha m)) on each strip of a part, which is to store it.
 

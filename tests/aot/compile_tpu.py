@@ -10,16 +10,16 @@ import sys
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 import multiscreen_jax as mj
+from experiments.aot import libtpu
 from multiscreen_jax import sharding
 from pallas_kernels.common.dispatch import record_choices
 
 
 def main(topology: str, implementation: str) -> None:
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    devices = libtpu.devices(topology)
     shape = (1, len(devices) // 2 or 1, 1, min(len(devices), 2))  # data, fsdp, seq, model
     mesh = Mesh(
         np.array(devices).reshape(shape), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4

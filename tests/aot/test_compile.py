@@ -16,7 +16,7 @@ from tests.aot.run_compiler import need_tpu_compiler, run_compiler
         pytest.param("v6e:1x1", "chunked", "chunked", marks=pytest.mark.exhaustive),
         ("v5e:1x1", "default", "pallas_tpu"),
         ("v5e:2x2", "default", "pallas_tpu"),
-        ("v5p:2x2x1", "default", "pallas_tpu"),
+        pytest.param("v5p:2x2x1", "default", "pallas_tpu", marks=pytest.mark.exhaustive),
     ],
 )
 def test_training_step_compiles_for_tpu(topology, implementation, used):

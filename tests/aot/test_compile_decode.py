@@ -4,6 +4,7 @@ import pytest
 
 from tests.aot import compile_decode
 from tests.aot.run_compiler import need_gpu_compiler, need_tpu_compiler, run_compiler
+from tests.marks import slow_unless
 
 
 def _lines(target):
@@ -17,8 +18,7 @@ def _number(line, name):
     return float(line[line.index(name) + 1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["v5e", "v5p", "v6e"])
+@pytest.mark.parametrize("target", slow_unless((), ("v5e", "v5p", "v6e"), exhaustive=("v5p",)))
 def test_tpu(target):
     need_tpu_compiler()
     for line in _lines(target):  # fails if a register is spilled

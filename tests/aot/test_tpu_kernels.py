@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.aot.run_compiler import need_tpu_compiler, run_compiler
+from tests.marks import slow_unless
 
 # Scheduled cycles per 256 x 256 pairs of a full tile that the forward may take.
 FORWARD_CYCLES = {"v5e": 338, "v6e": 245}
@@ -27,9 +28,14 @@ def compiled(chip, length, dtype, key_dim=16, value_dim=64, *more):
     return kernels
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("length", [4096, 131072])
-@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+@pytest.mark.parametrize(
+    ("chip", "length"),
+    slow_unless(
+        (),
+        (("v5e", 4096), ("v6e", 131072), ("v5e", 131072), ("v6e", 4096)),
+        exhaustive=(("v5e", 131072), ("v6e", 4096)),
+    ),
+)
 def test_bfloat16_kernels_keep_to_schedule_and_memory(chip, length):
     kernels = compiled(chip, length, "bfloat16")
     forward, *backward = (
@@ -49,17 +55,16 @@ def test_bfloat16_kernels_keep_to_schedule_and_memory(chip, length):
         assert row["temp MiB"] <= 1.05 * arrays
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chip", "dtype", "key_dim", "value_dim"),
     [
-        ("v5e", "float32", 16, 64),
-        ("v5p", "float32", 16, 64),
-        ("v6e", "float32", 16, 64),
-        ("v5e", "float32", 128, 128),
-        ("v6e", "bfloat16", 128, 64),
-        ("v4", "bfloat16", 16, 64),
-        ("tpu7x", "bfloat16", 64, 64),
+        pytest.param("v5e", "float32", 128, 128, marks=pytest.mark.slow),
+        pytest.param("v6e", "bfloat16", 128, 64, marks=pytest.mark.slow),
+        pytest.param("tpu7x", "bfloat16", 64, 64, marks=pytest.mark.slow),
+        pytest.param("v5e", "float32", 16, 64, marks=pytest.mark.exhaustive),
+        pytest.param("v5p", "float32", 16, 64, marks=pytest.mark.exhaustive),
+        pytest.param("v6e", "float32", 16, 64, marks=pytest.mark.exhaustive),
+        pytest.param("v4", "bfloat16", 16, 64, marks=pytest.mark.exhaustive),
     ],
 )
 def test_no_register_spills(chip, dtype, key_dim, value_dim):
@@ -67,8 +72,7 @@ def test_no_register_spills(chip, dtype, key_dim, value_dim):
     assert {row["spills"] for row in kernels.values()} == {0}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+@pytest.mark.parametrize("chip", slow_unless((), ("v5e", "v6e"), exhaustive=("v6e",)))
 def test_keys_of_other_devices_take_the_time_of_own(chip):
     kernels = compiled(chip, 4096, "bfloat16", 16, 64, "gap", "packed")
     own = compiled(chip, 4096, "bfloat16", 16, 64, "packed")

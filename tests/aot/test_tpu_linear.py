@@ -7,15 +7,14 @@ import pytest
 from tests.aot.run_compiler import need_tpu_compiler, run_compiler
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chip", "model", "length"),
     [
-        ("v5e", "Mamba-2 800M", 16384),
-        ("v5e", "GDN 800M", 16384),
-        ("v5p", "GDN 800M", 131072),
-        ("v6e", "Mamba-2 800M", 131072),
-        ("v6e", "GDN tiny", 4096),
+        pytest.param("v5e", "GDN 800M", 16384, marks=pytest.mark.slow),
+        pytest.param("v5p", "GDN 800M", 131072, marks=pytest.mark.slow),
+        pytest.param("v6e", "Mamba-2 800M", 131072, marks=pytest.mark.slow),
+        pytest.param("v5e", "Mamba-2 800M", 16384, marks=pytest.mark.exhaustive),
+        pytest.param("v6e", "GDN tiny", 4096, marks=pytest.mark.exhaustive),
     ],
 )
 def test_kernels_keep_to_registers_and_schedule(chip, model, length):

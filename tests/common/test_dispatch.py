@@ -3,17 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
 import pallas_kernels
 from pallas_kernels import screening
 from pallas_kernels.common import dispatch
-
-
-def on(kind, platform):
-    """As if a mesh of such devices were set."""
-    device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
-    return jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device))
+from tests.jax_internals import on_device
 
 
 def refuses(*args):
@@ -22,9 +16,9 @@ def refuses(*args):
 
 def test_the_default_follows_the_platform():
     assert dispatch.candidates(None) == ("chunked",)
-    with on("TPU v5 lite", "tpu"):
+    with on_device("TPU v5 lite", "tpu"):
         assert dispatch.candidates(None) == ("pallas_tpu", "chunked")
-    with on("NVIDIA H100", "cuda"):
+    with on_device("NVIDIA H100", "cuda"):
         assert dispatch.candidates(None) == ("pallas_gpu", "chunked")
 
 
@@ -32,7 +26,7 @@ def test_a_named_kernel_never_falls_back():
     available = {"chunked": lambda: "chunked", "pallas_tpu": refuses, "pallas_gpu": lambda: "gpu"}
     with pytest.raises(NotImplementedError, match=r"compiled for a GPU, and this is a CPU"):
         dispatch.run("op", available, "pallas_gpu")
-    with on("TPU v5 lite", "tpu"):
+    with on_device("TPU v5 lite", "tpu"):
         with pytest.raises(NotImplementedError, match="pallas_tpu: key dimensions are odd"):
             dispatch.run("op", available, "pallas_tpu")
         assert dispatch.run("op", available, None) == "chunked"

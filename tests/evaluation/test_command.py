@@ -111,7 +111,7 @@ def test_relevance(finished, tmp_path, capsys):
         relevance=RelevanceConfig(text="my fellow citizens"),
     )
     assert run(config)["tokens"] == 18
-    rows = list(csv.DictReader((tmp_path / "tiles.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "tiles.csv").read_text().splitlines()))
     assert [(row["layer"], row["head"]) for row in rows] == [
         ("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")
     ]  # fmt: skip

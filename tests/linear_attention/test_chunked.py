@@ -44,21 +44,23 @@ def recurrence(op, groups):
     return cut
 
 
-@pytest.mark.parametrize("length", slow_unless((1, 7, 65, 200), LENGTHS))
+@pytest.mark.parametrize(
+    "length", slow_unless((1, 7, 65, 200), LENGTHS, exhaustive=(2, 63, 64, 257))
+)
 @pytest.mark.parametrize(("op", "groups"), [("ssd", 2), ("gated_delta_rule", 4)])
 def test_all_lengths(op, groups, length):
     case, wanted = recurrence(op, groups)(length)
     assert_close(run(op, case), wanted)
 
 
-@pytest.mark.parametrize("size", slow_unless((16, 256), SIZES))
+@pytest.mark.parametrize("size", slow_unless((16, 256), SIZES, exhaustive=(32, 64, 128)))
 @pytest.mark.parametrize(("op", "groups"), [("ssd", 2), ("gated_delta_rule", 4)])
 def test_all_chunk_sizes(op, groups, size):
     case, wanted = recurrence(op, groups)(257)
     assert_close(run(op, case, chunk_size=size), wanted, what=f"C={size}")
 
 
-@pytest.mark.parametrize("groups", slow_unless((1,), (1, 2)))
+@pytest.mark.parametrize("groups", slow_unless((1,), (1, 2), exhaustive=(2,)))
 @pytest.mark.parametrize("op", slow_unless(("normalised", "retention", *FEW), OPS))
 def test_all_ops_share_keys_in_groups(op, groups):
     case = make_case(op, 70, groups=groups)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxlib.triton import dialect as triton_dialect
 
 from pallas_kernels.common.dispatch import interpret_kernels
 from pallas_kernels.common.documents import documents, mask_padding
@@ -18,7 +17,7 @@ from pallas_kernels.linear_attention.tokens import Levels
 from pallas_kernels.log_linear.chunked import log_linear_chunked
 from pallas_kernels.log_linear.levels import empty_state
 from pallas_kernels.log_linear.maps import Inputs
-from tests.jax_internals import ir
+from tests.jax_internals import triton_kernels
 
 NAMES = ("y", "last", "q", "k", "v", "g", "beta", "state")
 INNER = gpu_walk.CHUNK.bit_length()
@@ -89,12 +88,12 @@ def check(got, expected, tolerance, names=NAMES):
     [
         (False, 1, 3, 130),
         (True, 2, 2, 130),
-        pytest.param(False, 2, 2, 64, marks=pytest.mark.slow),
-        pytest.param(True, 1, 2, 64, marks=pytest.mark.slow),
-        pytest.param(False, 1, 2, 1, marks=pytest.mark.slow),
-        pytest.param(True, 2, 2, 7, marks=pytest.mark.slow),
         pytest.param(False, 2, 4, 500, marks=pytest.mark.slow),
-        pytest.param(True, 1, 2, 500, marks=pytest.mark.slow),
+        pytest.param(True, 2, 2, 7, marks=pytest.mark.slow),
+        pytest.param(False, 2, 2, 64, marks=pytest.mark.exhaustive),
+        pytest.param(True, 1, 2, 64, marks=pytest.mark.exhaustive),
+        pytest.param(False, 1, 2, 1, marks=pytest.mark.exhaustive),
+        pytest.param(True, 1, 2, 500, marks=pytest.mark.exhaustive),
     ],
 )
 def test_equals_chunked(delta, groups, heads, length):
@@ -162,11 +161,11 @@ def fenwick(batch, chunks):
     ("delta", "length", "dtype", "tolerance"),
     [
         (True, 300, "float32", 2e-6),
-        pytest.param(False, 300, "float32", 2e-6, marks=pytest.mark.slow),
-        pytest.param(True, 300, "bfloat16", 8e-3, marks=pytest.mark.slow),
-        pytest.param(False, 300, "bfloat16", 8e-3, marks=pytest.mark.slow),
-        pytest.param(True, 600, "float32", 2e-6, marks=pytest.mark.slow),
         pytest.param(False, 600, "float32", 2e-6, marks=pytest.mark.slow),
+        pytest.param(True, 300, "bfloat16", 8e-3, marks=pytest.mark.slow),
+        pytest.param(False, 300, "float32", 2e-6, marks=pytest.mark.exhaustive),
+        pytest.param(False, 300, "bfloat16", 8e-3, marks=pytest.mark.exhaustive),
+        pytest.param(True, 600, "float32", 2e-6, marks=pytest.mark.exhaustive),
     ],
 )
 def test_levels(delta, length, dtype, tolerance, monkeypatch):
@@ -226,7 +225,7 @@ def test_levels_of_ones_are_one_state():
 # -- what it lowers to, and what it refuses --------------------------------------------------------
 
 
-def triton_kernels(dtype, delta):
+def lowered(dtype, delta):
     """Triton's intermediate language of both kernels."""
     q, v = (jax.ShapeDtypeStruct((1, 128, 2, d), dtype) for d in (32, 32))
     gates = jax.ShapeDtypeStruct((1, 128, 2), jnp.float32)
@@ -236,34 +235,14 @@ def triton_kernels(dtype, delta):
         return jnp.sum(kernel(delta)(*inputs)[0].astype(jnp.float32))
 
     with interpret_kernels(False):
-        lowered = (
-            jax.jit(jax.grad(loss)).trace(q, q, v, gates, gates, state)
-            .lower(lowering_platforms=("cuda",))
-        )  # fmt: skip
-    found = {}
-
-    def visit(operation):
-        operation = operation.operation
-        if (
-            operation.name == "stablehlo.custom_call"
-            and "mhlo.backend_config" in operation.attributes
-        ):
-            config = operation.attributes["mhlo.backend_config"]
-            with ir.Context() as context:
-                triton_dialect.register_dialect(context)
-                module = ir.Module.parse(config["ir"].value_bytes)
-                found[config["name"].value] = module.operation.get_asm()
-        return ir.WalkResult.ADVANCE
-
-    lowered.compiler_ir("stablehlo").operation.walk(visit)
-    return found
+        return triton_kernels(jax.grad(loss, argnums=range(6)), q, q, v, gates, gates, state)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("delta", [False, True])
 def test_products_are_accurate_on_the_device(dtype, delta):
     """Interpretation does not show that a float32 product is one of TF32, unless told otherwise."""
-    kernels = triton_kernels(dtype, delta)
+    kernels = lowered(dtype, delta)
     assert {"linear_forward", "linear_backward"} <= kernels.keys()
     for text in kernels.values():
         dots = re.findall(r"tt\.dot .*", text)

@@ -15,7 +15,9 @@ from tests.marks import slow_unless
 from tests.programs import run_module
 
 
-@pytest.mark.parametrize("op", slow_unless(("ssd",), OPS))
+@pytest.mark.parametrize(
+    "op", slow_unless(("ssd",), OPS, exhaustive=("linear_attention", "delta_rule"))
+)
 def test_a_divided_sequence_is_the_whole(op):
     run_module("tests.linear_attention.parallel", op)
 

@@ -41,7 +41,7 @@ def test_every_split(op):
         assert_close(got, {x: whole[x] for x in got}, what=f"split at {at}")
 
 
-@pytest.mark.parametrize("at", slow_unless((33,), (1, 16, 33, 69)))
+@pytest.mark.parametrize("at", slow_unless((33,), (1, 16, 33, 69), exhaustive=(1, 16)))
 @pytest.mark.parametrize("op", ["normalised", "ssd", "gated_delta_rule"])
 def test_parts_of_their_own_lengths(op, at):
     case = make_case(op, LENGTH)

@@ -7,6 +7,7 @@ import pytest
 
 from pallas_kernels import log_linear_ssd
 from tests.log_linear.cases import OPS, assert_close, inputs, part, run
+from tests.marks import slow_unless
 
 LENGTH = 130
 
@@ -32,9 +33,7 @@ def gradients(op, x, ids, chunk_size=16):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize(
-    "start", [1, 64, *(pytest.param(start, marks=pytest.mark.slow) for start in (37, 63, 65))]
-)
+@pytest.mark.parametrize("start", slow_unless((1, 64), (1, 37, 63, 64, 65), exhaustive=(63, 65)))
 def test_a_packed_document_is_the_document_alone(op, start):
     x = inputs(LENGTH, 9)
     ids = segments(start, 50, 9)

@@ -35,8 +35,9 @@ def values_and_gradients(op, x, cotangent_of_state=True, **settings):
 @pytest.mark.parametrize(
     ("length", "chunk_size"),
     [(1, 16), (7, 4), (200, 64)]
-    + [pytest.param(length, 64, marks=pytest.mark.slow) for length in (2, 63, 64, 65, 257, 1000)]
-    + [pytest.param(257, size, marks=pytest.mark.slow) for size in (16, 32, 128, 256)],
+    + [pytest.param(65, 64, marks=pytest.mark.slow), pytest.param(257, 16, marks=pytest.mark.slow)]
+    + [pytest.param(length, 64, marks=pytest.mark.exhaustive) for length in (2, 63, 64, 257, 1000)]
+    + [pytest.param(257, size, marks=pytest.mark.exhaustive) for size in (32, 128, 256)],
 )
 def test_chunked_is_the_reference(op, length, chunk_size):
     x = inputs(length, level_count(length) + 1, groups=1, key_dim=7, value_dim=5)
@@ -49,7 +50,7 @@ def test_chunked_is_the_reference(op, length, chunk_size):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("length", slow_unless((113,), (9, 64, 113, 200)))
+@pytest.mark.parametrize("length", slow_unless((113,), (9, 64, 113, 200), exhaustive=(9, 64)))
 def test_the_tree_is_the_scan(op, length):
     """Chunks of 8: 2, 8, 15 and 25 of them, so blocks whole and cut short on every level."""
     x = inputs(length, level_count(length), groups=1)

@@ -8,7 +8,6 @@ import pytest
 from pallas_kernels import interpret_kernels
 from tests.goldens import golden_names, golden_path
 from tests.log_linear.cases import assert_close, run
-from tests.marks import slow_unless
 
 NAMES = [
     f"{op}__{tag}" for op in ("loglinear_ssd", "loglinear_gdn") for tag in ("T7", "T96_signed")
@@ -27,6 +26,7 @@ FORMS = {
     "pallas_tpu": {"implementation": "pallas_tpu"},
     "pallas_gpu": {"implementation": "pallas_gpu"},
 }
+EXHAUSTIVE = pytest.mark.exhaustive
 TOLERANCES = {
     "float64": {"": 1e-6},
     "float32": {"": 3e-6, "dg": 2e-5},
@@ -66,26 +66,39 @@ def check(name, form, dtype):
             assert_close(value, want, limits.get(key, limits[""]), f"{name} {form} {key}")
 
 
-@pytest.mark.parametrize(
-    ("form", "dtype"),
-    [
-        pytest.param(form, dtype, marks=[pytest.mark.slow] if dtype == "bfloat16" else [])
-        for form in FORMS
-        for dtype in TOLERANCES
-        if not ("pallas" in form and dtype == "float64")  # which kernels do not take
-    ],
-)
-@pytest.mark.parametrize("name", slow_unless([n for n in NAMES if "T7" not in n], NAMES))
+def cases():
+    for name in NAMES:
+        for form in FORMS:
+            for dtype in TOLERANCES:
+                if not ("pallas" in form and dtype == "float64"):  # which kernels do not take
+                    yield pytest.param(name, form, dtype, marks=marks(name, form, dtype))
+
+
+def marks(name, form, dtype):
+    """Every kernel takes seconds to compile, and bfloat16 is only rounded by the other forms."""
+    kernel, signed = "pallas" in form, "signed" in name
+    if dtype == "bfloat16":
+        return pytest.mark.slow if signed and (kernel or form == "chunked") else EXHAUSTIVE
+    if kernel:
+        few = signed and "gdn" in name
+        return () if few else pytest.mark.slow if "T96" in name else EXHAUSTIVE
+    return () if "T96" in name else pytest.mark.slow
+
+
+@pytest.mark.parametrize(("name", "form", "dtype"), list(cases()))
 def test_outputs_states_and_gradients(name, form, dtype):
     check(name, form, dtype)
+
+
+FOR_KERNELS = ("ssd__T100", "gdn__T257")
 
 
 def full_set():
     for name in MORE:
         for form in FORMS:
-            # Several batches, chunks that do not divide, and the last level are enough for kernels.
-            many = "pallas" in form and not any(tag in name for tag in ("T100", "T257", "L15"))
-            mark = pytest.mark.exhaustive if many else pytest.mark.slow
+            # Several batches, and chunks that do not divide, are enough for kernels.
+            many = "pallas" in form and not any(tag in name for tag in FOR_KERNELS)
+            mark = EXHAUSTIVE if many else pytest.mark.slow
             yield pytest.param(name, form, marks=mark)
 
 

@@ -16,6 +16,8 @@ from tests.marks import slow_unless
 
 # Each takes seconds to compile.
 FEW = slow_unless(("gated_delta_rule",), OPS)
+# The delta rule's kernel does all that the other does, and erases.
+LAST = slow_unless((), OPS, exhaustive=("ssd",))
 TOLERANCES = {"y": 3e-6, "state": 3e-6, "g": 2e-5}
 
 
@@ -37,24 +39,22 @@ def test_values_states_and_gradients(op, length):
     check(op, inputs(length, level_count(length) + 1, groups=1))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", LAST)
 def test_longer_segments_of_many_levels(op, monkeypatch):
     """Two segments of eight chunks, as otherwise only states of more levels have."""
     monkeypatch.setattr(pallas_tpu, "_FEW_STATES", 0)
     check(op, inputs(1100, level_count(1100), groups=1, batch=1))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", LAST)
 def test_strong_decay(op):
     x = inputs(400, 10, decay=3.0)
     x["g"][:, [5, 127, 128, 300]] = -1e3
     check(op, x)
 
 
-@pytest.mark.parametrize("op", FEW)
-@pytest.mark.parametrize("levels", slow_unless((3,), (9, 3)))
+@pytest.mark.parametrize("op", LAST)
+@pytest.mark.parametrize("levels", slow_unless((3,), (9, 3), exhaustive=(9,)))
 def test_beyond_the_last_level(op, levels):
     check(op, inputs(600, levels), beyond_levels="clamp")
 
@@ -67,8 +67,8 @@ def test_documents(op):
     check(op, inputs(420, 10), segment_ids=segments, max_documents=3)
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("begun", slow_unless((77,), (77, 300)))
+@pytest.mark.parametrize("op", LAST)
+@pytest.mark.parametrize("begun", slow_unless((77,), (77, 300), exhaustive=(300,)))
 def test_a_continued_state_is_the_whole(op, begun):
     x = inputs(700, 11)
     want, end = run(op, x, implementation="reference")
@@ -79,8 +79,7 @@ def test_a_continued_state_is_the_whole(op, begun):
     assert_close(got.levels, end.levels, 3e-6, "state")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", LAST)
 def test_gradient_of_a_continued_state(op):
     """Of the levels that hold something; the kernels do not read the others."""
     x = inputs(700, 11)
@@ -103,7 +102,7 @@ def test_gradient_of_a_continued_state(op):
 
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("begun", slow_unless((7,), (1, 7, 8, 31)))
+@pytest.mark.parametrize("begun", slow_unless((7,), (1, 7, 8, 31), exhaustive=(1, 31)))
 def test_a_single_token(op, begun, implementation):
     """One step from states of several lengths, and with all levels but three merged."""
     dims = (8, 6) if begun % 2 else (6, 8)  # keys or values on lanes
@@ -117,16 +116,14 @@ def test_a_single_token(op, begun, implementation):
               max_documents=1, implementation=implementation, **settings)  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", LAST)
 def test_bfloat16(op):
     x = inputs(260, 10)
     x |= {name: x[name].astype(jnp.bfloat16) for name in "qkv"}
     check(op, x, tolerance=1.5e-2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", LAST)
 def test_no_races(op):
     x = inputs(400, 10, batch=1)
     want, _ = run(op, x, implementation="reference")

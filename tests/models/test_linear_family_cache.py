@@ -15,6 +15,8 @@ TOKENS = jax.random.randint(jax.random.key(1), (2, 23), 0, 61)
 LONG = jax.random.randint(jax.random.key(3), (1, 70), 0, 61)
 FEW = ("retnet", "log-linear-gdn+screening")
 models = pytest.mark.parametrize("name", slow_unless(FEW, NAMES))
+# What is the cursor's or the loop's, whatever the mixers.
+few_models = pytest.mark.parametrize("name", slow_unless(FEW, NAMES, exhaustive=NAMES))
 
 
 def _model(name):
@@ -44,18 +46,18 @@ def test_documents_cut_by_chunks(name):
     )
 
 
-@models
+@few_models
 def test_ragged_batch(name):
     cache_suite.check_ragged_batch(*_model(name), TOKENS, (11, 4), tolerance=5e-5)
 
 
-@models
+@few_models
 def test_overflow_is_loud(name):
     model, params = _model(name)
     cache_suite.check_overflow_is_loud(model, params, TOKENS[:, :6])
 
 
-@models
+@few_models
 def test_greedy_generation_is_the_argmax_of_full_forwards(name):
     model, params = _model(name)
     prompts = [[5, 9, 2, 7, 30, 1, 1, 12], [3]]

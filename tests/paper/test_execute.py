@@ -28,7 +28,7 @@ def attempts(folder):
 
 
 def test_a_finished_command_is_not_run_again(tmp_path):
-    run = Run("one", (PRINT, "json.tool --json-lines {run}/lines"))
+    run = Run("one", (PRINT, "json.tool {run}/lines"))
     (tmp_path / "lines").write_text("not json")
     with pytest.raises(RunFailed, match=r"json.tool .* failed:\n.*"):
         execute(run, tmp_path)

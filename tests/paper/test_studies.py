@@ -94,7 +94,9 @@ def test_results_are_those_of_the_tables(tmp_path):
     kept = {path.name: path for path in (document.PATH.parent / document.FIGURES).iterdir()}
     assert set(drawn) == set(kept) == {f"{name}.png" for name in names() if results.read(name)}
     for name, path in kept.items():
-        if Image.open(path).info["Software"] == document.SOFTWARE:
+        with Image.open(path) as image:
+            same = image.info["Software"] == document.SOFTWARE
+        if same:
             assert path.read_bytes() == drawn[name].read_bytes(), name
 
 

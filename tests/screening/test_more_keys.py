@@ -50,7 +50,7 @@ def of_all_queries(queries, segments):
 
 @pytest.mark.parametrize(
     ("queries", "packed"),
-    [(130, True), *(pytest.param(n, False, marks=pytest.mark.slow) for n in (1, 300))],
+    slow_unless(((130, True),), ((130, True), (1, False), (300, False)), exhaustive=((1, False),)),
 )
 @pytest.mark.parametrize("implementation", ["reference", "chunked", "pallas_tpu", "pallas_gpu"])
 def test_is_a_part_of_the_whole(implementation, queries, packed):
@@ -72,7 +72,7 @@ def test_is_a_part_of_the_whole(implementation, queries, packed):
         assert error < 2e-5, f"{name}: relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("packed", slow_unless((True,), (False, True)))
+@pytest.mark.parametrize("packed", slow_unless((True,), (False, True), exhaustive=(False,)))
 @pytest.mark.parametrize("implementation", ["reference", "chunked", "pallas_tpu", "pallas_gpu"])
 def test_keys_before_a_gap_give_what_they_give_among_all(implementation, packed):
     """One program for all gaps: nearest keys, more than a block of any form between, far ones."""

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxlib.triton import dialect as triton_dialect
 
 from multiscreen_jax.layers.positions import mipe, mipe_turns
 from pallas_kernels.common.dispatch import interpret_kernels
@@ -24,7 +23,7 @@ from pallas_kernels.screening.pallas_gpu import (
 )
 from pallas_kernels.screening.reference import screening_reference
 from tests.goldens import golden_names, golden_path
-from tests.jax_internals import ir
+from tests.jax_internals import triton_kernels
 from tests.marks import slow_unless
 from tests.screening.test_chunked import (
     assert_close,
@@ -35,6 +34,8 @@ from tests.screening.test_chunked import (
 )
 
 WINDOWS = (1.5, 17.0, 256.0, 1000.5, np.inf)
+UNIT = ("multiscreen/unit_T33.npz",)  # of the others the chunked form, which kernels are held to
+UNITS = golden_names("multiscreen", "unit_*.npz")
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ def check(segments, inputs, what=""):
     return got
 
 
-@pytest.mark.parametrize("length", slow_unless((1, 257), (1, 7, 65, 200, 257)))
+@pytest.mark.parametrize("length", slow_unless((1, 257), (1, 7, 65, 200, 257), exhaustive=(7, 65)))
 def test_equals_dense_oracle(length):
     inputs = make(length)
     for turn in range(3):  # every window with every width
@@ -70,7 +71,7 @@ def test_other_sizes(key_dim, value_dim):
     check(segments, make(130, (1.5, 17.0, np.inf), key_dim=key_dim, value_dim=value_dim))
 
 
-@pytest.mark.parametrize("length", slow_unless((200,), (7, 200, 257)))
+@pytest.mark.parametrize("length", slow_unless((200,), (7, 200, 257), exhaustive=(7,)))
 def test_packed_documents(length):
     check(make_segments(length), make(length, batch=2))
 
@@ -274,7 +275,7 @@ def test_kernel_visits_those_tiles(monkeypatch, window):
 # -- what it lowers to, and what it refuses --------------------------------------------------------
 
 
-def triton_kernels(dtype, segments=False):
+def lowered(dtype, segments=False):
     """Triton's intermediate language of the three kernels."""
     q, v = (jax.ShapeDtypeStruct((1, 256, 2, d), dtype) for d in (16, 64))
     per_head = jax.ShapeDtypeStruct((2,), jnp.float32)
@@ -286,31 +287,13 @@ def triton_kernels(dtype, segments=False):
         return jnp.sum(screening_pallas_gpu(*args).astype(jnp.float32))
 
     with interpret_kernels(False):
-        gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)))
-        lowered = gradient.trace(*operands).lower(lowering_platforms=("cuda",))
-    found = {}
-
-    def visit(operation):
-        operation = operation.operation
-        if (
-            operation.name == "stablehlo.custom_call"
-            and "mhlo.backend_config" in operation.attributes
-        ):
-            config = operation.attributes["mhlo.backend_config"]
-            with ir.Context() as context:
-                triton_dialect.register_dialect(context)
-                module = ir.Module.parse(config["ir"].value_bytes)
-                found[config["name"].value] = module.operation.get_asm()
-        return ir.WalkResult.ADVANCE
-
-    lowered.compiler_ir("stablehlo").operation.walk(visit)
-    return found
+        return triton_kernels(jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)), *operands)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_products_are_accurate_on_the_device(dtype):
     """Interpretation does not show that a float32 product is one of TF32, unless told otherwise."""
-    kernels = triton_kernels(dtype)
+    kernels = lowered(dtype)
     assert len(kernels) == 3
     for name, text in kernels.items():
         dots = re.findall(r"tt\.dot .*", text)
@@ -323,12 +306,12 @@ def test_products_are_accurate_on_the_device(dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_nan_survives_on_the_device(dtype):
     """Nor does interpretation show that Triton's maximum of NaN and zero is zero."""
-    for name, text in triton_kernels(dtype, segments=True).items():
+    for name, text in lowered(dtype, segments=True).items():
         assert not re.findall(r"m(?:ax|in)\w*f ", text), name
 
 
 def test_documents_cost_only_those_who_have_them():
-    plain, packed = triton_kernels(jnp.bfloat16), triton_kernels(jnp.bfloat16, segments=True)
+    plain, packed = lowered(jnp.bfloat16), lowered(jnp.bfloat16, segments=True)
     for name, text in plain.items():
         assert text.count("tt.load") < packed[name].count("tt.load")
         assert "i32>, tensor" not in text or text.count("cmpi eq") < packed[name].count("cmpi eq")
@@ -356,7 +339,7 @@ def test_refuses_what_it_does_not_support():
         block_sizes(75, jnp.bfloat16, 16, 64)
 
 
-@pytest.mark.parametrize("name", golden_names("multiscreen", "unit_*.npz"))
+@pytest.mark.parametrize("name", slow_unless(UNIT, UNITS, exhaustive=UNITS))
 def test_equals_recorded_unit(name):
     """The whole screening unit around the op, against recorded PyTorch values and gradients."""
     with np.load(golden_path(name)) as golden:

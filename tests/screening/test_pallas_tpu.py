@@ -54,7 +54,7 @@ def inputs_of(length, windows=WINDOWS, key_dim=8, value_dim=32, batch=1, **kwarg
 
 
 @pytest.mark.parametrize("blocks", [SMALL, UNEVEN], ids=["small", "uneven"])
-@pytest.mark.parametrize("length", slow_unless((257,), (1, 65, 257)))
+@pytest.mark.parametrize("length", slow_unless((257,), (1, 65, 257), exhaustive=(1,)))
 def test_equals_dense_oracle(length, blocks):
     inputs = inputs_of(length)
     expected = dense_float64(None, *inputs)
@@ -65,9 +65,8 @@ def test_equals_dense_oracle(length, blocks):
     assert got[4][-1] == 0, "an infinite window has no gradient"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("turn", [1, 2])
-@pytest.mark.parametrize("length", [7, 200, 600])
+@pytest.mark.parametrize("turn", slow_unless((), (1, 2), exhaustive=(2,)))
+@pytest.mark.parametrize("length", slow_unless((), (7, 200, 600), exhaustive=(7, 600)))
 def test_equals_dense_oracle_with_other_widths(length, turn):
     inputs = inputs_of(length)
     inputs[4] = np.roll(inputs[4], turn)
@@ -76,9 +75,13 @@ def test_equals_dense_oracle_with_other_widths(length, turn):
     assert_close(got, dense_float64(None, *inputs), 1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("key_dim", "value_dim"), [(16, 64), (32, 32), (64, 128), (128, 64), (128, 128)]
+    ("key_dim", "value_dim"),
+    slow_unless(
+        (),
+        ((16, 64), (32, 32), (64, 128), (128, 64), (128, 128)),
+        exhaustive=((32, 32), (64, 128), (128, 64)),
+    ),
 )
 def test_other_dims(key_dim, value_dim):
     inputs = inputs_of(150, (1.5, 70.0, np.inf), key_dim, value_dim)
@@ -93,7 +96,7 @@ def rms(x):
 
 @pytest.mark.parametrize(
     ("with_segments", "key_dim"),
-    slow_unless([(True, 16)], [(False, 16), (True, 16), (False, 128)]),
+    slow_unless([(True, 16)], [(False, 16), (True, 16), (False, 128)], exhaustive=[(False, 16)]),
 )
 def test_bfloat16_is_as_good_as_the_chunked_form(with_segments, key_dim):
     """Errors against the oracle on the inputs before they are rounded to bf16."""
@@ -216,10 +219,11 @@ def test_transformations():
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
 
 
+UNIT = ("multiscreen/unit_T33.npz",)  # of the others the chunked form, which kernels are held to
 UNITS = golden_names("multiscreen", "unit_*.npz")
 
 
-@pytest.mark.parametrize("name", slow_unless(("multiscreen/unit_T33.npz",), UNITS))
+@pytest.mark.parametrize("name", slow_unless(UNIT, UNITS, exhaustive=UNITS))
 def test_equals_recorded_unit(name):
     """The whole screening unit around the kernels, against recorded PyTorch runs."""
     with np.load(golden_path(name)) as golden:

@@ -192,8 +192,14 @@ def test_a_step_of_multiscreen_4b_exchanges_what_it_did(mesh):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(4, 1, 2), (1, 4, 2), (1, 2, 4)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((1, 4, 2), marks=pytest.mark.slow),
+        pytest.param((4, 1, 2), marks=pytest.mark.exhaustive),
+        pytest.param((1, 2, 4), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_run_moves_from_one_mesh_to_another(sizes, text, whole_run, tmp_path):
     data, fsdp, model = map(str, sizes)
     first = ("--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.model", "2")
