@@ -116,8 +116,10 @@ def perplexity(config: EvaluateConfig, loaded: Loaded, folder: Path) -> dict[str
     found = evaluation.evaluate(loaded.model, loaded.params, pipeline, config.max_batches)
     if found["bytes"]:
         found["unigram_bits_per_byte"] = pipeline.unigram_bits_per_byte()
+        if pipeline.lost_share:  # of the bytes, as the tokenizer does not know them
+            found["lost_share"] = pipeline.lost_share
     else:  # tokens that are no text
-        del found["bytes"], found["bits_per_byte"], found["lost_share"]
+        del found["bytes"], found["bits_per_byte"]
     print(text_table(("", "value"), [(name, _number(value)) for name, value in found.items()]))
     return {**_data_facts(loaded), **found}
 

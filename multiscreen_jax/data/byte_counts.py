@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 
 class TextBytes:
@@ -56,17 +56,6 @@ def count_bytes(
     whole = (weighed[lasts] - before)[group]
     places = begins[group] + (ends - begins)[group] * share // whole
     return np.diff(places, prepend=0)
-
-
-def lost_bytes(
-    text: TextBytes,
-    spans: Int[np.ndarray, "n 2"],
-    counts: Int[np.ndarray, "n"],
-    unknown: Bool[np.ndarray, "n"],
-) -> int:
-    """Bytes that unknown tokens cover."""
-    covered = text.before(spans[unknown, 1]) - text.before(spans[unknown, 0])
-    return int(np.minimum(covered, counts[unknown]).sum())
 
 
 def narrow(counts: Int[np.ndarray, "n"]) -> np.ndarray:

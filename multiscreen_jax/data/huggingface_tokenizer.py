@@ -6,12 +6,13 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from multiscreen_jax.data.byte_counts import TextBytes, count_bytes, lost_bytes, narrow
+from multiscreen_jax.data.byte_counts import TextBytes, count_bytes, narrow
 from multiscreen_jax.data.byte_level import (
     LeftOut,
     has_fixed_lengths,
@@ -72,6 +73,7 @@ class HuggingFaceTokenizer(Tokenizer):
         drops = "merges" in spec["model"] and self._unknown is None and not knows_all_bytes(spec)
         self._left_out = LeftOut(spec) if drops else None
         self._bytes = _byte_pieces(vocabulary) if _falls_back(spec) else {}
+        self.unsettled = _longest_rewritten(spec)
 
     def _checked_size(self, vocabulary: dict[str, int]) -> int:
         if not vocabulary:
@@ -100,48 +102,52 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens of text, int32 [n]; ValueError where it gives a special token all the same."""
-        (encoding,) = self._encode(self._tokenizer.encode_batch, [text])
-        return np.array(encoding.ids, np.int32)
+        with self._library():
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return self._checked(text, encoding)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._encode(self._tokenizer.encode_batch_fast, texts)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        with self._library():
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return list(map(self._checked, texts, encodings))
 
     def encode_corpus(self, texts: Sequence[str]) -> list[Encoded]:
         if self.byte_lengths is not None:
             return super().encode_corpus(texts)
-        encodings = self._encode(self._tokenizer.encode_batch, texts)
-        return [self._count(text, found) for text, found in zip(texts, encodings, strict=True)]
+        with self._library():
+            encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return list(map(self._count, texts, encodings))
 
-    def _encode(self, function: Any, texts: Sequence[str]) -> list[Any]:
-        with library_errors(f"{self.name} cannot encode this text"):
-            encodings = function(list(texts), add_special_tokens=False)
-        for text, encoding in zip(texts, encodings, strict=True):
-            if self._forbidden[encoding.ids].any():
-                self._refuse_special(text)
-        return encodings
+    def _library(self) -> AbstractContextManager[None]:
+        return library_errors(f"{self.name} cannot encode this text")
 
-    def _refuse_special(self, text: str) -> None:
+    def _checked(self, text: str, encoding: Any) -> np.ndarray:
+        """The tokens of a text's encoding; ValueError naming the first that is special."""
+        ids = np.array(encoding.ids, np.int32)
+        if not self._forbidden[ids].any():
+            return ids
+        # Once more, since fast encodings do not know where their tokens lie.
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        where = int(np.argmax(self._forbidden[encoding.ids]))
-        (first, last), token = encoding.offsets[where], encoding.ids[where]
+        where = int(np.argmax(self._forbidden[ids]))
+        (first, last), token = encoding.offsets[where], int(ids[where])
         raise ValueError(
             f"{text[first:last]!r} at position {first} would become the special token "
             f"{self._names[token]!r} ({token}) of {self.name}; allowed: text without it"
         )
 
     def _count(self, text: str, encoding: Any) -> Encoded:
-        ids = np.array(encoding.ids, np.int32)
+        ids = self._checked(text, encoding)
         spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         size = TextBytes(text)
         unknown = ids == (-1 if self._unknown is None else self._unknown)
         # An unknown token has no piece of its own: it weighs what it covers.
         covered = np.maximum(size.before(spans[:, 1]) - size.before(spans[:, 0]), 1)
         counts = count_bytes(size, spans, np.where(unknown, covered, self._lengths[ids]))
-        lost = lost_bytes(size, spans, counts, unknown)
         if self._left_out is not None:
             normalizer = self._tokenizer.normalizer
             lost = self._left_out.count(normalizer.normalize_str(text) if normalizer else text)
+        else:
+            lost = int(np.minimum(covered, counts)[unknown].sum())
         return Encoded(ids, narrow(counts), lost)
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
@@ -190,6 +196,19 @@ def _unknown_id(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None
 
 def _falls_back(spec: dict[str, Any]) -> bool:
     return any(part["type"] == "ByteFallback" for part in parts_of(spec["decoder"]))
+
+
+def _longest_rewritten(spec: dict[str, Any]) -> int:
+    """Most characters of a text, over the ends of tokens, that a decoder puts others in place of.
+
+    What a regular expression matches may have any length; those of clean-up are short.
+    """
+    decoders = list(parts_of(spec["decoder"]))
+    fused = next((n for n, part in enumerate(decoders) if part["type"] == "Fuse"), len(decoders))
+    rewriting = [part for part in decoders[fused:] if part["type"] == "Replace"]
+    patterns = [(part["pattern"].get("String"), part["content"]) for part in rewriting]
+    spans = [16 if text is None else max(len(text), len(by)) for text, by in patterns]
+    return sum(length for length in spans if length > 1)
 
 
 def _byte_pieces(vocabulary: dict[str, int]) -> dict[int, int]:

@@ -17,28 +17,32 @@ class TextStream:
     space. A character whose bytes are spread over several tokens appears when it is complete.
 
     Args:
-      decode: of a tokenizer whose text grows at its end alone, but for an unfinished character.
+      decode: of a tokenizer whose text grows at its end.
       context: tokens before the first, such as a prompt's, whose text is not given.
+      unsettled: how many characters at the end later tokens may change, besides an unfinished one.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], context: Iterable[int] = ()):
-        self._decode = decode
+    def __init__(
+        self, decode: Callable[[list[int]], str], context: Iterable[int] = (), unsettled: int = 0
+    ):
+        self._decode, self._unsettled = decode, unsettled
         self._ids = [int(token) for token in context]
         text = decode(self._ids)
-        self._given = len(_settled(text))  # characters of decode(self._ids)
+        self._given = len(text.removesuffix(REPLACEMENT))  # characters of decode(self._ids)
         self._forget(text)
 
     def push(self, token: int) -> str:
         """The text that one more token adds, "" inside a character."""
         self._ids.append(int(token))
         text = self._decode(self._ids)
-        part = _settled(text)[self._given :]
+        # The last sign may become a character.
+        part = text[self._given : max(len(text.removesuffix(REPLACEMENT)) - self._unsettled, 0)]
         self._given += len(part)
         self._forget(text)
         return part
 
     def finish(self) -> str:
-        """What is incomplete at the end."""
+        """What is incomplete, or not settled, at the end."""
         text = self._decode(self._ids)
         part = text[self._given :]
         self._given += len(part)
@@ -56,8 +60,3 @@ class TextStream:
             if given > 0 and len(tail) > _LONGEST_UNFINISHED and text.endswith(tail):
                 self._ids, self._given = self._ids[-keep:], given
                 return
-
-
-def _settled(text: str) -> str:
-    """Without the last sign, if later tokens may make it a character."""
-    return text.removesuffix(REPLACEMENT)

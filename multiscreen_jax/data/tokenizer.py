@@ -39,6 +39,7 @@ class Tokenizer(ABC):
       fingerprint: equal for tokenizers that encode alike.
       byte_lengths: bytes of text behind each token, int64 [vocab_size], 0 for those that end
         documents; None where they depend on the text, as `encode_corpus` counts them.
+      unsettled: how many characters at the end of a text later tokens may change.
     """
 
     name: str
@@ -47,10 +48,12 @@ class Tokenizer(ABC):
     eos_id: int | None
     fingerprint: str
     byte_lengths: np.ndarray | None
+    unsettled: int = 0
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Tokens of a text, int32 [n]; never eos_id, nor another special token."""
+        """Tokens of a text, int32 [n]; no text but NUL with bytes gives eos_id, none another
+        special token."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Tokens of every text, in order; unsigned where that saves memory."""
@@ -73,13 +76,17 @@ class Tokenizer(ABC):
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of tokens; ValueError naming the first that is no token."""
 
+    def text_stream(self, context: Iterable[int] = ()) -> TextStream:
+        """What gives the text of tokens one by one, after those of the context."""
+        return TextStream(self.decode, context, self.unsettled)
+
     def decode_stream(self, tokens: Iterable[int], context: Iterable[int] = ()) -> Iterator[str]:
         """Text of tokens as they come, one part for each and what is left at the end as one more.
 
         Joined, the parts are what `decode` gives of context and tokens, less the text of the
         context, which may be the tokens of a prompt. See `text_stream.TextStream`.
         """
-        stream = TextStream(self.decode, context)
+        stream = self.text_stream(context)
         for token in tokens:
             yield stream.push(token)
         if rest := stream.finish():

@@ -20,7 +20,6 @@ import numpy as np
 
 from multiscreen_jax import losses
 from multiscreen_jax.data.config import import_package
-from multiscreen_jax.data.text_stream import TextStream
 from multiscreen_jax.data.tokenizers import Tokenizer
 from multiscreen_jax.generation import stream
 from multiscreen_jax.jitted import jitted
@@ -245,8 +244,7 @@ class Adaptor(TemplateLM):
             vocab_limit=self._tokenizer.vocab_size,
             **plan.settings,
         )
-        decode = self._tokenizer.decode
-        shown = [TextStream(decode, prompt) for prompt in prompts]
+        shown = [self._tokenizer.text_stream(prompt) for prompt in prompts]
         texts = [""] * len(prompts)
         running = set(range(len(prompts)))
         for step in steps:

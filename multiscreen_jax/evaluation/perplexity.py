@@ -43,11 +43,10 @@ def evaluate(
       loss: mean nats per target, weighted by the pipeline's loss_mask, as in training.
       perplexity: exp(loss).
       bits_per_byte: information of all scored targets (weight > 0, each counted fully) over the
-        bytes of text behind them; NaN when there are none.
+        bytes of text behind them; NaN when there are none. It says nothing of text that the
+        tokenizer loses, see `Pipeline.lost_share`.
       accuracy: share of scored targets to which the model gives the largest logit of all.
       tokens, bytes: how many scored targets, and bytes of text behind them.
-      lost_share: share of the corpus's bytes that the tokenizer loses as unknown: a low
-        bits_per_byte says nothing of them.
 
     Raises:
       ValueError: nothing to read, or an endless pipeline without max_batches.
@@ -75,7 +74,6 @@ def evaluate(
         "accuracy": _ratio(hits, tokens),
         "tokens": int(tokens),
         "bytes": int(text_bytes),
-        "lost_share": pipeline.lost_share,
     }
 
 

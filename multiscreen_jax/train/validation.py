@@ -55,8 +55,8 @@ class Validation:
         values = {"validation_loss": found["loss"], "validation_accuracy": found["accuracy"]}
         if found["bytes"]:
             values["validation_bits_per_byte"] = found["bits_per_byte"]
-            if found["lost_share"]:
-                values["validation_lost_share"] = found["lost_share"]
+            if self._pipeline.lost_share:
+                values["validation_lost_share"] = self._pipeline.lost_share
         return values
 
     def summary(self, record: dict[str, float]) -> str:

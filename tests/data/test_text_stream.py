@@ -1,6 +1,7 @@
 """Text that is given token by token is the text of all tokens, after that of the context."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -120,3 +121,16 @@ def test_a_long_context_is_decoded_once(opened):
     )
     assert "".join(parts) == "and its end"
     assert sum(size > 64 for size in sizes) == 1
+
+
+@pytest.mark.parametrize("pattern", [{"String": " n't"}, {"Regex": r" n'?t"}])
+def test_decoders_that_clean_up_over_several_tokens(tmp_path, pattern):
+    clean = {"type": "Replace", "pattern": pattern, "content": "n't"}
+    spec = json.loads(tokenizer_files.content("byte fallback"))
+    decoder = {"type": "Sequence", "decoders": [*spec["decoder"]["decoders"], clean]}
+    path = tokenizer_files.write(tmp_path / "t.json", "byte fallback", decoder=decoder)
+    tokenizer = open_tokenizer(str(path))
+    tokens = tokenizer.encode("the dog did n't n't go, nt n").tolist()
+    assert tokenizer.decode(tokens).startswith("the dog didn'tn't go")
+    assert "".join(tokenizer.decode_stream(tokens)) == tokenizer.decode(tokens)
+    assert "".join(tokenizer.token_texts(tokens)) == tokenizer.decode(tokens)

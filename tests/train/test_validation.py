@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from multiscreen_jax.data import open_pipeline
-from multiscreen_jax.train import override
+from multiscreen_jax.train import override, train
 from multiscreen_jax.train.validation import Validation
+from tests.data import tokenizer_files
 from tests.train import small
 
 BATCHES = 2
@@ -70,3 +71,31 @@ def test_what_the_tokenizer_loses_is_said_beside_bits_per_byte(pipeline):
     assert "lost" not in validation.summary(record)
     said = validation.summary({**record, "validation_lost_share": 0.031})
     assert said.endswith("; the tokenizer lost 3.10% of the bytes")
+
+
+def test_a_run_warns_of_what_its_tokenizer_loses(tmp_path, capsys):
+    text = tmp_path / "c.txt"
+    text.write_text("The cat sat on the mat. " * 200 + "한국어 " * 60)
+    tokenizer = tokenizer_files.write(tmp_path / "t.json", "WordPiece")
+    options = (
+        *("--data.tokenizer", str(tokenizer)),
+        *("--data.valid-source", str(text)),
+        *("--data.batch-size", "4"),
+        *("--model.vocab-size", "320"),
+        *("--train.evaluate-every", "1"),
+        *("--train.evaluate-batches", "1000"),
+    )
+    config = small.config(text, tmp_path / "run", *options)
+    train(override(config, train={"steps": 1, "checkpoint_every": 0}))
+    said = capsys.readouterr().out.splitlines()
+    share = 540 / 5400
+    (line,) = [line for line in said if line.startswith("warning: ")]
+    assert line.endswith(f"loses {share:.2%} of the train text's bytes: they are unknown to it")
+    (record,) = small.records(tmp_path / "run")
+    assert record["validation_lost_share"] == pytest.approx(share)
+    assert any("10.00% of the bytes unknown" in line for line in said)
+    pipeline = open_pipeline(config.data, "valid")
+    nats = record["validation_loss"] * (len(pipeline.tokenizer.encode(text.read_text())))
+    assert record["validation_bits_per_byte"] == pytest.approx(
+        nats / math.log(2) / (5400 - 3), rel=1e-4
+    )  # "the" is no target
