@@ -21,6 +21,7 @@ INDEX = ".index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 OPEN_FILES = 16
 MAX_NAMED = 3
+LONGEST_REASON = 500  # characters
 _SHARD = re.compile(r"(.+)-0*(\d+)-of-0*(\d+)\.safetensors")
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -116,8 +117,9 @@ def shard_number(path: Path) -> tuple[int, int] | None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without its line ends."""
-    return " ".join(str(error).split())
+    """The message of an error, without line ends and not longer than a reader bears."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
 
 
 def _of_folder(folder: Path) -> tuple[list[Path], Path | None]:
