@@ -6,6 +6,8 @@ int32 [n]; `decode` takes any sequence of integers and names the first that is n
 
 from __future__ import annotations
 
+import os
+
 from multiscreen_jax.data.gpt2_tokenizer import (
     GPT2_EOS,
     GPT2_PATTERN,
