@@ -48,8 +48,9 @@ class Owner:
 
     def leave(self) -> None:
         """Removes the lock's file, if it is still ours."""
-        if self._is_there():
-            (self.folder / NAME).unlink()
+        with contextlib.suppress(OSError):
+            if self._is_there():
+                (self.folder / NAME).unlink()
 
     def _is_there(self) -> bool:
         try:

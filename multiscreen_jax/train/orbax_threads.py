@@ -27,10 +27,10 @@ def _is_news(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or _ORBAX not in record.pathname
 
 
-def _is_of_others(record: logging.LogRecord) -> bool:
-    # A task is printed with its code's file, a future with TensorStore's error.
+def _is_of_others(record: logging.LogRecord, words: Any = ("orbax", "tensorstore")) -> bool:
+    # A task is printed with its code's file, a future with an error that names the save's folder.
     text = record.getMessage()
-    return _ORBAX not in text and "tensorstore" not in text
+    return not any(word in text for word in words)
 
 
 def _filtered(before: Any) -> Any:

@@ -40,10 +40,10 @@ class StopRequest:
 
     def ask(self, why: str) -> None:
         """Stops the run as a signal would, for another reason."""
-        if self._several:
-            signal.raise_signal(signal.SIGTERM)
-        else:
+        if self._name is None:
             self._name = why
+            if self._several:
+                signal.raise_signal(signal.SIGTERM)
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():

@@ -296,6 +296,12 @@ def test_what_orbax_s_threads_say_of_a_failed_save_is_left_out_and_nothing_else(
     orbax = logging.LogRecord(pathname="/site/orbax/checkpoint/future.py", lineno=1, **fields)
     other = logging.LogRecord(pathname="/site/grain/future.py", lineno=1, **fields)
     assert (bool(absl.filter(orbax)), bool(absl.filter(other))) == (False, True)
+    fields["name"] = "asyncio"
+    words = "Future exception was never retrieved: ValueError('4.orbax-checkpoint-tmp: no space')"
+    orbax = logging.LogRecord(pathname="x", lineno=1, **{**fields, "msg": words})
+    other = logging.LogRecord(pathname="x", lineno=1, **fields)
+    asyncio = logging.getLogger("asyncio")
+    assert (bool(asyncio.filter(orbax)), bool(asyncio.filter(other))) == (False, True)
     said = []
     before, sys.unraisablehook = sys.unraisablehook, orbax_threads._filtered(said.append)
     try:
