@@ -32,6 +32,8 @@ from multiscreen_jax.data.sources import TOKENS, Document, extension_of, read_fi
 from multiscreen_jax.data.token_files import documents_path, finish_token_file, sidecar_path
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 
+PROGRAM = "python -m experiments.prepare_data"
+
 Report = Callable[[int, int, int], None]  # bytes read, documents, tokens
 COPY_BYTES = 1 << 24
 
@@ -244,7 +246,7 @@ def main() -> None:
 
     console = Console()
     try:
-        config = options.read(PrepareConfig, description=__doc__)
+        config = options.read(PrepareConfig, prog=PROGRAM, description=__doc__)
         sidecars = prepare(config, console)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

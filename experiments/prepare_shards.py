@@ -58,6 +58,8 @@ from multiscreen_jax.data.token_shards import (
 )
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 
+PROGRAM = "python -m experiments.prepare_shards"
+
 MOST_SHARDS = 99_999  # five digits in a file's name
 RECEIPT = ".receipt.json"
 TOKENIZERS = ("bytes", "gpt2")
@@ -319,7 +321,7 @@ def main() -> None:
 
     console = Console()
     try:
-        config = options.read(ShardsConfig, description=__doc__)
+        config = options.read(ShardsConfig, prog=PROGRAM, description=__doc__)
         facts = prepare(config, console)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
