@@ -147,4 +147,4 @@ def main(
 
 
 if __name__ == "__main__":
-    options.call(main)
+    options.call(main, prog="python -m experiments.aot_check")

@@ -16,15 +16,15 @@ def run_harness(adaptor: Any, chosen: LmEvalConfig) -> dict[str, Any]:
     Raises:
       ValueError: no task, an unknown one, or data that cannot be read.
     """
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-    from lm_eval.utils import make_table
-
     if not chosen.tasks:
         raise ValueError("--lm-eval.tasks is empty; allowed: names of tasks, such as hellaswag")
     folder = chosen.include_path
     if folder is not None and not Path(folder).is_dir():
         raise FileNotFoundError(f"--lm-eval.include-path: there is no folder {folder}")
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
+
     manager = TaskManager(include_path=folder)
     names = manager.match_tasks(list(chosen.tasks))
     for pattern in chosen.tasks:

@@ -54,6 +54,8 @@ from multiscreen_jax.data.tokenizers import Encoded, Tokenizer, open_tokenizer
 from multiscreen_jax.ownership import owned
 from multiscreen_jax.paths import checked_path
 
+PROGRAM = "python -m experiments.prepare_data"
+
 NAMES = ("train", "valid")
 SAVE_SECONDS = 5.0  # of work that a kill may lose
 COPY_TOKENS = 1 << 22
@@ -332,7 +334,7 @@ def main() -> None:
 
     console = Console()
     try:
-        config = options.read(PrepareConfig, description=__doc__)
+        config = options.read(PrepareConfig, prog=PROGRAM, description=__doc__)
         say_files(config.inputs, "train", console)
         say_files(validation_inputs(config), "valid", console)
         sidecars = prepare(config, console)

@@ -66,6 +66,8 @@ from multiscreen_jax.json_files import read_object
 from multiscreen_jax.ownership import owned
 from multiscreen_jax.paths import checked_path
 
+PROGRAM = "python -m experiments.prepare_shards"
+
 MOST_SHARDS = 99_999  # five digits in a file's name
 RECEIPT = ".receipt.json"
 RECEIPT_KEYS = {**dict.fromkeys(COUNTS, int), "checksum": str}
@@ -334,7 +336,7 @@ def main() -> None:
 
     console = Console()
     try:
-        config = options.read(ShardsConfig, description=__doc__)
+        config = options.read(ShardsConfig, prog=PROGRAM, description=__doc__)
         say_files(config.inputs, "train", console)
         facts = prepare(config, console)
     except (ValueError, OSError, ImportError) as error:

@@ -55,7 +55,9 @@ def _in_one_line(parse: Callable[..., Any], target: Any, **settings: Any) -> Any
         if refused := _refused(stop):
             raise ValueError(str(refused)) from None
         text = told.getvalue()
-        print(one_line(text) if stop.code == 2 else text, end="", file=sys.stderr)
+        # The training options that a launcher reads are a command line within its own.
+        in_a_box = stop.code == 2 and not text.startswith("error: ")
+        print(one_line(text) if in_a_box else text, end="", file=sys.stderr)
         raise
     print(told.getvalue(), end="", file=sys.stderr)
     return result
