@@ -13,8 +13,8 @@ from tests.programs import run_module
     ("arguments", "meshes"),
     [
         pytest.param("chunked", 11, marks=pytest.mark.slow),
-        pytest.param("pallas_tpu few", 3, marks=pytest.mark.slow),
-        pytest.param("pallas_gpu few", 3, marks=pytest.mark.exhaustive),
+        pytest.param("pallas_tpu few", 2, marks=pytest.mark.slow),
+        pytest.param("pallas_gpu few", 2, marks=pytest.mark.exhaustive),
         pytest.param("pallas_tpu", 11, marks=pytest.mark.exhaustive),
         pytest.param("pallas_gpu", 11, marks=pytest.mark.exhaustive),
     ],
