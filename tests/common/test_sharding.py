@@ -12,9 +12,9 @@ from tests.programs import run_module
 @pytest.mark.parametrize(
     ("arguments", "meshes"),
     [
-        ("chunked", 11),
-        pytest.param("pallas_tpu few", 3, marks=pytest.mark.slow),
-        pytest.param("pallas_gpu few", 3, marks=pytest.mark.exhaustive),
+        pytest.param("chunked", 11, marks=pytest.mark.slow),
+        pytest.param("pallas_tpu few", 2, marks=pytest.mark.slow),
+        pytest.param("pallas_gpu few", 2, marks=pytest.mark.exhaustive),
         pytest.param("pallas_tpu", 11, marks=pytest.mark.exhaustive),
         pytest.param("pallas_gpu", 11, marks=pytest.mark.exhaustive),
     ],

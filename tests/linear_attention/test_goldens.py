@@ -56,9 +56,12 @@ def cast(case, dtype):
     return Case(inputs, jax.tree.map(lambda x: jnp.asarray(x, wide), case.cotangents))
 
 
-# Every shape takes seconds to compile. Kernels get, of each op, a length that chunks do not divide,
-# and of the two that all are made of several chunks and strong gates.
-FOR_KERNELS = ["T96_strong", "ssd__T257", "gated_delta_rule__T257", "_norm__T7", "__T100"]
+# Every shape takes seconds to compile. Kernels get of each op one, at lengths that chunks do not
+# divide, of several chunks, and with strong gates.
+FOR_KERNELS = [
+    "_norm__T7", "retention__T100", "ssd__T257", "/delta_rule__T100",
+    "gated_delta_rule__T100", "gated_delta_rule__T96_strong",
+]  # fmt: skip
 
 
 def cases():
@@ -71,11 +74,11 @@ def cases():
         if "__T1." in name:  # a step of the recurrence, and no kernel's
             continue
         for kernel in ("pallas_tpu", "pallas_gpu"):
-            mark = (pytest.mark.slow,) * ("gated_delta_rule" not in name)
+            mark = () if "gated_delta_rule__T100" in name else pytest.mark.slow
             if not any(tag in name for tag in FOR_KERNELS):
                 mark = EXHAUSTIVE
             yield pytest.param(name, kernel, "float32", marks=mark)
-            mark = pytest.mark.slow if "T96" in name else EXHAUSTIVE
+            mark = pytest.mark.slow if "gated_delta_rule__T96" in name else EXHAUSTIVE
             yield pytest.param(name, kernel, "bfloat16", marks=mark)
 
 

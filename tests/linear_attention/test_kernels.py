@@ -60,7 +60,8 @@ def test_groups(op, groups):
     assert_close(interpreted(op, case), run_float64(op, case))
 
 
-@pytest.mark.parametrize("op", LAST)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("op", OPS)
 def test_bfloat16(op):
     case = make_case(op, 300)
     inputs = case.inputs | {x: jnp.asarray(case.inputs[x], jnp.bfloat16) for x in "qkv"}

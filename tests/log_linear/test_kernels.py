@@ -34,7 +34,9 @@ def check(op, x, tolerance=None, implementation="pallas_tpu", **settings):
 
 
 @pytest.mark.parametrize("op", FEW)
-@pytest.mark.parametrize("length", slow_unless((100,), (2, 100, 700, 1300), exhaustive=(2, 700)))
+@pytest.mark.parametrize(
+    "length", slow_unless((100,), (2, 100, 700, 1300), exhaustive=(2, 700, 1300))
+)
 def test_values_states_and_gradients(op, length):
     check(op, inputs(length, level_count(length) + 1, groups=1))
 
@@ -116,7 +118,8 @@ def test_a_single_token(op, begun, implementation):
               max_documents=1, implementation=implementation, **settings)  # fmt: skip
 
 
-@pytest.mark.parametrize("op", LAST)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("op", OPS)
 def test_bfloat16(op):
     x = inputs(260, 10)
     x |= {name: x[name].astype(jnp.bfloat16) for name in "qkv"}

@@ -73,7 +73,10 @@ def test_is_a_part_of_the_whole(implementation, queries, packed):
 
 
 @pytest.mark.parametrize("packed", slow_unless((True,), (False, True), exhaustive=(False,)))
-@pytest.mark.parametrize("implementation", ["reference", "chunked", "pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize(
+    "implementation",
+    slow_unless(("reference", "chunked"), ("reference", "chunked", "pallas_tpu", "pallas_gpu")),
+)
 def test_keys_before_a_gap_give_what_they_give_among_all(implementation, packed):
     """One program for all gaps: nearest keys, more than a block of any form between, far ones."""
     queries, keys, segments = 130, 70, documents() if packed else None

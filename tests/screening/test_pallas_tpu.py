@@ -53,7 +53,13 @@ def inputs_of(length, windows=WINDOWS, key_dim=8, value_dim=32, batch=1, **kwarg
     return make_inputs(length, windows, batch, key_dim, value_dim, dtype=np.float32, **kwargs)
 
 
-@pytest.mark.parametrize("blocks", [SMALL, UNEVEN], ids=["small", "uneven"])
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        pytest.param(SMALL, id="small"),
+        pytest.param(UNEVEN, id="uneven", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("length", slow_unless((257,), (1, 65, 257), exhaustive=(1,)))
 def test_equals_dense_oracle(length, blocks):
     inputs = inputs_of(length)
