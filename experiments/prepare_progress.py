@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -158,20 +157,3 @@ def _read(folder: Path, command: str, dtype: np.dtype) -> Journal:
             if not moved and size < least * found.width(stream).itemsize:
                 raise ValueError(f"{file} is shorter than {path.name} says")
     return found
-
-
-@contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """OSError while another process writes into the folder; the lock ends with its holder."""
-    path = folder / ".lock"
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(lock.fileno()), path.stat()):  # its holder removed it
-                raise BlockingIOError
-        except (BlockingIOError, FileNotFoundError):
-            raise OSError(f"{folder} is being written by another process") from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)

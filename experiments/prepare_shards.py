@@ -42,7 +42,6 @@ import tyro
 from rich.console import Console
 
 from experiments.prepare_data import document_files, lost_text, own_tokenizer, say_files
-from experiments.prepare_progress import only_writer
 from experiments.prepare_report import ProgressReport
 from multiscreen_jax.data.config import DataConfig, require_integer
 from multiscreen_jax.data.kinds import JSON_LINES, extension_of
@@ -63,6 +62,8 @@ from multiscreen_jax.data.token_shards import (
 )
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 from multiscreen_jax.json_files import read_object
+from multiscreen_jax.ownership import owned
+from multiscreen_jax.paths import require_local
 
 MOST_SHARDS = 99_999  # five digits in a file's name
 RECEIPT = ".receipt.json"
@@ -100,6 +101,7 @@ class ShardsConfig:
         owner = "ShardsConfig"
         if not self.inputs:
             raise ValueError("no inputs are given; allowed: files, folders, globs, or sotu")
+        require_local("--output", self.output)
         require_integer(owner, "shards", self.shards, 1, MOST_SHARDS)
         require_integer(owner, "workers", self.workers, 1)
         require_integer(owner, "record_tokens", self.record_tokens, 1)
@@ -239,8 +241,7 @@ def _to_disk(path: Path) -> None:
 def prepare(config: ShardsConfig, console: Console) -> dict[str, Any]:
     """Makes the dataset, or what is missing of it; returns its tokens.json."""
     files = document_files(config.inputs, "train")
-    config.output.mkdir(parents=True, exist_ok=True)
-    with only_writer(config.output), _workers(config.workers) as pool:
+    with owned(config.output), _workers(config.workers) as pool:
         plan = make_plan(config, files, pool.map(file_extent, files))
         _agree(config.output / PLAN, plan)
         if not (config.output / SHARDS_SIDECAR).is_file():

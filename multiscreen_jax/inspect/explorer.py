@@ -23,7 +23,7 @@ from matplotlib.colors import Colormap, ListedColormap, to_hex
 from multiscreen_jax.inspect.accepted import AcceptedKeys, accepted_keys
 from multiscreen_jax.inspect.figures import accepted_colours
 from multiscreen_jax.inspect.texts import printable
-from multiscreen_jax.paths import checked_path
+from multiscreen_jax.paths import checked_path, require_local
 
 _SCRIPTS = ("explorer_data.js", "explorer.js", "explorer_input.js")
 _NOTEBOOK_HEIGHT = 760  # pixels
@@ -42,6 +42,7 @@ class Explorer:
     def save(self, path: str | Path) -> Path:
         """Writes the page as UTF-8; the folder is made if missing. Returns the path."""
         path = checked_path(path)
+        require_local("path", path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.html, encoding="utf-8")
         return path

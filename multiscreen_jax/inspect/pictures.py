@@ -7,7 +7,7 @@ from typing import Any
 from multiscreen_jax.inspect.figures import plot_relevance
 from multiscreen_jax.inspect.relevance import relevance_maps
 from multiscreen_jax.inspect.window_figures import plot_windows_widths
-from multiscreen_jax.paths import checked_path
+from multiscreen_jax.paths import checked_path, require_local
 
 _DOTS_PER_INCH = 130
 
@@ -35,6 +35,7 @@ def save_pictures(
         The two paths. Errors are those of `relevance_maps`.
     """
     folder = checked_path(folder, "folder")
+    require_local("folder", folder)
     maps = relevance_maps(model, params, tokens, layers)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "relevance.png", folder / "windows.png"

@@ -3,7 +3,8 @@
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from jax.sharding import Mesh, NamedSharding
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline, Tokenizer, describe_data, open_pipeline
 from multiscreen_jax.models.registry import build
+from multiscreen_jax.ownership import FolderInUse
 from multiscreen_jax.paths import checked_path
-from multiscreen_jax.train import checkpoint, checks, config_json, distributed
+from multiscreen_jax.train import checkpoint, checks, config_json, distributed, together
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, override
+from multiscreen_jax.train.errors import NotWritten, is_full_disk, short_reason
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
 from multiscreen_jax.train.state import (
     TrainState,
@@ -64,7 +67,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     if note := sharding.check_parameters(abstract_params(build(config.model)), mesh):
         say(note)
     where = sharding.batch_sharding(mesh)
-    pipeline = _open(config, "train", where)
+    pipeline = together.all_or_none(lambda: _open(config, "train", where))
+    together.agree({"content of data.source": pipeline.fingerprint})
     if files := describe_data(config.data):
         say(files)
     if note := pipeline.loss_note():
@@ -88,7 +92,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     model, step = build(config.model), experiment_step(config)
     validation = None
     if config.train.evaluate_every:
-        held_out = _open(config, "valid", where)
+        held_out = together.all_or_none(lambda: _open(config, "valid", where))
+        together.agree({"content of the validation split": held_out.fingerprint})
         validation = Validation(model, held_out, config.train.evaluate_batches, where)
     compiled, implementations = None, {}  # a finished run has no step to make
     if start < config.train.steps:
@@ -115,16 +120,27 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
 def make_output_dir(path: str) -> Path:
     """Creates the output folder; ValueError when nothing can be written there."""
     folder = checked_path(path, "train.output-dir")
-    try:
+    with usable_output_dir(path):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    return folder
+
+
+@contextmanager
+def usable_output_dir(path: str) -> Iterator[None]:
+    """ValueError when the output folder, or a file in it, is refused in here."""
+    try:
+        yield
+    except FolderInUse:
+        raise
     except OSError as error:
+        if is_full_disk(error):  # it may have room again
+            raise NotWritten(f"could not write {path}: {short_reason(error)}") from error
         raise ValueError(
             f"train.output-dir is {path!r}; allowed: a folder that can be written "
             f"({error.strerror})"
         ) from None
-    return folder
 
 
 def _open(config: ExperimentConfig, split: str, where: NamedSharding) -> Pipeline:
