@@ -29,6 +29,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from experiments.interrupt import end_on_interrupt
 from experiments.prepare_progress import FILE as JOURNAL
 from experiments.prepare_progress import Done, Journal, command_digest, open_journal
 from experiments.prepare_report import ProgressReport, Report
@@ -352,4 +353,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    end_on_interrupt()  # what is written stays, and the same command goes on
     main()

@@ -37,8 +37,19 @@ def expanded_path(given: object, name: str = "path") -> Path:
         raise ValueError(f"{name} is {str(path)!r}: {error}") from None
 
 
-_LFS_BYTES = 1024  # which no pointer reaches
-_LFS = b"version https://git-lfs.github.com/spec/"
+def require_local(name: str, given: str | os.PathLike) -> None:
+    """One-line ValueError for an address such as gs://bucket/run, or what no file system takes.
+
+    As a path it would become a folder called gs: below the working directory. "" is no path yet.
+    """
+    path = os.fsdecode(given)
+    if path:
+        checked_path(path, name)
+    if _ADDRESS.match(path):
+        raise ValueError(
+            f"{name} is {path!r}; allowed: a path on a mount that all hosts share, which a bucket "
+            "can be, or on a local disk"
+        )
 
 
 def refuse_lfs_pointer(path: Path) -> None:

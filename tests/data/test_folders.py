@@ -190,6 +190,6 @@ def test_token_files_by_split(tmp_path):
 
 @pytest.mark.parametrize("source", ["a\0b", "\ud800", "a\0b/*.txt"])
 def test_sources_that_no_file_can_have(source):
-    with pytest.raises(ValueError, match=r"^(DataConfig\.)?source is .*; allowed: ") as caught:
+    with pytest.raises(ValueError, match=r"^DataConfig.source is .*; allowed: ") as caught:
         open_pipeline(DataConfig(source=source))
     str(caught.value).encode()

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments import prepare_data, prepare_progress
 from experiments.prepare_data import PrepareConfig, prepare
-from multiscreen_jax.ownership import owned
+from multiscreen_jax.ownership import FolderInUse, owned
 from tests.data.corpora import (
     TEXTS,
     byte_level_tokenizer,
@@ -198,10 +198,7 @@ def test_a_full_disk_loses_nothing(corpus, tmp_path, monkeypatch):
 
 
 def test_two_at_once(corpus, tmp_path):
-    with (
-        owned(tmp_path),
-        pytest.raises(OSError, match=f"{tmp_path} is being written by another process"),
-    ):
+    with owned(tmp_path), pytest.raises(FolderInUse, match=f"{tmp_path} is being written by"):
         run(corpus, tmp_path)
     run(corpus, tmp_path)
 
