@@ -37,21 +37,6 @@ def expanded_path(given: object, name: str = "path") -> Path:
         raise ValueError(f"{name} is {str(path)!r}: {error}") from None
 
 
-def require_local(name: str, given: str | os.PathLike) -> None:
-    """One-line ValueError for an address such as gs://bucket/run, or what no file system takes.
-
-    As a path it would become a folder called gs: below the working directory. "" is no path yet.
-    """
-    path = os.fsdecode(given)
-    if path:
-        checked_path(path, name)
-    if _ADDRESS.match(path):
-        raise ValueError(
-            f"{name} is {path!r}; allowed: a path on a mount that all hosts share, which a bucket "
-            "can be, or on a local disk"
-        )
-
-
 def refuse_lfs_pointer(path: Path) -> None:
     """ValueError in one line for the small text that git-lfs leaves in place of a large file."""
     if path.stat().st_size > _LFS_BYTES:
