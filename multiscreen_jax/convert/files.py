@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from multiscreen_jax.cleanup import afterwards
 from multiscreen_jax.convert.engine import from_torch, named_arrays
 from multiscreen_jax.convert.sources import TABLES, canonical_source, table_for
+from multiscreen_jax.paths import require_local
 
 CONFIG_CLASSES = {table.config_class.__name__: table.config_class for table in TABLES.values()}
 
@@ -34,6 +37,7 @@ def save_safetensors(
         ValueError, TypeError: as `to_torch`.
         FileNotFoundError, PermissionError, IsADirectoryError: the path cannot be written.
     """
+    require_local("path", path)
     path = Path(path)
     source = canonical_source(config) if source is None else source
     arrays = named_arrays(table_for(source, config), params, config)
@@ -51,16 +55,22 @@ def save_safetensors(
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"cannot write into {path.parent}")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with afterwards(lambda: part.unlink(missing_ok=True)):
         part.touch()  # the library writes files that only their owner may read
         mode = part.stat().st_mode
-        save_file(arrays, part, metadata=metadata)
+        try:
+            save_file(arrays, part, metadata=metadata)
+        except SafetensorError as error:
+            raise _cannot_write(path, error) from None
         part.chmod(mode)
         os.replace(part, path)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {_one_line(error)}") from None
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: SafetensorError) -> OSError:
+    """The error as Python itself would raise it, where the library names the system's number."""
+    if found := re.search(r"os error (\d+)", str(error)):
+        return OSError(int(found[1]), os.strerror(int(found[1])), str(path))
+    return OSError(f"cannot write {path}: {_one_line(error)}")
 
 
 def load_safetensors(

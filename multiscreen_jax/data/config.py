@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from multiscreen_jax.paths import require_local
+
 PACKINGS = ("stream", "segments")
 SPLITS = ("train", "valid")
 NAMED_TOKENIZERS = ("bytes", "characters", "gpt2")
@@ -226,6 +228,8 @@ class DataConfig:
             require_text(owner, name, getattr(self, name))
         for name in ("valid_source", "alphabet", "eos_token"):
             require_text(owner, name, getattr(self, name), optional=True)
+        for name in ("source", "valid_source", "tokenizer"):
+            require_local(f"{owner}.{name}", getattr(self, name) or "")
         require_number(owner, "valid_fraction", self.valid_fraction, 0.0, 0.999)
         require_integer(owner, "sequence_length", self.sequence_length, 1)
         require_integer(owner, "batch_size", self.batch_size, 1)

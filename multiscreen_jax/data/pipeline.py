@@ -11,6 +11,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool
 
+from multiscreen_jax.cleanup import afterwards
 from multiscreen_jax.data import synthetic
 from multiscreen_jax.data.config import SPLITS, SYNTHETIC, DataConfig, near_matches
 from multiscreen_jax.data.loading import open_split
@@ -103,10 +104,8 @@ class Pipeline:
         # One thread: batches are cheap, and more would fight the training step for the GIL.
         options = grain.ReadOptions(num_threads=min(1, ahead), prefetch_buffer_size=ahead)
         iterator = iter(self._batches[start:].to_iter_dataset(options))
-        try:
+        with afterwards(iterator.close):
             yield from iterator
-        finally:
-            iterator.close()
 
     def target_bytes(self, batch: Batch) -> int:
         """Bytes of text behind the scored targets of a batch: see `row_bytes`."""

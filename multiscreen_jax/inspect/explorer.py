@@ -22,6 +22,7 @@ from matplotlib.colors import Colormap, ListedColormap, to_hex
 
 from multiscreen_jax.inspect.accepted import AcceptedKeys, accepted_keys
 from multiscreen_jax.inspect.figures import accepted_colours
+from multiscreen_jax.paths import require_local
 
 _SCRIPTS = ("explorer_data.js", "explorer.js", "explorer_input.js")
 _NOTEBOOK_HEIGHT = 760  # pixels
@@ -39,6 +40,7 @@ class Explorer:
 
     def save(self, path: str | Path) -> Path:
         """Writes the page as UTF-8; the folder is made if missing. Returns the path."""
+        require_local("path", path)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.html, encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import Any
 from multiscreen_jax.inspect.figures import plot_relevance
 from multiscreen_jax.inspect.relevance import relevance_maps
 from multiscreen_jax.inspect.window_figures import plot_windows_widths
+from multiscreen_jax.paths import require_local
 
 _DOTS_PER_INCH = 130
 
@@ -33,6 +34,7 @@ def save_pictures(
     Returns:
         The two paths. Errors are those of `relevance_maps`.
     """
+    require_local("folder", folder)
     maps = relevance_maps(model, params, tokens, layers)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ arrays' shares, and the first process does everything else.
 """
 
 import json
+import math
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +27,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
+from multiscreen_jax.cleanup import afterwards
 from multiscreen_jax.json_files import read_object
-from multiscreen_jax.train import config_json, distributed, manifest
-from multiscreen_jax.train.errors import CheckpointNotSaved
+from multiscreen_jax.ownership import Owner
+from multiscreen_jax.train import config_json, distributed, manifest, orbax_threads, together
+from multiscreen_jax.train.errors import CheckpointNotSaved, short_reason
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.reading import (
     FOLDER,
@@ -60,7 +63,11 @@ __all__ = [
 ]
 
 _REFUSED = "refused"
-_ITEMS = ("params", "optimizer", "run")
+_ITEMS = {
+    "params": ocp.args.StandardSave,
+    "optimizer": ocp.args.StandardSave,
+    "run": ocp.args.JsonSave,
+}
 _COMMITTED = "commit_success.txt"  # Orbax's last file in a folder, before it gets its name
 _NONE, _ALL_DAMAGED = 0, -1  # in place of a step's number, which is 1 or more
 
@@ -73,11 +80,18 @@ class Checkpoints:
     Of several processes all have to call `restore`, `save` and `finish`, in the same order.
     """
 
-    def __init__(self, output_dir: Path, keep_last: int, keep_best: int) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        keep_last: int,
+        keep_best: int,
+        owner: Owner | None = None,
+    ) -> None:
         self.folder = Path(output_dir).absolute() / FOLDER
         self._policy = KeepSealed(self.folder, keep_last, keep_best)
+        self._owner = owner
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._manager: ocp.CheckpointManager | None = None
 
     def save(self, state: TrainState, run: dict[str, Any], validation_loss: float | None) -> None:
@@ -85,12 +99,18 @@ class Checkpoints:
         self.finish()
         step = run["step"]
         facts = {"step": step, "validation_loss": validation_loss}
-        # Made before the folder exists and removed after the manifest does: it tells a folder that
-        # was being written when the run was killed from one that has lost its manifest.
-        with _saving(step):
-            if _is_first():
+
+        def begin() -> None:
+            # Made before the folder exists and removed after the manifest does: it tells a folder
+            # that was being written when the run was killed from one that has lost its manifest.
+            with _saving(step):
+                if self._owner is not None:
+                    self._owner.check()
                 self.folder.mkdir(parents=True, exist_ok=True)
                 _marker(self.folder / str(step)).write_text(json.dumps(facts))
+
+        together.all_or_none(begin if _is_first() else None)
+        with _saving(step):
             manager = self._open_manager()
             manager.save(
                 step,
@@ -106,32 +126,19 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Waits for the save under way, if any, and raises its error, if any: in all processes."""
-        if self._thread is None:
-            return
-        error = self._join()
-        failed = multihost_utils.process_allgather(np.asarray(error is not None))
-        if error is not None:
-            raise error
-        if failed.any():
-            number = np.flatnonzero(failed)[0]
-            raise CheckpointNotSaved(f"could not save a checkpoint: process {number} says why")
+        if self._thread is not None:
+            together.all_or_none(self._join)
 
     def close(self) -> None:
         """Waits for the save under way and removes what is no longer to be kept.
 
         It may come after an error, so it asks nothing of other processes.
         """
-        try:
-            error = self._join()
-            if error is not None:
-                raise error
+        with afterwards(self._close_manager):
+            self._join()
             if _is_first():
                 for step in self._policy.surplus():
                     shutil.rmtree(self.folder / str(step))
-        finally:
-            if self._manager is not None:
-                self._manager.close()
-                self._manager = None
 
     def restore(
         self, abstract: TrainState, check: Callable[[dict[str, Any]], None], say: Callable
@@ -195,13 +202,26 @@ class Checkpoints:
     def _open_manager(self) -> ocp.CheckpointManager:
         # Opened at the first save, after damaged folders were moved out of its sight.
         if self._manager is None:
+            orbax_threads.keep_quiet()
+            registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+            for item, kind in _ITEMS.items():
+                registry.add(item, kind)
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
                 save_root_metadata=False,
+                # A thread that could not make them would leave others waiting for minutes.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             )
-            self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=_ITEMS)
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, handler_registry=registry
+            )
         return self._manager
+
+    def _close_manager(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.close()
 
     def _seal(self, manager: ocp.CheckpointManager, step: int, facts: dict[str, Any]) -> None:
         try:
@@ -210,16 +230,17 @@ class Checkpoints:
                 if _is_first():
                     manifest.write(self.folder / str(step), facts)
                     _marker(self.folder / str(step)).unlink(missing_ok=True)
-        except BaseException as error:  # raised again by `finish`, in the caller's thread
+        except Exception as error:  # raised again by `finish`, in the caller's thread
             self._error = error
 
-    def _join(self) -> BaseException | None:
-        """Waits for the thread, if any; its error."""
+    def _join(self) -> None:
+        """Waits for the thread, if any, and raises its error, if any."""
         if self._thread is not None:
             self._thread.join()
         self._thread = None
         error, self._error = self._error, None
-        return error
+        if error is not None:
+            raise error
 
     def _set_aside(self, step: int) -> None:
         target = self.folder / _REFUSED
@@ -254,7 +275,10 @@ class KeepSealed:
                     losses[step] = manifest.read(self._folder / str(step))["validation_loss"]
                 except DamagedCheckpoint:
                     continue  # not ours to delete
-        evaluated = [step for step, loss in losses.items() if loss is not None]
+        # A loss that is not finite is none: NaN has no place in an order.
+        evaluated = [
+            step for step, loss in losses.items() if loss is not None and math.isfinite(loss)
+        ]
         best = sorted(evaluated, key=lambda step: (losses[step], -step))[: self._best]
         return set(losses) - set(list(losses)[-self._last :]) - set(best)
 
@@ -265,8 +289,9 @@ def _saving(step: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointNotSaved(f"could not save checkpoint {step}: {reason}") from error
+        raise CheckpointNotSaved(
+            f"could not save checkpoint {step}: {short_reason(error)}"
+        ) from error
 
 
 def _committed(folder: Path) -> bool:
@@ -288,16 +313,27 @@ def _pending_facts(folder: Path) -> dict[str, Any]:
 
 
 def run_facts(
-    config: Any, step: int, fingerprint: str, skipped: int, origin: dict[str, Any]
+    config: Any,
+    step: int,
+    fingerprint: str,
+    skipped: int,
+    unwritten: Sequence[str],
+    origin: dict[str, Any],
 ) -> dict[str, Any]:
     """The JSON saved beside a state: all that a continued run has to know (see `setup.Run`)."""
     return {
         **origin,
         "step": step,
         "skipped_updates": skipped,
+        "unwritten_metrics": list(unwritten),
         "data_fingerprint": fingerprint,
         "config": config_json.to_dict(config),
     }
+
+
+def unwritten_metrics(folder: Path, step: int) -> list[str]:
+    """Lines that metrics.jsonl lacked when a run in `folder` was saved at a step; none at 0."""
+    return _run_of(folder / str(step)).get("unwritten_metrics", []) if step else []
 
 
 def _is_first() -> bool:

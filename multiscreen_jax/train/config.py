@@ -14,6 +14,7 @@ from typing import Any
 
 from multiscreen_jax.data import DataConfig
 from multiscreen_jax.models.registry import ModelConfig
+from multiscreen_jax.paths import require_local
 from multiscreen_jax.train import checks
 
 
@@ -141,6 +142,9 @@ class TrainConfig:
         checks.integer("train.steps", self.steps, 1)
         if not isinstance(self.output_dir, str) or not self.output_dir:
             checks.refuse("train.output_dir", self.output_dir, "a path")
+        require_local("train.output-dir", self.output_dir)
+        if self.init_from is not None:
+            require_local("train.init-from", self.init_from)
         checks.integer("train.seed", self.seed, 0, checks.LARGEST_SEED)
         checks.integer("train.accumulate", self.accumulate, 1)
         checks.integer("train.keep_last", self.keep_last, 1)

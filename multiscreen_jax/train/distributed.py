@@ -4,6 +4,7 @@ The runtime also watches them. When one is lost it ends the others from C++, whe
 any more; `last_words` then says in one line which process that was.
 """
 
+import collections
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 from multiscreen_jax import sharding
 from multiscreen_jax.train.config import MeshConfig
 
+_LAST_PORT = 65535
 _LONGEST_WAIT_MS = 24 * 3600 * 1000  # the runtime ends it when a process is lost
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # What JAX reads of a cluster, for the line that names what was found.
@@ -69,6 +71,13 @@ def initialize(mesh: MeshConfig) -> None:
     if jax.process_count() == 1:
         give_back_stderr()
         return
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"process {number} has {counts[number]}" for number in sorted(counts))
+        raise ValueError(
+            f"mesh.cpu-devices or the hosts' accelerators differ: of the devices {each}; allowed: "
+            "as many in every process"
+        )
     print(f"process {jax.process_index()} of {jax.process_count()}", flush=True)
 
 
@@ -95,9 +104,11 @@ def _named_processes() -> tuple[int | None, int | None]:
     if not count.isdecimal() or not index.isdecimal() or not int(index) < int(count):
         allowed = f"{_INDEX} from 0 to {_COUNT} - 1, both set"
         raise ValueError(f"{_COUNT} is {count!r} and {_INDEX} is {index!r}; allowed: {allowed}")
-    if int(count) > 1 and not (host and port.isdecimal()):
+    possible = port.isascii() and port.isdecimal() and 0 < int(port) <= _LAST_PORT
+    if int(count) > 1 and not (host and possible):
         address = os.environ.get(_ADDRESS)
-        raise ValueError(f"{_ADDRESS} is {address!r}; allowed: the host:port of process 0")
+        allowed = f"the host:port of process 0, a port from 1 to {_LAST_PORT}"
+        raise ValueError(f"{_ADDRESS} is {address!r}; allowed: {allowed}")
     return int(count), int(index)
 
 

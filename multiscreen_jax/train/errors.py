@@ -3,15 +3,21 @@
 1  anything unforeseen, such as a link that failed: starting again may help
 2  a setting, or data, that cannot be used: it will not
 3  a loss that is not finite: it will not
-4  a checkpoint that could not be written: it may, when the storage is there again
+4  a checkpoint, or another file of a run, that could not be written: it may, when the storage is
+   there again
 """
 
+import errno
+import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
+
+from multiscreen_jax.ownership import FolderInUse
 
 _OURS = ("multiscreen_jax", "pallas_kernels", "experiments")
 _USER_ERRORS = (
@@ -23,6 +29,7 @@ _USER_ERRORS = (
     FloatingPointError,
     ImportError,
 )
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -31,10 +38,22 @@ class NonFiniteLoss(ArithmeticError):
     exit_code = 3
 
 
-class CheckpointNotSaved(RuntimeError):
-    """A checkpoint could not be written (a full disk, ...); the cause is chained."""
+class NotWritten(RuntimeError):
+    """A file of a run could not be written (a full disk, ...); the cause is chained."""
 
     exit_code = 4
+
+
+class CheckpointNotSaved(NotWritten):
+    """A checkpoint could not be written."""
+
+
+class EndedTogether(RuntimeError):
+    """Another process of the run ended with an error, so that all do, with its code."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 class RunWarning(UserWarning):
@@ -42,8 +61,10 @@ class RunWarning(UserWarning):
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether this library raised the error itself, to tell the user something."""
-    if isinstance(error, NonFiniteLoss | CheckpointNotSaved):
+    """Whether the error tells the user something: raised by this library, or a full disk's."""
+    if isinstance(error, NonFiniteLoss | NotWritten | FolderInUse | EndedTogether):
+        return True
+    if is_full_disk(error):
         return True
     if not isinstance(error, _USER_ERRORS):
         return False
@@ -54,6 +75,37 @@ def is_ours(error: BaseException) -> bool:
     if module == "__main__":
         module = frames[-1].f_globals.get("__package__") or ""
     return module.split(".")[0] in _OURS
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether the disk, or its share of one user, has no bytes or no files left."""
+    return isinstance(error, OSError) and error.errno in _FULL_DISK
+
+
+def exit_code(error: BaseException) -> int:
+    """With what a command ends because of this error."""
+    if is_full_disk(error):
+        return NotWritten.exit_code
+    return getattr(error, "exit_code", 2 if is_ours(error) else 1)
+
+
+def short_reason(error: BaseException) -> str:
+    """Why something could not be written, in one line: the system's own words where it has some."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"[Errno {error.errno}] {error.strerror}"
+    text = str(error)
+    if found := re.search(r"os_error_code='(\d+)'", text):  # TensorStore's
+        return f"[Errno {found[1]}] {os.strerror(int(found[1]))}"
+    return (text or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Makes what the storage refuses in here a NotWritten that names `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise NotWritten(f"could not write {what}: {short_reason(error)}") from error
 
 
 @contextmanager
@@ -72,8 +124,8 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if not is_ours(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
+        tell(f"error: {error}")
+        sys.exit(exit_code(error))
 
 
 @contextmanager
@@ -90,3 +142,19 @@ def _one_line_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = as_before
+
+
+def tell(line: str) -> None:
+    """Prints on stderr, if that can be written: it may be a log on the disk that is full."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        close_unwritable(sys.stderr)
+
+
+def close_unwritable(stream: TextIO) -> None:
+    """Sends what a stream still holds nowhere: when Python ends it would try again, and the exit
+    code would be that of the failure."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -41,16 +41,37 @@ def last_words(text: str, address: str, join_seconds: str, heartbeat_seconds: st
 
 
 def main(address: str, join_seconds: str, heartbeat_seconds: str) -> None:
-    """Ends when the last holder of the pipe does; signals are for the training process."""
+    """Ends when the last holder of the pipe does; signals are for the training process.
+
+    What the runtime writes once it gives up, a stack trace of C++, is passed on only where no line
+    says it better.
+    """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    tail = b""
+    tail = waiting = b""
     while chunk := os.read(0, 1 << 16):
-        os.write(2, chunk)
         tail = (tail + chunk)[-_TAIL:]
+        waiting += chunk
+        passed = _before_giving_up(waiting)
+        _write_all(waiting[:passed])
+        waiting = waiting[passed:]
     line = last_words(tail.decode(errors="replace"), address, join_seconds, heartbeat_seconds)
-    if line is not None:
-        os.write(2, f"error: {line}\n".encode())
+    _write_all(waiting if line is None else f"error: {line}\n".encode())
+
+
+def _before_giving_up(text: bytes) -> int:
+    """How much of the text to pass on: whole lines, before the one in which the runtime gives up.
+
+    That line stays at the beginning of what is asked about next, so nothing after it is passed.
+    """
+    end = text.find(_GAVE_UP.encode())
+    searched = len(text) if end < 0 else end
+    return max(text.rfind(b"\n", 0, searched), text.rfind(b"\r", 0, searched)) + 1
+
+
+def _write_all(text: bytes) -> None:
+    while text:
+        text = text[os.write(2, text) :]
 
 
 if __name__ == "__main__":

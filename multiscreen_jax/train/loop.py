@@ -7,22 +7,27 @@ their number, and the number of the next batch is the number of steps taken, so 
 state has to be restored for the continued run to see the same losses, bit for bit.
 """
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from multiscreen_jax import sharding
-from multiscreen_jax.train import checkpoint, config_json, distributed, metrics
+from multiscreen_jax.cleanup import afterwards
+from multiscreen_jax.ownership import Owner, owned
+from multiscreen_jax.train import checkpoint, config_json, metrics, provenance, together
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, resolved
-from multiscreen_jax.train.errors import NonFiniteLoss
+from multiscreen_jax.train.errors import NonFiniteLoss, NotWritten, short_reason, writing
 from multiscreen_jax.train.host_memory import keep_freed_memory, runs_on_cpu
 from multiscreen_jax.train.progress import Reporter
 from multiscreen_jax.train.report import model_health, write_environment, write_samples
-from multiscreen_jax.train.setup import Run, make_output_dir, prepare
+from multiscreen_jax.train.setup import Run, make_output_dir, prepare, usable_output_dir
 from multiscreen_jax.train.signals import StopRequest
 
 CONFIG_FILE = "config.json"
@@ -44,41 +49,71 @@ def train(config: ExperimentConfig) -> Result:
     Raises:
       ValueError: one line on a setting that cannot be used, also when it contradicts the data or
         a checkpoint that is already there.
+      FolderInUse: another process trains in the output folder.
       NonFiniteLoss: a loss was not finite and train.on_nonfinite is "stop".
+      NotWritten: a checkpoint or another file of the run could not be written.
     """
     config = resolved(config)
-    metrics.check(config.train)
-    folder = make_output_dir(config.train.output_dir)
     if runs_on_cpu():
         keep_freed_memory()
     sharding.divide_cpu(config.mesh.cpu_devices)
-    mesh = sharding.make_mesh(**{name: getattr(config.mesh, name) for name in sharding.MESH_AXES})
-    checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_best)
-    reporter = Reporter(config.train.steps)
-    try:
-        with StopRequest() as stop, jax.set_mesh(mesh):
-            run = prepare(config, mesh, checkpoints, reporter.say)
-            if jax.process_index() == 0:
-                config_json.save(run.config, folder / CONFIG_FILE)
-                write_environment(run)
-            result = _run(run, stop, reporter)
-        if result.stopped_by is None:
-            _report_end(run, result.record, reporter)  # on one device, outside the mesh
-        distributed.wait_for_all("run ended")
-        return result
-    finally:
-        checkpoints.close()
-        reporter.close()
+    with contextlib.ExitStack() as held:
+        # First of all, so that a second run in the folder changes nothing there.
+        owner = together.all_or_none(lambda: _take_output_dir(config, held))
+        together.agree(provenance.facts(config))
+        folder = together.all_or_none(lambda: make_output_dir(config.train.output_dir))
+        axes = {name: getattr(config.mesh, name) for name in sharding.MESH_AXES}
+        mesh = sharding.make_mesh(**axes)
+        checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_best, owner)
+        reporter = Reporter(config.train.steps)
+        with afterwards(reporter.close), afterwards(checkpoints.close):
+            with StopRequest() as stop, jax.set_mesh(mesh):
+                run = prepare(config, mesh, checkpoints, reporter.say)
+                sinks = together.all_or_none(lambda: _open_record(run, reporter))
+                with afterwards(sinks.close):
+                    result = _run(run, stop, sinks, reporter)
+            if result.stopped_by is None:  # on one device, outside the mesh
+                together.all_or_none(lambda: _report_end(run, result.record, reporter))
+            return result
 
 
-def _run(run: Run, stop: StopRequest, reporter: Reporter) -> Result:
+def _take_output_dir(config: ExperimentConfig, held: contextlib.ExitStack) -> Owner | None:
+    """Makes the output folder the first process's own until `held` ends."""
+    if jax.process_index() > 0:
+        return None
+    metrics.check(config.train)
+    with usable_output_dir(config.train.output_dir):
+        return held.enter_context(owned(Path(config.train.output_dir)))
+
+
+def _open_record(run: Run, reporter: Reporter) -> metrics.Sinks:
+    """Writes what is known before the first step, and opens what the steps are written to."""
+    settings, described = run.config.train, config_json.to_dict(run.config)
+    if jax.process_index() == 0:
+        with writing(settings.output_dir):
+            config_json.save(run.config, Path(settings.output_dir) / CONFIG_FILE)
+            write_environment(run)
+    unwritten = checkpoint.unwritten_metrics(run.checkpoints.folder, run.start)
+    return metrics.open_sinks(settings, described, run.start, unwritten, reporter.say)
+
+
+def _run(run: Run, stop: StopRequest, sinks: metrics.Sinks, reporter: Reporter) -> Result:
+    """Makes the steps, and sees that all of them are on the disk."""
     settings = run.config.train
-    sinks = metrics.open_sinks(settings, config_json.to_dict(run.config), run.start, reporter.say)
     try:
         number, stopped_by, record = _steps(run, stop, sinks, reporter)
-    finally:
+        run.checkpoints.finish()
+    except NotWritten as error:
+        if sinks.error is None:
+            raise
+        raise NotWritten(f"{sinks.error}; {error}") from error
+
+    def check_record() -> None:
         sinks.close()
-    run.checkpoints.finish()
+        if sinks.error is not None:
+            raise NotWritten(f"{sinks.error}; stopped after step {number} and saved")
+
+    together.all_or_none(check_record)
     if stopped_by is not None:
         reporter.say(
             f"{stopped_by}: stopped after step {number} of {settings.steps} and saved; "
@@ -93,21 +128,20 @@ def _steps(
     """Steps until the end or a signal; returns (steps taken, the signal, last record)."""
     settings = run.config.train
     collector = _Collector(run, sinks, reporter)
-    traced = _traced_steps(settings, run.start)
+    trace = _Trace(settings, run.start, reporter.say)
     number, stopped_by = run.start, None
     batches = run.pipeline.iterate(run.start)
     for number in range(run.start + 1, settings.steps + 1):
         batch = next(batches)
         assert run.step is not None
         placed = sharding.place_batch(batch, run.batch_sharding)
-        if traced and number == traced[0]:
-            jax.profiler.start_trace(f"{settings.output_dir}/profile")
+        trace.before(number)
         with jax.transfer_guard("disallow"):
             run.state, values = run.step(run.state, placed)
-        if traced and number == traced[-1]:
-            jax.block_until_ready(run.state.step)
-            jax.profiler.stop_trace()
+        trace.after(number, run.state.step)
         collector.add(number, values)
+        if sinks.error is not None:
+            stop.ask(str(sinks.error))
         stopped_by = stop.after(number) if number < settings.steps else None
         last = number == settings.steps or stopped_by is not None
         extra: dict[str, Any] = {}
@@ -121,7 +155,12 @@ def _steps(
             collector.flush(extra)
         if save:
             facts = checkpoint.run_facts(
-                run.config, number, run.pipeline.fingerprint, collector.skipped, run.origin
+                run.config,
+                number,
+                run.pipeline.fingerprint,
+                collector.skipped,
+                sinks.unwritten,
+                run.origin,
             )
             run.checkpoints.save(run.state, facts, extra.get("validation_loss"))
             collector.restart_clock()
@@ -169,9 +208,13 @@ class _Collector:
             return
         if self._settings.on_nonfinite == "stop":
             self._write(number, host, {})
-            self._checkpoints.finish()
+            also = ""
+            try:
+                self._checkpoints.finish()
+            except NotWritten as error:
+                also = f". Also: {error}"
             saved = checkpoint.steps_in(self._checkpoints.folder)
-            raise NonFiniteLoss(_nonfinite_text(number, host, saved))
+            raise NonFiniteLoss(_nonfinite_text(number, host, saved) + also)
         if self._settings.on_nonfinite == "skip":
             self.skipped += 1
             self._reporter.say(f"step {number} is not finite: its update is skipped")
@@ -211,12 +254,34 @@ def _due(number: int, every: int) -> bool:
     return every > 0 and number % every == 0
 
 
-def _traced_steps(settings: Any, start: int) -> range:
-    """The steps of train.profile_steps that this process will make."""
-    if settings.profile_steps is None or jax.process_index() > 0:
-        return range(0)
-    first, last = settings.profile_steps
-    return range(max(first, start + 1), min(last, settings.steps) + 1)
+class _Trace:
+    """Traces train.profile_steps into OUTPUT/profile, in the first process.
+
+    A trace that cannot be written is named and left out.
+    """
+
+    def __init__(self, settings: Any, start: int, say: Callable[[str], None]) -> None:
+        self._folder, self._say = f"{settings.output_dir}/profile", say
+        self._steps = range(0)
+        if settings.profile_steps is not None and jax.process_index() == 0:
+            first, last = settings.profile_steps
+            self._steps = range(max(first, start + 1), min(last, settings.steps) + 1)
+
+    def before(self, number: int) -> None:
+        if self._steps and number == self._steps[0]:
+            self._try(lambda: jax.profiler.start_trace(self._folder))
+
+    def after(self, number: int, made: jax.Array) -> None:
+        if self._steps and number == self._steps[-1]:
+            jax.block_until_ready(made)
+            self._try(jax.profiler.stop_trace)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (OSError, RuntimeError) as error:
+            self._steps = range(0)
+            self._say(f"no trace in {self._folder}: {short_reason(error)}")
 
 
 def _nonfinite_text(number: int, host: Any, saved: list[int]) -> str:

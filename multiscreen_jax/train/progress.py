@@ -8,6 +8,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from multiscreen_jax.train.errors import close_unwritable, short_reason, tell
+
 _PLAIN_SECONDS = 10.0
 
 
@@ -38,10 +40,15 @@ class Reporter:
         """A line that stays."""
         if not self._speaks:
             return
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.console.print(text, markup=False, highlight=False)
+            else:
+                print(text, flush=True)
+        except OSError as error:  # a log on a full disk, a reader that has gone
+            self._speaks = False
+            close_unwritable(sys.stdout)
+            tell(f"warning: stdout cannot be written ({short_reason(error)}); the run goes on")
 
     def update(self, record: dict[str, Any]) -> None:
         """Progress after a step; `record` is its line of metrics."""

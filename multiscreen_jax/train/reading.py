@@ -34,6 +34,7 @@ _LATER_FACTS = {
     "working_directory": str,
     "valid_fingerprint": str | None,
     "inherited": dict | None,
+    "unwritten_metrics": list,
 }
 _Read = TypeVar("_Read")
 

@@ -4,7 +4,8 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline, Tokenizer, open_pipeline
 from multiscreen_jax.models.registry import build
+from multiscreen_jax.ownership import FolderInUse
 from multiscreen_jax.train import (
     checks,
     config_json,
@@ -26,9 +28,11 @@ from multiscreen_jax.train import (
     manifest,
     reading,
     run_tokenizer,
+    together,
 )
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, override
+from multiscreen_jax.train.errors import NotWritten, is_full_disk, short_reason
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
 from multiscreen_jax.train.state import (
     TrainState,
@@ -74,7 +78,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     if note := sharding.check_parameters(abstract_params(build(config.model)), mesh):
         say(note)
     where = sharding.batch_sharding(mesh)
-    pipeline = _open(config, "train", where)
+    pipeline = together.all_or_none(lambda: _open(config, "train", where))
+    together.agree({"content of data.source": pipeline.fingerprint})
     if pipeline.vocab_size > config.model.vocab_size:
         checks.refuse(
             "model.vocab_size",
@@ -88,7 +93,10 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     prompts = [_prompt_tokens(pipeline.tokenizer, text) for text in config.train.sample_prompts]
     # Opened for its fingerprint too, so that it is known again when it has moved.
     is_held_out = bool(config.train.evaluate_every) or config.data.valid_source is not None
-    held_out = _open(config, "valid", where) if is_held_out else None
+    held_out = None
+    if is_held_out:
+        held_out = together.all_or_none(lambda: _open(config, "valid", where))
+        together.agree({"content of the validation split": held_out.fingerprint})
     optimizer = make_optimizer(config.optim, config.train.steps)
     state, start, skipped, trained_length, origin = _restore_or_create(
         config, optimizer, mesh, checkpoints, pipeline, held_out, say
@@ -124,16 +132,27 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
 def make_output_dir(path: str) -> Path:
     """Creates the output folder; ValueError when nothing can be written there."""
     folder = Path(path)
-    try:
+    with usable_output_dir(path):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    return folder
+
+
+@contextmanager
+def usable_output_dir(path: str) -> Iterator[None]:
+    """ValueError when the output folder, or a file in it, is refused in here."""
+    try:
+        yield
+    except FolderInUse:
+        raise
     except OSError as error:
+        if is_full_disk(error):  # it may have room again
+            raise NotWritten(f"could not write {path}: {short_reason(error)}") from error
         raise ValueError(
             f"train.output-dir is {path!r}; allowed: a folder that can be written "
             f"({error.strerror})"
         ) from None
-    return folder
 
 
 def _open(config: ExperimentConfig, split: str, where: NamedSharding) -> Pipeline:
@@ -188,11 +207,10 @@ def _restore_or_create(
 
     abstract = abstract_state(model, optimizer, mesh)
     restored = checkpoints.restore(abstract, check, say)
-    is_first = jax.process_index() == 0
     if restored is not None:
         state, run = restored
-        if is_first and run_tokenizer.kept(output) is None:  # of an earlier version's run
-            run_tokenizer.keep(output, pipeline.tokenizer)
+        if run_tokenizer.kept(output) is None:  # of an earlier version's run
+            _keep_tokenizer(output, pipeline.tokenizer)
         say(f"continues {output} after step {run['step']}")
         trained_length = run["config"]["model"].get("trained_length")
         origin["inherited"] = run.get("inherited")
@@ -208,9 +226,14 @@ def _restore_or_create(
         rate = np.asarray(make_schedule(config.optim, config.train.steps)(updates)).item()
         say(f"the learning rate starts at {rate:g}, after {updates} inherited updates")
         length = max(length, inherited or 0)
-    if is_first:
-        run_tokenizer.keep(output, pipeline.tokenizer)
+    _keep_tokenizer(output, pipeline.tokenizer)
     return state, 0, 0, length, origin
+
+
+def _keep_tokenizer(output: Path, tokenizer: Tokenizer) -> None:
+    """All processes have to call it; the first writes."""
+    is_first = jax.process_index() == 0
+    together.all_or_none(lambda: run_tokenizer.keep(output, tokenizer) if is_first else None)
 
 
 def _inherit(

@@ -30,13 +30,20 @@ class StopRequest:
         self._caught = (signal.SIGINT,) if self._several else _SIGNALS
 
     def after(self, step: int) -> str | None:
-        """The signal because of which a run stops after this step, or None.
+        """The signal, or other reason, because of which a run stops after this step, or None.
 
         Every process has to ask after every step; all get the same answer.
         """
         if not self._several:
             return self._name
         return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
+
+    def ask(self, why: str) -> None:
+        """Stops the run as a signal would, for another reason."""
+        if self._several:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            self._name = why
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():

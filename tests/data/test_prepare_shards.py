@@ -19,6 +19,7 @@ from experiments import prepare_shards
 from experiments.prepare_shards import ShardsConfig, cut_inputs, prepare
 from multiscreen_jax.data import DataConfig, open_pipeline
 from multiscreen_jax.data.sources import file_extent, read_file
+from multiscreen_jax.ownership import FolderInUse, owned
 from tests.data.corpora import (
     TEXTS,
     byte_level_tokenizer,
@@ -234,8 +235,8 @@ def test_bad_settings(tmp_path, options, message):
 
 def test_one_process_writes_a_folder(corpus, tmp_path, in_process):
     with (
-        prepare_shards._only_writer(tmp_path),
-        pytest.raises(OSError, match="is being written by another process"),
+        owned(tmp_path),
+        pytest.raises(FolderInUse, match="is being written by another process"),
     ):
         run(corpus, tmp_path)
     run(corpus, tmp_path)  # the lock ended with its holder

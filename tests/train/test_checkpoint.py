@@ -1,7 +1,11 @@
 """Damage is found and named, the checkpoint before is used, nothing is deleted; what is kept."""
 
 import json
+import logging
+import math
 import shutil
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from multiscreen_jax.sharding import make_mesh
-from multiscreen_jax.train import checkpoint, load_params, manifest, override, train
+from multiscreen_jax.train import (
+    checkpoint,
+    load_params,
+    manifest,
+    orbax_threads,
+    override,
+    train,
+)
 from multiscreen_jax.train.errors import CheckpointNotSaved, is_ours, one_line_errors
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.state import TrainState
@@ -259,15 +270,62 @@ def test_an_error_while_saving_is_raised(tmp_path, monkeypatch):
         raise raised.value
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
-    def sealed(step, loss):
-        folder = tmp_path / str(step)
-        folder.mkdir()
-        (folder / "file").write_text("content")
-        manifest.write(folder, {"step": step, "validation_loss": loss})
+def test_a_save_says_nothing_of_what_orbax_will_drop(tmp_path, caplog, recwarn):
+    whole = NamedSharding(make_mesh(), PartitionSpec())
+    state = TrainState(step=jax.device_put(0, whole), params={"w": jnp.ones(3)}, optimizer_state={})
+    with caplog.at_level("WARNING"):
+        checkpoints = checkpoint.Checkpoints(tmp_path, keep_last=1, keep_best=0)
+        checkpoints.save(state, {"step": 1}, None)
+        checkpoints.close()
+    assert not [record for record in caplog.records if "deprecated" in record.getMessage()]
+    assert not [warning for warning in recwarn if "deprecated" in str(warning.message)]
 
+
+def test_what_orbax_s_threads_say_of_a_failed_save_is_left_out_and_nothing_else(capsys):
+    async def orbax_work():
+        pass
+
+    def ignored(coroutine, error):
+        fields = {"object": coroutine, "exc_type": type(error), "exc_value": error}
+        sys.unraisablehook(SimpleNamespace(**fields, exc_traceback=None, err_msg=None))
+
+    orbax_threads.keep_quiet()
+    absl = logging.getLogger("absl")
+    fields = {"name": "absl", "level": logging.ERROR, "msg": "x", "args": (), "exc_info": None}
+    orbax = logging.LogRecord(pathname="/site/orbax/checkpoint/future.py", lineno=1, **fields)
+    other = logging.LogRecord(pathname="/site/grain/future.py", lineno=1, **fields)
+    assert (bool(absl.filter(orbax)), bool(absl.filter(other))) == (False, True)
+    said = []
+    before, sys.unraisablehook = sys.unraisablehook, orbax_threads._filtered(said.append)
+    try:
+        ignored(None, RuntimeError("Event loop is closed"))
+        assert not said
+        ignored(None, RuntimeError("ours"))
+        coroutine = orbax_work()
+        ignored(coroutine, ImportError())
+        coroutine.close()
+        assert len(said) == 2
+    finally:
+        sys.unraisablehook = before
+
+
+def sealed(folder, step, loss):
+    (folder / str(step)).mkdir()
+    (folder / str(step) / "file").write_text("content")
+    manifest.write(folder / str(step), {"step": step, "validation_loss": loss})
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_never_the_best(bad, tmp_path):
+    for step, loss in [(10, bad), (20, 1.0), (30, 2.0), (40, 3.0), (50, bad)]:
+        sealed(tmp_path, step, loss)
+    assert checkpoint.KeepSealed(tmp_path, keep_last=1, keep_best=1).surplus() == {10, 30, 40}
+    assert checkpoint.KeepSealed(tmp_path, keep_last=1, keep_best=9).surplus() == {10}
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
     for step, loss in [(1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 4.0), (6, None)]:
-        sealed(step, loss)
+        sealed(tmp_path, step, loss)
     (tmp_path / "7").mkdir()  # being written
     assert checkpoint.KeepSealed(tmp_path, keep_last=2, keep_best=0).surplus() == {1, 2, 3, 4}
     assert checkpoint.KeepSealed(tmp_path, keep_last=2, keep_best=2).surplus() == {1, 3}

@@ -16,6 +16,7 @@ import pytest
 
 from experiments.launch import local
 from multiscreen_jax.train import MeshConfig, distributed, train
+from multiscreen_jax.train import last_words as last_words_module
 from multiscreen_jax.train.checkpoint import steps_in
 from multiscreen_jax.train.last_words import _GAVE_UP as GAVE_UP
 from multiscreen_jax.train.last_words import last_words
@@ -277,6 +278,28 @@ def test_what_the_runtime_says_at_the_end_in_one_line(reason, line):
     assert last_words(reason, "host:1", "9", "7") is None
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_the_runtime_s_own_stack_trace_is_shown_only_where_no_line_says_it(known):
+    before = "warning: ours\n 10%\r 20%\nE1128 agent: polled an error\n"
+    reason = "Task 3 heartbeat timeout" if known else "something else"
+    trace = f"F1128 client.h:80] {GAVE_UP}. absl::Status: {reason}\n*** stack:\n    @ 0x7f main\n"
+    command = [sys.executable, "-I", "-S", last_words_module.__file__, "host:1", "9", "7"]
+    # In pieces, as a pipe may give them: the runtime's line begins in one and ends in the next.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for start in range(0, len(before + trace), 50):
+            process.stdin.write((before + trace)[start : start + 50].encode())
+            process.stdin.flush()
+            time.sleep(0.01)
+        process.stdin.close()
+        written = process.stderr.read().decode()
+    assert written.startswith(before)
+    if known:
+        (line,) = written.removeprefix(before).splitlines()
+        assert line.startswith("error: process 3 was lost, silent for 7 s; ")
+    else:
+        assert written == before + trace
+
+
 def test_the_launcher_ends_with_the_worst_code():
     child = "import os, sys; sys.exit(3 * int(os.environ['JAX_PROCESS_ID']))"
     command = [sys.executable, "-m", "experiments.launch.local", "--processes", "2", "--"]
@@ -320,6 +343,8 @@ def test_processes_that_do_not_come_are_named_with_address_and_timeout():
         (2, "", "127.0.0.1:1234", "JAX_PROCESS_ID is ''; allowed:"),
         (2, 1, None, "JAX_COORDINATOR_ADDRESS is None; allowed: the host:port of process 0"),
         (2, 1, "somewhere", "JAX_COORDINATOR_ADDRESS is 'somewhere'; allowed:"),
+        (2, 1, "localhost:99999", "JAX_COORDINATOR_ADDRESS is 'localhost:99999'; allowed:"),
+        (2, 0, "localhost:0", "JAX_COORDINATOR_ADDRESS is 'localhost:0'; allowed:"),
     ],
 )
 def test_variables_that_cannot_be_are_refused(count, index, address, message, monkeypatch):

@@ -1,5 +1,7 @@
 """The train step: accumulation, what a non-finite batch does, what a run does about it."""
 
+import errno
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from multiscreen_jax import losses
 from multiscreen_jax.models.registry import build, config_for
 from multiscreen_jax.sharding import make_mesh
-from multiscreen_jax.train import NonFiniteLoss, OptimConfig, train
+from multiscreen_jax.train import NonFiniteLoss, OptimConfig, manifest, train
 from multiscreen_jax.train import setup as run_setup
 from multiscreen_jax.train.checkpoint import steps_in
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule
@@ -123,6 +125,17 @@ def test_stop_names_the_step_and_keeps_the_last_good_checkpoint(poisoned, text, 
     assert steps_in(tmp_path / "checkpoints") == [4]
     assert small.records(tmp_path)[-1]["step"] == 7
     assert small.records(tmp_path)[-1]["loss"] == "nan"
+
+
+def test_a_save_that_fails_as_well_does_not_hide_the_loss(poisoned, text, tmp_path, monkeypatch):
+    def fail(folder, facts):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(manifest, "write", fail)
+    with pytest.raises(NonFiniteLoss, match="step 7 is not finite") as raised:
+        train(small.config(text, tmp_path))
+    also = ". Also: could not save checkpoint 4: [Errno 28] No space left on device"
+    assert str(raised.value).endswith(also)
 
 
 def test_stop_speaks_of_no_checkpoint_where_there_is_none(poisoned, text, tmp_path):

@@ -1,0 +1,44 @@
+"""What Orbax's and TensorStore's threads print of a save that failed, left out.
+
+The save raises the same error, and the command says it in one line. The threads log it with their
+tracebacks, find their event loop closed, and leave tasks that nobody asks and coroutines that
+cannot be ended while Python shuts down: hundreds of lines around the one that counts.
+"""
+
+import functools
+import logging
+import os
+import sys
+from types import CoroutineType
+from typing import Any
+
+_ORBAX = f"{os.sep}orbax{os.sep}"
+
+
+@functools.cache
+def keep_quiet() -> None:
+    """From now on these are not printed; everything else is, as before."""
+    logging.getLogger("absl").addFilter(_is_news)
+    logging.getLogger("asyncio").addFilter(_is_of_others)
+    sys.unraisablehook = _filtered(sys.unraisablehook)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or _ORBAX not in record.pathname
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    # A task is printed with its code's file, a future with TensorStore's error.
+    text = record.getMessage()
+    return _ORBAX not in text and "tensorstore" not in text
+
+
+def _filtered(before: Any) -> Any:
+    # Called when modules may be empty already: everything it needs is bound here.
+    def hook(given: Any, orbax: str = _ORBAX, coroutine: type = CoroutineType) -> None:
+        of_orbax = isinstance(given.object, coroutine) and orbax in given.object.cr_code.co_filename
+        closed = given.object is None and str(given.exc_value) == "Event loop is closed"
+        if not (of_orbax or closed):
+            before(given)
+
+    return hook
