@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two
+_LFS_BYTES = 1024  # which no pointer reaches
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def checked_path(given: object, name: str = "path") -> Path:

@@ -317,8 +317,8 @@ def run_facts(
     step: int,
     fingerprint: str,
     skipped: int,
+    unwritten: Sequence[str],
     origin: dict[str, Any],
-    unwritten: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The JSON saved beside a state: all that a continued run has to know (see `setup.Run`)."""
     return {

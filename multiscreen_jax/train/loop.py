@@ -159,8 +159,8 @@ def _steps(
                 number,
                 run.pipeline.fingerprint,
                 collector.skipped,
-                run.origin,
                 sinks.unwritten,
+                run.origin,
             )
             run.checkpoints.save(run.state, facts, extra.get("validation_loss"))
             collector.restart_clock()

@@ -28,7 +28,7 @@ from multiscreen_jax.data.loading import prepared_tokens
 from multiscreen_jax.data.tokenizers import CharacterTokenizer, NumberTokenizer
 from multiscreen_jax.json_files import read_object
 from multiscreen_jax.train import config_json
-from multiscreen_jax.train.errors import CheckpointNotSaved, RunWarning
+from multiscreen_jax.train.errors import RunWarning, writing
 from multiscreen_jax.train.places import located
 from multiscreen_jax.train.reading import output_of
 
@@ -79,12 +79,12 @@ def keep(output: Path, tokenizer: Tokenizer) -> None:
     """Writes the copy, in place of any other, in one move.
 
     Raises:
-      CheckpointNotSaved: it cannot be written.
+      NotWritten: it cannot be written.
       ValueError: the tokenizer's file was replaced since it was opened.
     """
     target, partial = output / FOLDER, output / f".{FOLDER}.partial"
     facts = facts_of(tokenizer)
-    try:
+    with writing(target):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         if _is_file(tokenizer.name):
@@ -96,9 +96,6 @@ def keep(output: Path, tokenizer: Tokenizer) -> None:
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointNotSaved(f"could not write the tokenizer to {target}: {reason}") from error
 
 
 def kept(output: Path) -> Tokenizer | None:

@@ -236,9 +236,9 @@ def _restore_or_create(
 
 
 def _keep_tokenizer(output: Path, tokenizer: Tokenizer) -> None:
-    """The first process writes the copy; one that cannot be written ends all of them."""
+    """All processes have to call it; the first writes."""
     is_first = jax.process_index() == 0
-    together.all_or_none((lambda: run_tokenizer.keep(output, tokenizer)) if is_first else None)
+    together.all_or_none(lambda: run_tokenizer.keep(output, tokenizer) if is_first else None)
 
 
 def _inherit(
