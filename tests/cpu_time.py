@@ -70,13 +70,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--warn-above", type=float, metavar="MINUTES", default=float("inf"))
     parser.add_argument("--fail-above", type=float, metavar="MINUTES", default=float("inf"))
+    parser.add_argument("--most", type=int, metavar="N", default=0, help="first the N functions")
     options = parser.parse_args(argv)
-    runs = []
+    runs, functions = [], Counter()
     for file in options.files:
         minutes = Counter()
         for test, seconds in json.loads(file.read_text()).items():
             minutes[folder_of(test)] += seconds / 60
+            functions[test.partition("[")[0]] += seconds / 60
         runs.append(minutes)
+    for function, minutes in functions.most_common(options.most):
+        print(f"  {minutes:8.2f} {function}")
     total = sum(runs, Counter())
     print("CPU minutes by folder:", *(file.stem for file in options.files))
     for folder, _ in total.most_common():

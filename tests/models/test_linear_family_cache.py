@@ -35,7 +35,7 @@ def test_every_split_of_a_short_row(name):
     cache_suite.check_every_split(*_model(name), TOKENS[:, :9], tolerance=5e-5)
 
 
-@models
+@few_models
 def test_documents_cut_by_chunks(name):
     """They begin with a chunk of one token, with a longer one, and inside one."""
     segment_ids = jnp.asarray(

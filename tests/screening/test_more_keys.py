@@ -50,7 +50,11 @@ def of_all_queries(queries, segments):
 
 @pytest.mark.parametrize(
     ("queries", "packed"),
-    slow_unless(((130, True),), ((130, True), (1, False), (300, False)), exhaustive=((1, False),)),
+    slow_unless(
+        ((130, True),),
+        ((130, True), (1, False), (300, False)),
+        exhaustive=((1, False), (300, False)),
+    ),
 )
 @pytest.mark.parametrize("implementation", ["reference", "chunked", "pallas_tpu", "pallas_gpu"])
 def test_is_a_part_of_the_whole(implementation, queries, packed):

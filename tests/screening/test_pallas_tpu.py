@@ -60,7 +60,7 @@ def inputs_of(length, windows=WINDOWS, key_dim=8, value_dim=32, batch=1, **kwarg
         pytest.param(UNEVEN, id="uneven", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("length", slow_unless((257,), (1, 65, 257), exhaustive=(1,)))
+@pytest.mark.parametrize("length", slow_unless((257,), (1, 65, 257), exhaustive=(1, 65)))
 def test_equals_dense_oracle(length, blocks):
     inputs = inputs_of(length)
     expected = dense_float64(None, *inputs)
@@ -78,7 +78,8 @@ def test_equals_dense_oracle_with_other_widths(length, turn):
     inputs[4] = np.roll(inputs[4], turn)
     with interpret_kernels():
         got = value_and_gradients(kernels(SMALL), None, *inputs)
-    assert_close(got, dense_float64(None, *inputs), 1e-4)
+    # A window's gradient is a sum that nearly cancels, and CPUs add in orders of their own.
+    assert_close(got, dense_float64(None, *inputs), 2e-4)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,11 @@ def rms(x):
 
 @pytest.mark.parametrize(
     ("with_segments", "key_dim"),
-    slow_unless([(True, 16)], [(False, 16), (True, 16), (False, 128)], exhaustive=[(False, 16)]),
+    slow_unless(
+        [(True, 16)],
+        [(False, 16), (True, 16), (False, 128)],
+        exhaustive=[(False, 16), (False, 128)],
+    ),
 )
 def test_bfloat16_is_as_good_as_the_chunked_form(with_segments, key_dim):
     """Errors against the oracle on the inputs before they are rounded to bf16."""
