@@ -112,7 +112,6 @@ class _Settings(NamedTuple):
 
 
 def _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_dtype):
-    check_params(model, params)
     batch, longest = len(prompts), max(map(len, prompts))
     needed = longest + max_new_tokens
     if max_length is not None and not is_integer(max_length):
@@ -130,6 +129,7 @@ def _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_d
             'them, or beyond_levels="clamp" or "extend"'
         )
     keys = _row_keys(settings.key, batch)
+    check_params(model, params)
 
     def run() -> Iterator[np.ndarray]:
         cache = model.init_cache(params, batch, _capacity(needed), cache_dtype)

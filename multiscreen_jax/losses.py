@@ -16,14 +16,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from multiscreen_jax.layers.embedding import check_segments, check_tokens, wide_ids
+from multiscreen_jax.layers.embedding import (
+    check_segments,
+    check_targets,
+    check_tokens,
+    wide_ids,
+)
 from multiscreen_jax.models.fit import check_tree
 from multiscreen_jax.sharding import activation_axes, even_rows, shard_activations
-from pallas_kernels.common.arguments import known
 
 # Logits that a device holds at a time: 64 MB in float32. Small enough to vanish beside the
 # parameters of a model whose vocabulary needs chunks at all, large enough for a matrix unit to be
@@ -178,8 +181,8 @@ def targets_and_weights(
             f"batch['tokens'] must be [batch, length + 1] with length >= 1, got {tokens.shape}"
         )
     targets = tokens[:, 1:]
+    check_targets(batch, targets.shape)
     if batch.get("targets") is not None:
-        _check_array("targets", batch["targets"], targets.shape, jnp.integer)
         targets = batch["targets"]
     weights = jnp.ones(targets.shape, dtype)
     if batch.get("segment_ids") is not None:
@@ -188,37 +191,10 @@ def targets_and_weights(
         same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         weights = weights * same
     if batch.get("loss_mask") is not None:
-        mask = batch["loss_mask"]
-        _check_array("loss_mask", mask, targets.shape, jnp.integer, jnp.floating, jnp.bool_)
-        _check_mask(mask)
-        mask = jnp.asarray(mask).astype(dtype)
+        mask = jnp.asarray(batch["loss_mask"]).astype(dtype)
         # Where a value cannot be seen, a wrong one makes the loss NaN and not some number.
         weights = weights * jnp.where((mask >= 0) & (mask < jnp.inf), mask, jnp.nan)
     return targets, weights
-
-
-def _check_array(name: str, value: Any, shape: tuple[int, ...], *kinds: Any) -> None:
-    """ValueError unless an array of this shape and of one of these kinds."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
-        raise ValueError(f"batch[{name!r}] must be an array {shape}, got {type(value).__name__}")
-    if value.shape != shape or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
-        allowed = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(
-            f"batch[{name!r}] must be {allowed}, one shorter than the tokens, {shape}, got {dtype} "
-            f"{value.shape}"
-        )
-
-
-def _check_mask(mask: Any) -> None:
-    """ValueError for a weight that can be seen and is negative or not finite."""
-    values = known(mask)
-    if values is not None and not (fine := np.isfinite(values) & (values >= 0)).all():
-        row, column = np.argwhere(~fine)[0]
-        raise ValueError(
-            f"batch['loss_mask'] must be finite and >= 0, got {values[row, column]} at "
-            f"[{row}, {column}]"
-        )
 
 
 def loss_sum(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array]:
@@ -279,6 +255,8 @@ def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array,
     segments = batch.get("segment_ids")
     check_tokens(batch["tokens"], model.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
     check_segments(segments, batch["tokens"].shape)
+    rows, length = batch["tokens"].shape
+    check_targets(batch, (rows, length - 1))  # before anything runs
     batch = {**batch, "tokens": wide_ids(batch["tokens"])}
     variables = {"params": params}
     hidden, _ = model.apply(  # pyright: ignore[reportGeneralTypeIssues]

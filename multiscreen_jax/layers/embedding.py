@@ -1,5 +1,6 @@
-"""Token lookup that never passes a bad id silently."""
+"""Token lookup that never passes a bad id silently, and checks of what a batch holds."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from multiscreen_jax.sharding import gather_features, shard_activations
+from pallas_kernels.common.arguments import known
 
 
 def check_tokens(tokens: Int[Array, "B T"], vocab_size: int) -> None:
@@ -65,6 +67,42 @@ def check_segments(segment_ids: Any, shape: tuple[int, ...]) -> None:
                 f"segment_ids must differ between documents, but {found[counts.argmax()]} comes "
                 f"back in row {number} after another one"
             )
+
+
+def check_targets(batch: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+    """Raise ValueError if a batch has `targets` or a `loss_mask`, and they cannot be.
+
+    Weights can be read only outside jit; inside, a wrong one becomes NaN.
+    """
+    if batch.get("targets") is not None:
+        _check_array("targets", batch["targets"], shape, jnp.integer)
+    if batch.get("loss_mask") is not None:
+        _check_array("loss_mask", batch["loss_mask"], shape, jnp.integer, jnp.floating, jnp.bool_)
+        _check_mask(batch["loss_mask"])
+
+
+def _check_array(name: str, value: Any, shape: tuple[int, ...], *kinds: Any) -> None:
+    """ValueError unless an array of this shape and of one of these kinds."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        raise ValueError(f"batch[{name!r}] must be an array {shape}, got {type(value).__name__}")
+    if value.shape != shape or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        allowed = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(
+            f"batch[{name!r}] must be {allowed}, one shorter than the tokens, {shape}, got {dtype} "
+            f"{value.shape}"
+        )
+
+
+def _check_mask(mask: Any) -> None:
+    """ValueError for a weight that can be seen and is negative or not finite."""
+    values = known(mask)
+    if values is not None and not (fine := np.isfinite(values) & (values >= 0)).all():
+        row, column = np.argwhere(~fine)[0]
+        raise ValueError(
+            f"batch['loss_mask'] must be finite and >= 0, got {values[row, column]} at "
+            f"[{row}, {column}]"
+        )
 
 
 def _kind(value: Any) -> str:

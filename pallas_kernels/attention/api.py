@@ -10,8 +10,8 @@ from pallas_kernels.common.arguments import (
     array,
     check_not_negative,
     check_precision,
-    check_scale,
     optional_array,
+    scale_number,
 )
 
 IMPLEMENTATIONS = ("reference", "chunked", "cudnn")
@@ -52,7 +52,7 @@ def causal_attention(
     """
     given, segment_ids = segment_ids, optional_array("segment_ids", segment_ids)
     q, k, v = array("q", q), array("k", k), array("v", v)
-    check_scale(scale)
+    scale = scale_number(scale)
     check_precision(precision)
     _check(q, k, v, segment_ids, implementation)
     check_not_negative("segment_ids", given)

@@ -59,17 +59,18 @@ def check_not_negative(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be >= 0, got {numbers.min()}")
 
 
-def check_scale(scale: Any) -> None:
-    """ValueError unless None, a finite number, or a scalar array of numbers."""
-    if scale is None:
-        return
-    if isinstance(scale, jax.Array):
-        fine = scale.ndim == 0 and jnp.issubdtype(scale.dtype, jnp.number)
-    else:
-        is_number = isinstance(scale, int | float | np.integer | np.floating)
-        fine = is_number and not isinstance(scale, bool) and bool(np.isfinite(scale))
-    if not fine:
-        raise ValueError(f"scale must be None or a finite number, got {_kind(scale)}")
+def scale_number(scale: Any) -> Any:
+    """A float, or the scalar of a traced function; None stays None.
+
+    Raises:
+        ValueError: for what is no finite number.
+    """
+    if scale is None or (isinstance(scale, Tracer) and scale.ndim == 0):
+        return scale
+    is_number = isinstance(scale, int | float | np.integer | np.floating | jax.Array)
+    if is_number and not isinstance(scale, bool) and np.ndim(scale) == 0 and np.isfinite(scale):
+        return float(scale)
+    raise ValueError(f"scale must be None or a finite number, got {_kind(scale)}")
 
 
 def check_precision(precision: Any) -> None:

@@ -16,8 +16,8 @@ from pallas_kernels.common.arguments import (
     check_not_negative,
     check_positive_integer,
     check_precision,
-    check_scale,
     optional_array,
+    scale_number,
 )
 from pallas_kernels.common.documents import Documents, documents, mask_padding
 from pallas_kernels.common.numerics import accumulation_dtype
@@ -310,7 +310,8 @@ def _run(
     q, k, v = array("q", q), array("k", k), array("v", v)
     g, beta = optional_array("g", g), optional_array("beta", beta)
     check_inputs(q, k, v, g=g, beta=beta, segment_ids=segment_ids)
-    check_settings(scale, chunk_size, precision, return_state)
+    scale = scale_number(scale)
+    check_settings(chunk_size, precision, return_state)
     batch, _, heads, value_dim = v.shape
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = accumulation_dtype(q, k, v)
@@ -385,9 +386,8 @@ def check_inputs(q, k, v, *, segment_ids, **per_token) -> None:
         check_not_negative("segment_ids", segment_ids)
 
 
-def check_settings(scale: Any, chunk_size: Any, precision: Any, return_state: Any) -> None:
+def check_settings(chunk_size: Any, precision: Any, return_state: Any) -> None:
     """ValueError naming the setting that is none."""
-    check_scale(scale)
     check_positive_integer("chunk_size", chunk_size)
     check_precision(precision)
     check_boolean("return_state", return_state)

@@ -15,6 +15,7 @@ from pallas_kernels.common.arguments import (
     check_not_negative,
     check_positive_integer,
     optional_array,
+    scale_number,
 )
 from pallas_kernels.common.documents import Documents, document_starts, documents, mask_padding
 from pallas_kernels.common.numerics import accumulation_dtype
@@ -207,7 +208,8 @@ def _run(
     q, k, v, g, scales = (array(name, x) for name, x in named.items())
     beta = optional_array("beta", beta)
     check_inputs(q, k, v, g=g, beta=beta, level_scales=scales, segment_ids=segment_ids)
-    check_settings(scale, chunk_size, precision, return_state)
+    scale = scale_number(scale)
+    check_settings(chunk_size, precision, return_state)
     if chunk_size & (chunk_size - 1):
         raise ValueError(f"chunk_size must be a power of two for levels, got {chunk_size}")
     if scales.ndim != 4 or not scales.shape[3]:

@@ -3,10 +3,11 @@
 import re
 import sys
 
+import jax
 import pytest
 
 from multiscreen_jax.data import DataConfig
-from multiscreen_jax.train import distributed, override, train
+from multiscreen_jax.train import distributed, one_line_errors, override, train
 from multiscreen_jax.train.command_line import named_config
 from tests.bad_input.commands import REFUSED, UNKNOWN, all_commands, run
 
@@ -70,6 +71,14 @@ def test_an_option_that_is_none(command, capsys):
     for name in set(sys.modules) - before:
         if name.startswith("experiments.bench."):
             del sys.modules[name]
+
+
+def test_a_platform_that_does_not_start(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_PLATFORMS", "foo")
+    with pytest.raises(SystemExit, match="2"), one_line_errors():
+        jax.devices("foo")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: JAX_PLATFORMS is 'foo', which does not start here: ")
 
 
 @pytest.mark.parametrize("command", MAIN)
