@@ -298,5 +298,6 @@ def _report_end(run: Run, record: dict[str, Any], reporter: Reporter) -> None:
     if run.validation and record and jax.process_index() == 0:  # it reads the batches again
         reporter.say(run.validation.summary(record))
     if run.config.train.sample_prompts:
-        write_samples(run, reporter.say)
+        with writing(run.config.train.output_dir):
+            write_samples(run, reporter.say)
     reporter.say(f"done: {run.config.train.output_dir}")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from multiscreen_jax.cleanup import afterwards
 from multiscreen_jax.train.errors import short_reason
 
-MOST_WAITING = 1000  # records
+MOST_WAITING = 10_000  # records
 LONGEST_CALL = 120.0  # seconds: opening a run at a slow service takes dozens
 LAST_WAIT = 60.0  # seconds for what is left at the end
 _FLUSH_EVERY = 30.0  # seconds
