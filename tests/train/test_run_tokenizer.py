@@ -10,7 +10,7 @@ import tokenizers
 
 from experiments.configs import mqar_small, tiny
 from experiments.evaluate import run as evaluate
-from experiments.evaluate_config import EvaluateConfig
+from experiments.evaluate_config import EvaluateConfig, TextConfig
 from multiscreen_jax.data import open_tokenizer
 from multiscreen_jax.train import override, run_tokenizer, setup, train
 from multiscreen_jax.train.errors import CheckpointNotSaved, RunWarning
@@ -187,6 +187,17 @@ def test_another_folder_and_another_machine(place, tmp_path, monkeypatch):
     one_line(error)
     Path("corpus.txt").write_text(TEXT * 40)  # beside the run it is found
     assert evaluate(EvaluateConfig(run="run", max_batches=1))["source"] == "corpus.txt"
+
+
+@pytest.mark.parametrize("task", ["perplexity", "relevance"])
+def test_tokens_of_another_tokenizer_are_not_evaluated(task, place):
+    write_tokenizer(Path("words.json"), *reversed(WORDS))
+    facts = {"dtype": "uint16", "vocab_size": 9, "tokenizer": "words.json"}
+    Path("tokens.json").write_text(json.dumps(facts))
+    np.full(400, 2, np.uint16).tofile("tokens.bin")
+    config = EvaluateConfig(run="words", task=task, data=TextConfig("tokens.bin"))
+    with pytest.raises(ValueError, match=r"^words was trained with tokenizer '.*tokens.bin holds"):
+        evaluate(config)
 
 
 def flip(folder):
