@@ -39,7 +39,7 @@ from multiscreen_jax.evaluation import figures
 from multiscreen_jax.inspect.tables import text_table, tile_rows
 from multiscreen_jax.models import Multiscreen, Transformer, build
 from multiscreen_jax.paths import checked_path
-from multiscreen_jax.train import checks, one_line_errors, options
+from multiscreen_jax.train import checks, one_line_errors, options, run_tokenizer
 from multiscreen_jax.train.trained_run import open_run
 
 PROGRAM = "python -m experiments.evaluate"
@@ -277,22 +277,22 @@ def _data_config(config: EvaluateConfig, data: DataConfig, tokenizer: Tokenizer)
     return dataclasses.replace(data, **changes)
 
 
-def _open(loaded: Loaded) -> Pipeline:
-    pipeline = open_pipeline(loaded.data, "valid")
-    if pipeline.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
-        raise ValueError(
-            f"--data.source {loaded.data.source} comes as tokens of tokenizer "
-            f"{pipeline.tokenizer.name!r}, which are not those of the run "
-            f"({loaded.tokenizer.name!r})"
-        )
+def _open(loaded: Loaded, **changes: Any) -> Pipeline:
+    """The validation split, whose prepared tokens must be those of the run's tokenizer."""
+    pipeline = open_pipeline(dataclasses.replace(loaded.data, **changes), "valid")
+    run_tokenizer.refuse_other(
+        run_tokenizer.facts_of(loaded.tokenizer),
+        run_tokenizer.facts_of(pipeline.tokenizer),
+        f"{loaded.facts['run']} was trained with tokenizer",
+        f"{loaded.data.source} holds tokens of",
+    )
     return pipeline
 
 
 def _first_tokens(loaded: Loaded, count: int) -> np.ndarray:
     if count < 1:
         raise ValueError(f"--relevance.tokens is {count}; allowed: an integer >= 1")
-    data = dataclasses.replace(loaded.data, sequence_length=count, batch_size=1, packing="stream")
-    pipeline = open_pipeline(data, "valid")
+    pipeline = _open(loaded, sequence_length=count, batch_size=1, packing="stream")
     return pipeline.batch(0)["tokens"][0, :count]
 
 

@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from multiscreen_jax.ownership import FolderInUse
@@ -56,10 +57,6 @@ class EndedTogether(RuntimeError):
     def __init__(self, text: str, exit_code: int) -> None:
         super().__init__(text)
         self.exit_code = exit_code
-
-
-class RunWarning(UserWarning):
-    """Something about a run that whoever reads it should know; commands print it in one line."""
 
 
 def is_ours(error: BaseException) -> bool:
@@ -135,12 +132,14 @@ def one_line_errors() -> Iterator[None]:
 
 @contextmanager
 def _one_line_warnings() -> Iterator[None]:
-    as_before = warnings.formatwarning
+    """Warnings of this library, without the line of its code that gave them."""
+    as_before, packages = warnings.formatwarning, Path(__file__).parents[2]
+    ours = tuple(f"{packages / name}{os.sep}" for name in _OURS)
 
-    def show(message: Any, category: type, *where: Any, **more: Any) -> str:
-        if issubclass(category, RunWarning):
+    def show(message: Any, category: type, filename: str, *where: Any, **more: Any) -> str:
+        if filename.startswith(ours):
             return f"warning: {message}\n"
-        return as_before(message, category, *where, **more)
+        return as_before(message, category, filename, *where, **more)
 
     warnings.formatwarning = show
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from multiscreen_jax.data.sources import NAMED
+from multiscreen_jax.paths import expanded_path
 
 # Compared by what lies there, where that is known, and not as strings.
 _PLACES = ("data.source", "data.valid_source", "data.tokenizer", "train.init_from")
@@ -20,7 +21,7 @@ def located(path: str, started_in: str | None = None) -> str:
     That folder comes before the current one. Where neither has the path, it is given as it was
     meant, so that a message names where was looked.
     """
-    here, given = Path.cwd(), Path(path).expanduser()
+    here, given = Path.cwd(), expanded_path(path)
     if path in NAMED or given.is_absolute():
         return path
     meant = here if started_in is None else Path(started_in)
@@ -47,7 +48,7 @@ def moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def is_same(before: str, after: str, started_in: str | None) -> bool:
     """Whether two paths, the first meant from another folder, lead to one place."""
-    return Path(located(before, started_in)).resolve() == Path(after).expanduser().resolve()
+    return Path(located(before, started_in)).resolve() == expanded_path(after).resolve()
 
 
 def _exists(path: Path) -> bool:

@@ -17,10 +17,9 @@ from etils import epath  # Orbax's own kind of path
 
 from multiscreen_jax.json_files import read_object
 from multiscreen_jax.models.registry import build
-from multiscreen_jax.paths import checked_path
+from multiscreen_jax.paths import expanded_path
 from multiscreen_jax.sharding import path_name
 from multiscreen_jax.train import config_json, manifest
-from multiscreen_jax.train.errors import RunWarning
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.state import TrainState, abstract_params
 
@@ -79,7 +78,7 @@ def run_of(folder: Path) -> dict[str, Any]:
 
 def checkpoints_in(path: str | Path) -> tuple[Path, int | None]:
     """(the folder that holds a run's checkpoints, the step if `path` is one of them)."""
-    path = checked_path(path, "the run").absolute()
+    path = expanded_path(path, "the run").absolute()
     # First, since a run's folder may have a number for its name too.
     if (path / FOLDER).is_dir():
         return path / FOLDER, None
@@ -132,7 +131,6 @@ def find_checkpoint(path: str | Path, step: int | None = None) -> tuple[Path, di
             if not is_unfinished(folder / str(newer)):
                 warnings.warn(
                     f"checkpoint {newer} is damaged, {found[0].name} is used instead: {reason}",
-                    RunWarning,
                     stacklevel=2,
                 )
         return found

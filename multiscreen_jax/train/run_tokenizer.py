@@ -28,7 +28,7 @@ from multiscreen_jax.data.loading import prepared_tokens
 from multiscreen_jax.data.tokenizers import CharacterTokenizer, NumberTokenizer
 from multiscreen_jax.json_files import read_object
 from multiscreen_jax.train import config_json
-from multiscreen_jax.train.errors import RunWarning, writing
+from multiscreen_jax.train.errors import writing
 from multiscreen_jax.train.places import located
 from multiscreen_jax.train.reading import output_of
 
@@ -256,4 +256,4 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, RunWarning, stacklevel=3)
+    warnings.warn(text, stacklevel=3)

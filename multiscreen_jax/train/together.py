@@ -7,7 +7,7 @@ nothing.
 import itertools
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
@@ -20,6 +20,10 @@ T = TypeVar("T")
 _exchanges = itertools.count()
 
 
+@overload
+def all_or_none(act: Callable[[], T]) -> T: ...
+@overload
+def all_or_none(act: None) -> None: ...
 def all_or_none(act: Callable[[], T] | None) -> T | None:
     """What act() returns, when no process's act raised; otherwise the error, in every process.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from multiscreen_jax import pretrained
 from multiscreen_jax.data import DataConfig, Tokenizer
 from multiscreen_jax.data.config import near_matches
-from multiscreen_jax.paths import checked_path
+from multiscreen_jax.paths import expanded_path
 from multiscreen_jax.train import checks, reading, run_tokenizer
 from multiscreen_jax.train.places import located
 
@@ -65,7 +65,7 @@ def open_run(name: str | Path, step: int | None = None) -> TrainedRun:
       FileNotFoundError: there is nothing of this name.
       ValueError: a damaged checkpoint or tokenizer, or a tokenizer that is not the run's.
     """
-    path = checked_path(name, "the run")
+    path = expanded_path(name, "the run")
     if path.is_dir():
         return reading.read_newest(path, step, _open)
     if path.exists():

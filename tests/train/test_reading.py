@@ -170,8 +170,8 @@ def seal(path, body):
         (lambda body: body.pop("facts"), "lacks facts"),
         (lambda body: body.pop("files"), "lacks files"),
         (lambda body: body.update(files=[]), "files is .*; allowed: an object"),
-        (lambda body: body["files"].update(x=None), "gives no bytes and sha256 of 'x'"),
-        (lambda body: body.update(facts={}), "gives no validation_loss"),
+        (lambda body: body["files"].update(x=None), "'x'"),
+        (lambda body: body.update(facts={}), "lacks step, validation_loss"),
         (lambda body: body.update(format=2), "has format 2; this version reads 1"),
     ],
 )

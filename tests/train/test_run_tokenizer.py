@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import tokenizers
 
 from experiments.configs import mqar_small, tiny
 from experiments.evaluate import run as evaluate
-from experiments.evaluate_config import EvaluateConfig
+from experiments.evaluate_config import EvaluateConfig, TextConfig
 from multiscreen_jax.data import open_tokenizer
 from multiscreen_jax.train import override, run_tokenizer, setup, train
-from multiscreen_jax.train.errors import NotWritten, RunWarning
+from multiscreen_jax.train.errors import NotWritten, one_line_errors
 from multiscreen_jax.train.trained_run import open_run
 from tests.train.old_runs import change_run_facts, make_old
 
@@ -189,6 +190,17 @@ def test_another_folder_and_another_machine(place, tmp_path, monkeypatch):
     assert evaluate(EvaluateConfig(run="run", max_batches=1))["source"] == "corpus.txt"
 
 
+@pytest.mark.parametrize("task", ["perplexity", "relevance"])
+def test_tokens_of_another_tokenizer_are_not_evaluated(task, place):
+    write_tokenizer(Path("words.json"), *reversed(WORDS))
+    facts = {"dtype": "uint16", "vocab_size": 9, "tokenizer": "words.json"}
+    Path("tokens.json").write_text(json.dumps(facts))
+    np.full(400, 2, np.uint16).tofile("tokens.bin")
+    config = EvaluateConfig(run="words", task=task, data=TextConfig("tokens.bin"))
+    with pytest.raises(ValueError, match=r"^words was trained with tokenizer '.*tokens.bin holds"):
+        evaluate(config)
+
+
 def flip(folder):
     content = bytearray((folder / "tokenizer.json").read_bytes())
     content[len(content) // 2] ^= 1
@@ -248,10 +260,12 @@ def test_a_lost_copy_is_made_up_for_by_what_checkpoints_know(place):
     Path("corpus.txt").write_text("AB" * 400)
     for name in ("run", "words"):
         shutil.rmtree(place / name / "tokenizer")
-    with pytest.warns(RunWarning, match="run has no copy of its tokenizer; 'characters'") as warned:
+    with pytest.warns(
+        UserWarning, match="run has no copy of its tokenizer; 'characters'"
+    ) as warned:
         assert open_run("run").tokenizer.fingerprint == before
     assert len(warned) == 1
-    with pytest.warns(RunWarning, match=r"no copy of its tokenizer; 'tokenizer\.json'"):
+    with pytest.warns(UserWarning, match=r"no copy of its tokenizer; 'tokenizer\.json'"):
         assert open_run("words").tokenizer.decode([2]) == "the"
     write_tokenizer(Path("tokenizer.json"), *reversed(WORDS))
     with pytest.raises(ValueError, match=r"trained with tokenizer .*in place of its copy") as error:
@@ -260,11 +274,19 @@ def test_a_lost_copy_is_made_up_for_by_what_checkpoints_know(place):
 
 
 def opened_with_one_warning(name):
-    with pytest.warns(RunWarning) as warned:
+    with pytest.warns(UserWarning, match="has no copy of its tokenizer; '") as warned:
         opened = open_run(name)
     assert len(warned) == 1
     assert "\n" not in str(warned[0].message)
     return opened.tokenizer, str(warned[0].message)
+
+
+def test_commands_warn_in_one_line():
+    with one_line_errors():
+        ours = warnings.formatwarning("of a run", UserWarning, run_tokenizer.__file__, 7)
+        other = warnings.formatwarning("of numpy", UserWarning, np.__file__, 7)
+    assert ours == "warning: of a run\n"
+    assert f"{np.__file__}:7: UserWarning: of numpy" in other
 
 
 def test_runs_of_earlier_versions_open(place, monkeypatch):
