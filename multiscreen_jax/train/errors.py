@@ -59,6 +59,12 @@ class EndedTogether(RuntimeError):
         self.exit_code = exit_code
 
 
+class PlatformNotStarted(ValueError):
+    """JAX_PLATFORMS asks for a platform that this machine does not have."""
+
+    exit_code = 2
+
+
 def is_ours(error: BaseException) -> bool:
     """Whether the error tells the user something: raised by this library, or a full disk's."""
     if isinstance(error, NonFiniteLoss | NotWritten | FolderInUse | EndedTogether):
@@ -173,7 +179,7 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-def _platform_error(error: BaseException) -> ValueError | None:
+def _platform_error(error: BaseException) -> PlatformNotStarted | None:
     """What a platform that JAX_PLATFORMS asks for, and that does not start, is to the user."""
     asked = os.environ.get("JAX_PLATFORMS")
     modules = (
@@ -182,7 +188,7 @@ def _platform_error(error: BaseException) -> ValueError | None:
     if not asked or not any(name.endswith(_PLATFORMS) for name in modules):
         return None
     reason, *_ = str(error).splitlines() or [type(error).__name__]
-    return ValueError(
+    return PlatformNotStarted(
         f"JAX_PLATFORMS is {asked!r}, which does not start here: {reason}; allowed: nothing (the "
         "best there is), cpu, or what this machine has"
     )

@@ -117,7 +117,7 @@ REFUSED: dict[str, list[tuple[list[str], str]]] = {
     "experiments.export": [
         ([], "Missing from python -m experiments.export: RUN_DIR"),
         (["RUN"], "Missing from python -m experiments.export"),
-        (["nothing", "OUT"], "no checkpoint in"),
+        (["nothing", "OUT"], "no run at nothing"),
         (["DIR", "OUT"], "no checkpoint in DIR"),
         (["FILE", "OUT"], "FILE"),
         (["RUN", "OUT", "more"], "Unrecognized options: more"),
@@ -217,7 +217,7 @@ REFUSED: dict[str, list[tuple[list[str], str]]] = {
     ],
     "experiments.bench.long_context": [
         ([], "Missing from python -m experiments.bench.long_context"),
-        (["multiscren-speeches"], "did you mean 'multiscreen-speeches'"),
+        (["multiscren-speeches"], "did you mean multiscreen-speeches"),
     ],
     "experiments.bench.runs": [([], "Missing from python -m experiments.bench.runs")],
 }

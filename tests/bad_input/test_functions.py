@@ -190,8 +190,8 @@ def models():
 USES = {
     "apply": lambda model, p: model.apply({"params": p}, TOKENS),
     "init_cache": lambda model, p: model.init_cache(p, 1, 8),
-    "generate": lambda model, p: mj.generate(model, p, [1]),
-    "stream": lambda model, p: mj.stream(model, p, [1]),
+    "generate": lambda model, p: mj.generate(model, p, [1], 4),
+    "stream": lambda model, p: mj.stream(model, p, [1], 4),
     "loss": lambda model, p: mj.losses.next_token(model, p, {"tokens": TOKENS}),
     "losses": lambda model, p: mj.losses.token_losses(model, p, {"tokens": TOKENS}),
 }
@@ -301,9 +301,9 @@ def test_what_is_no_mask(models):
             lambda: mj.pretrained.load("multiscreen-speeches", key_dim=3),
             "key_dim=3 needs other parameters than those of multiscreen-speeches: params are not",
         ),
-        (lambda: load_params(None), "path must be that of a run's folder, got None"),
-        (lambda: load_params(3), "path must be that of a run's folder, got 3"),
-        (lambda: find_checkpoint(b"x"), "path must be that of a run's folder, got b'x'"),
+        (lambda: load_params(None), "the run is None; allowed: the path of a file or folder"),
+        (lambda: load_params(3), "the run is 3; allowed: the path of a file or folder"),
+        (lambda: find_checkpoint(b"x"), "the run is b'x'; allowed: the path of a file or folder"),
         (lambda: open_tokenizer(None), "tokenizer must be bytes, characters, gpt2 or a path"),
         (lambda: open_tokenizer(5), "got 5"),
         (lambda: open_tokenizer("characters"), "characters tokenizer needs its alphabet"),
