@@ -4,7 +4,7 @@
     python -m experiments.aot_check --config 28m --topology v5e:4x4 --mesh fsdp=8,model=2
 
 Compiles the very step that `experiments.train` would run, for the very slice, with the compiler of
-the chips and none of the chips (TPUs: pip install 'multiscreen-jax[aot]'). Prints memory of a chip,
+the chips and none of the chips (TPUs: pip install -e '.[aot]'). Prints memory of a chip,
 FLOPs, collectives and the least time of a step; where it does not fit, what to change.
 """
 

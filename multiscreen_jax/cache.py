@@ -78,8 +78,12 @@ def new_cursor(batch: int, max_length: int) -> Cursor:
 
 def check_cursor(cache: Any) -> None:
     """ValueError unless `cache` is a mixer's cache, with a cursor."""
-    if not isinstance(getattr(cache, "cursor", None), Cursor):
+    cursor = getattr(cache, "cursor", None)
+    if not isinstance(cursor, Cursor):
         raise ValueError(f"cache must be what init_cache makes, got {type(cache).__name__}")
+    if getattr(cursor.length, "ndim", None) != 1:
+        given = getattr(cursor.length, "shape", cursor.length)
+        raise ValueError(f"cursor.length of the cache must be [B], got {given}: {_OF_MODEL}")
 
 
 def check_rows(cursor: Cursor, batch: int) -> None:

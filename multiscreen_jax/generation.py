@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key
 
 from multiscreen_jax.cache import last_real
 from multiscreen_jax.models.fields import is_integer, is_number
-from multiscreen_jax.models.fit import check_params
+from multiscreen_jax.models.fit import check_model, check_params
 from multiscreen_jax.sampling import sample
 
 # Tokens of each row taken in at a time. Longer prompts loop; the rest is padded to a power of two,
@@ -266,6 +266,7 @@ def _row_keys(key: Array | None, batch: int) -> Key[Array, "B"]:
 def _settings(
     model, temperature, key, top_k, top_p, stop_tokens, vocab_limit, max_new_tokens
 ) -> _Settings:
+    check_model(model)
     if not is_integer(max_new_tokens) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be an integer >= 1, got {max_new_tokens!r}")
     if not is_number(temperature) or not 0 <= temperature < math.inf:
@@ -290,6 +291,10 @@ def _settings(
     return _Settings(temperature, key, top_k, top_p, tuple(stops.tolist()), vocab_limit)
 
 
+def _is_row(given: Any) -> bool:
+    return given.ndim > 0 if hasattr(given, "ndim") else isinstance(given, Iterable)
+
+
 def _prompts(prompt_tokens: Any, vocab_size: int) -> tuple[list[np.ndarray], bool]:
     """(one id array per row, whether a batch was given)."""
     if not hasattr(prompt_tokens, "ndim"):
@@ -299,7 +304,7 @@ def _prompts(prompt_tokens: Any, vocab_size: int) -> tuple[list[np.ndarray], boo
                 f"{type(prompt_tokens).__name__}"
             )
         prompt_tokens = list(prompt_tokens)
-        batched = any(np.ndim(row) for row in prompt_tokens)
+        batched = any(map(_is_row, prompt_tokens))
     elif prompt_tokens.ndim in (1, 2):
         batched = prompt_tokens.ndim == 2
     else:
@@ -307,7 +312,10 @@ def _prompts(prompt_tokens: Any, vocab_size: int) -> tuple[list[np.ndarray], boo
             "prompt_tokens must be one prompt (1-D) or a batch of them (2-D), got shape "
             f"{prompt_tokens.shape}"
         )
-    rows = [np.asarray(row) for row in prompt_tokens] if batched else [np.asarray(prompt_tokens)]
+    try:
+        rows = [np.asarray(row) for row in (prompt_tokens if batched else [prompt_tokens])]
+    except ValueError:
+        raise ValueError("prompt_tokens must be token ids, or a batch of rows of them") from None
     if not rows:
         raise ValueError("prompt_tokens holds no prompt")
     for number, row in enumerate(rows):

@@ -23,9 +23,10 @@ from multiscreen_jax.layers.embedding import (
     check_segments,
     check_targets,
     check_tokens,
+    refuse_unknown_targets,
     wide_ids,
 )
-from multiscreen_jax.models.fit import check_tree
+from multiscreen_jax.models.fit import check_model, check_tree
 from multiscreen_jax.sharding import activation_axes, even_rows, shard_activations
 
 # Logits that a device holds at a time: 64 MB in float32. Small enough to vanish beside the
@@ -251,6 +252,7 @@ def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array,
         raise TypeError(f"a batch is a dict with tokens [B, T+1], got {kind}; {{'tokens': tokens}}")
     if "tokens" not in batch:
         raise ValueError(f"a batch needs tokens [B, T+1], got {', '.join(batch) or 'nothing'}")
+    check_model(model)
     check_tree(params)
     segments = batch.get("segment_ids")
     check_tokens(batch["tokens"], model.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
@@ -269,8 +271,9 @@ def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array,
     table = model.apply(variables, method="output_rows")
     targets, weights = targets_and_weights(batch, jnp.promote_types(hidden.dtype, jnp.float32))
     # Inside jit a bad id cannot raise: its loss is NaN instead of that of no token at all.
-    known = (targets >= 0) & (targets < table.shape[0])
-    weights = jnp.where(known | (weights == 0), weights, jnp.nan)
+    fine = (targets >= 0) & (targets < table.shape[0]) | (weights == 0)
+    refuse_unknown_targets(targets, fine, table.shape[0])
+    weights = jnp.where(fine, weights, jnp.nan)
     return hidden, table, targets, weights  # pyright: ignore[reportReturnType]
 
 

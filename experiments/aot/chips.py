@@ -84,7 +84,7 @@ def _missing(platform: str) -> str | None:
     if platform == "gpu":
         return gpu_compiler.missing()
     found = importlib.util.find_spec("libtpu") is not None
-    return None if found else "needs the TPU compiler: pip install 'multiscreen-jax[aot]'"
+    return None if found else "needs the TPU compiler: pip install -e '.[aot]'"
 
 
 def parse_topology(name: str) -> Topology:

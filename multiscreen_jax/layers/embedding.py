@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from multiscreen_jax.sharding import gather_features, shard_activations
 from pallas_kernels.common.arguments import known
@@ -81,6 +81,19 @@ def check_targets(batch: Mapping[str, Any], shape: tuple[int, ...]) -> None:
         _check_mask(batch["loss_mask"])
 
 
+def refuse_unknown_targets(
+    targets: Int[Array, "B T"], fine: Bool[Array, "B T"], vocab_size: int
+) -> None:
+    """Raise ValueError for the first target that is not fine, where that can be seen."""
+    seen = known(fine)
+    if seen is not None and not seen.all():
+        row, column = np.argwhere(~seen)[0]
+        raise ValueError(
+            f"targets that count must be in [0, {vocab_size}), got {targets[row, column]} at "
+            f"[{row}, {column}]"
+        )
+
+
 def _check_array(name: str, value: Any, shape: tuple[int, ...], *kinds: Any) -> None:
     """ValueError unless an array of this shape and of one of these kinds."""
     dtype = getattr(value, "dtype", None)
@@ -96,7 +109,7 @@ def _check_array(name: str, value: Any, shape: tuple[int, ...], *kinds: Any) -> 
 
 def _check_mask(mask: Any) -> None:
     """ValueError for a weight that can be seen and is negative or not finite."""
-    values = known(mask)
+    values = known(jnp.asarray(mask))  # a double may be more than what float32 holds
     if values is not None and not (fine := np.isfinite(values) & (values >= 0)).all():
         row, column = np.argwhere(~fine)[0]
         raise ValueError(

@@ -196,7 +196,8 @@ class ScreeningTiles(Mixer):
         c = config
         check_cursor(cache)
         # The size of the buffer is that of the windows it was made for.
-        slots = cache.keys.shape[1] if isinstance(cache, ScreeningCache) else _SLOTS_MULTIPLE
+        keys = jax.tree.leaves(getattr(cache, "keys", None))
+        slots = keys[0].shape[1] if keys and keys[0].ndim == 3 else _SLOTS_MULTIPLE
 
         def empty() -> ScreeningCache:
             table = jnp.zeros((layers, c.num_heads), jnp.int32)

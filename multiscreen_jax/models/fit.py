@@ -11,6 +11,13 @@ import jax.numpy as jnp
 from multiscreen_jax.cache import shapes
 
 
+def check_model(model: Any) -> None:
+    """ValueError for what is no language model of this library."""
+    config = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or not hasattr(config, "vocab_size"):
+        raise ValueError(f"model must be a language model, got {type(model).__name__}")
+
+
 def check_params(model: nn.Module, params: Any) -> None:
     """ValueError unless `params` has the names and shapes that the model's `init` gives."""
     check_tree(params)

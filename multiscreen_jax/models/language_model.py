@@ -3,7 +3,9 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from multiscreen_jax.models.fit import check_params
@@ -33,6 +35,7 @@ class LanguageModel(nn.Module):
         Returns:
             logits [B, T, O] in `promote_types(dtype, float32)`, and the cache to continue with.
         """
+        cache = jax.tree.map(_of_jax, cache)
         x, cache = self.trunk(tokens, segment_ids, cache)
         logits = jnp.einsum(
             "btd,od->bto",
@@ -45,7 +48,7 @@ class LanguageModel(nn.Module):
 
     def check_own_params(self) -> None:
         """ValueError if this call's parameters are those of another model."""
-        if not self.is_initializing():
+        if not self.is_mutable_collection("params"):  # then Flax makes what is missing
             check_params(self, self.variables.get("params", {}))
 
     def trunk(
@@ -66,3 +69,8 @@ class LanguageModel(nn.Module):
     def for_one_document(self) -> "LanguageModel":
         """The same model where no row holds more than one document, as in generation."""
         return self
+
+
+def _of_jax(leaf: Any) -> Any:
+    """JAX's array of numpy's, which a cache that was saved may hold."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf

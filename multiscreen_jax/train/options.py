@@ -20,6 +20,7 @@ import tyro
 
 from multiscreen_jax.train.errors import is_ours, one_line_errors
 
+_MOST_HINTS = 3
 _WIDE = 100_000  # columns: no row of a box is broken
 
 
@@ -90,7 +91,8 @@ def one_line(box: str) -> str:
             near += [row.split()[0] for row in rest if row.lstrip().startswith("--")]
         elif header.strip().startswith(("Unrecognized", "Available")):
             line += f"; {_joined([header, *rest])}"
-    hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+    nearest = list(dict.fromkeys(near))[:_MOST_HINTS]
+    hint = f"; did you mean {' or '.join(nearest)}?" if near else ""
     return f"error: {line}{hint}\n"
 
 

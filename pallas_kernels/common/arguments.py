@@ -4,7 +4,9 @@ Values can be seen outside jit only. There a small array is fetched from its dev
 that are called in a loop belong inside jit.
 """
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +35,11 @@ def optional_array(name: str, value: Any) -> Array | None:
 
 
 def known(value: Any) -> np.ndarray | None:
-    """The numbers of an array, or None where they cannot be seen: under jit, on other hosts."""
-    if isinstance(value, Tracer) or not getattr(value, "is_fully_addressable", True):
-        return None
+    """The numbers of an array or of lists, or None where they cannot be seen: under jit, on other
+    hosts."""
+    for part in jax.tree.leaves(value):
+        if isinstance(part, Tracer) or not getattr(part, "is_fully_addressable", True):
+            return None
     return np.asarray(value)
 
 
@@ -44,12 +48,12 @@ def check_heads(
 ) -> None:
     """ValueError that names the first head of a known [H] where it is wrong."""
     numbers = known(value)
-    if numbers is None:
-        return
-    numbers = numbers.astype(np.float64)
-    if (refused := wrong(numbers)).any():
+    if numbers is not None and (refused := wrong(numbers.astype(np.float64))).any():
         head = int(refused.argmax())
-        raise ValueError(f"{name} must be {allowed}, got {numbers[head]:g} for head {head}")
+        given, text = numbers[head], f"{float(numbers[head]):g}"
+        if np.float32(float(text)) != np.float32(given):
+            text = str(given)
+        raise ValueError(f"{name} must be {allowed}, got {text} for head {head}")
 
 
 def check_not_negative(name: str, value: Any) -> None:
@@ -65,12 +69,25 @@ def scale_number(scale: Any) -> Any:
     Raises:
         ValueError: for what is no finite number.
     """
-    if scale is None or (isinstance(scale, Tracer) and scale.ndim == 0):
-        return scale
-    is_number = isinstance(scale, int | float | np.integer | np.floating | jax.Array)
-    if is_number and not isinstance(scale, bool) and np.ndim(scale) == 0 and np.isfinite(scale):
-        return float(scale)
+    if scale is None:
+        return None
+    if _is_real(scale):
+        if isinstance(scale, Tracer):
+            return scale
+        with contextlib.suppress(OverflowError):
+            if math.isfinite(number := float(scale)):
+                return number
     raise ValueError(f"scale must be None or a finite number, got {_kind(scale)}")
+
+
+def _is_real(value: Any) -> bool:
+    """Whether a number of Python's, numpy's or JAX's, or a scalar array, and not complex."""
+    if isinstance(value, int | float):
+        return not isinstance(value, bool)
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or value.shape != ():
+        return False
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
 def check_precision(precision: Any) -> None:

@@ -71,7 +71,8 @@ def linear_attention(
         chunk_size=chunk_size, implementation=implementation, precision=precision,
         return_state=return_state,
     )  # fmt: skip
-    if initial_state is not None and isinstance(initial_state, tuple) != normalize:
+    is_pair = isinstance(initial_state, tuple) and len(initial_state) == 2
+    if initial_state is not None and is_pair != normalize:
         raise ValueError(
             "initial_state must be a NormalizedState with normalize and an array without, got "
             f"a {type(initial_state).__name__}"

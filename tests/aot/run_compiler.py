@@ -10,7 +10,7 @@ from tests.programs import OPTIMIZED, run_module
 
 def need_tpu_compiler() -> None:
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install 'multiscreen-jax[aot]'")
+        pytest.skip("needs the TPU compiler: pip install -e '.[aot]'")
 
 
 def need_gpu_compiler() -> None:

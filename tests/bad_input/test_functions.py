@@ -85,7 +85,8 @@ def test_settings(op):
     refused(lambda: call(op, implementation="fast"), "implementation must be None or")
     if op is screening:
         return
-    for value in ("1", np.ones(3), float("nan"), np.inf, True, [1.0]):
+    complex_number = jnp.complex64(1)
+    for value in ("1", np.ones(3), np.nan, True, [1.0], 10**400, complex_number, jnp.array(True)):
         refused(lambda v=value: call(op, scale=v), "scale must be None or a finite number, got")
     for value in (2, 0.5, np.float32(0.5), jnp.float32(0.5)):
         jax.eval_shape(lambda s=value: call(op, scale=s))
@@ -146,6 +147,30 @@ def test_windows_and_widths(name, allowed, cases):
         jax.jit(lambda x: call(screening, **{name: x})).lower(numbers)
     broken = np.where([False, True], np.nan, HEADS[name]).astype(np.float32)
     assert np.isnan(call(screening, **{name: broken})[:, :, 1]).all()
+
+
+def test_lists_of_traced_numbers_are_taken():
+    def summed(window, width):
+        return call(screening, window=[window, 8.0], width=(width, 0.5)).sum()
+
+    plain = summed(5.0, 0.4)
+    np.testing.assert_allclose(jax.jit(summed)(5.0, 0.4), plain, rtol=1e-6)
+    assert np.isfinite(jax.grad(summed, argnums=1)(5.0, 0.4))
+    ids = jax.jit(lambda i: call(ssd, segment_ids=[[i] * QKV["q"].shape[1]])[0])
+    np.testing.assert_allclose(ids(1), call(ssd)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [np.array(0.5), np.float16(0.5), jnp.bfloat16(0.5), jnp.array(2)])
+def test_scalars_are_scales(scale):
+    np.testing.assert_allclose(
+        call(ssd, scale=scale)[0], call(ssd, scale=float(scale))[0], rtol=1e-6
+    )
+
+
+def test_a_screening_without_heads():
+    empty = {name: np.zeros((1, 4, 0, 4), np.float32) for name in "qkv"}
+    heads = {name: np.zeros(0, np.float32) for name in HEADS}
+    refused(lambda: call(screening, **empty, **heads), "must not have an empty axis")
 
 
 def test_saturated_tiles_are_allowed():
@@ -237,10 +262,23 @@ def test_caches_of_another_model(models, kind):
     for wrong in (3, "text", {}, [caches[kind]], (caches[kind], caches[kind])):
         refused(with_cache(wrong), "cache must be")
     assert with_cache(caches[kind])().cache is not None
+    saved = jax.tree.map(np.asarray, caches[kind])
+    assert model.apply({"params": params}, TOKENS, None, saved).cache is not None
+    cursor = caches[kind].cursor
+    for length in (None, 3, np.int32(3)):
+        refused(
+            with_cache(caches[kind].replace(cursor=cursor.replace(length=length))), "cursor.length"
+        )
 
 
 def test_caches_of_another_size(models):
     model, params = models["screening"]
+    cache = model.init_cache(params, 1, 8)
+    for keys in (None, jnp.zeros(3)):
+        refused(
+            lambda k=keys: model.apply({"params": params}, TOKENS, cache=cache.replace(keys=k)),
+            "keys of the cache must be",
+        )
     small = models["small"][0].init_cache(models["small"][1], 1, 8)
     refused(
         lambda: model.apply({"params": params}, TOKENS, cache=small),
@@ -250,10 +288,38 @@ def test_caches_of_another_size(models):
 
 # -- losses, shipped models, tokenizers and runs ---------------------------------------------------
 
+
+def test_what_is_no_model(models):
+    model, params = models["screening"]
+    for wrong in (None, params, "gdn-tiny"):
+        refused(lambda m=wrong: mj.generate(m, params, [1], 2), "model must be a language model")
+        refused(
+            lambda m=wrong: mj.losses.next_token(m, params, {"tokens": TOKENS}),
+            "model must be a language model",
+        )
+    refused(lambda: mj.generate(model, params, [[[1], [1, 2]]], 2), "must be token ids, or a batch")
+    made = model.apply({}, TOKENS, mutable=["params"], rngs={"params": jax.random.key(0)})[1]
+    assert made["params"].keys() == params.keys()
+
+
+def test_targets_that_are_no_tokens(models):
+    model, params = models["screening"]
+    targets = jnp.array([[1, 99]])
+    batch = {"tokens": TOKENS, "targets": targets}
+    refused(
+        lambda: mj.losses.next_token(model, params, batch),
+        "targets that count must be in [0, 11), got 99 at [0, 1]",
+    )
+    masked = {**batch, "loss_mask": jnp.array([[1.0, 0.0]])}
+    assert np.isfinite(mj.losses.next_token(model, params, masked))
+    assert np.isnan(jax.jit(lambda p, b: mj.losses.next_token(model, p, b))(params, batch))
+
+
 MASKS = [
     ([[1.0, -1.0]], "must be finite and >= 0, got -1.0 at [0, 1]"),
     ([[np.nan, 1.0]], "must be finite and >= 0, got nan at [0, 0]"),
     ([[1.0, np.inf]], "must be finite and >= 0, got inf at [0, 1]"),
+    ([[1.0, 1e300]], "must be finite and >= 0, got inf at [0, 1]"),
 ]
 
 
