@@ -12,8 +12,10 @@ import tokenizers
 from experiments.configs import mqar_small, tiny
 from experiments.evaluate import run as evaluate
 from experiments.evaluate_config import EvaluateConfig, TextConfig
-from multiscreen_jax.data import open_tokenizer
-from multiscreen_jax.train import override, run_tokenizer, setup, train
+from multiscreen_jax.data import open_pipeline, open_tokenizer
+from multiscreen_jax.data.loading import open_split
+from multiscreen_jax.data.pipeline import fingerprint_of
+from multiscreen_jax.train import override, run_tokenizer, setup, together, train
 from multiscreen_jax.train.errors import NotWritten, one_line_errors
 from multiscreen_jax.train.trained_run import open_run
 from tests.train.old_runs import change_run_facts, make_old
@@ -382,3 +384,140 @@ def test_a_copy_that_cannot_be_written_is_an_error_of_its_own(tmp_path):
     with pytest.raises(NotWritten, match=r"could not write .*file/tokenizer: ") as error:
         run_tokenizer.keep(tmp_path / "file", open_tokenizer("bytes"))
     one_line(error)
+
+
+def a_program(place):
+    (place / "tokenizer").mkdir()
+    (place / "tokenizer" / "my_script.py").write_text("mine")
+
+
+def a_tokenizer_file(place):
+    (place / "tokenizer").mkdir()
+    write_tokenizer(place / "tokenizer" / "tokenizer.json", *WORDS)
+
+
+def more_than_a_copy(place):
+    a_program(place)
+    (place / "tokenizer" / "facts.json").write_text("{}")
+
+
+def a_link(place):
+    (place / "mine").mkdir()
+    (place / "mine" / "facts.json").write_text("{}")
+    (place / "tokenizer").symlink_to(place / "mine")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [a_program, a_tokenizer_file, more_than_a_copy, a_link, lambda p: (p / "tokenizer").touch()],
+)
+def test_what_is_the_user_s_own_is_never_removed(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text(TEXT * 40)
+    make(tmp_path)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    name = "tokenizer/tokenizer.json"
+    config = settings(".", "corpus.txt", name if Path(name).exists() else "characters")
+    with pytest.raises(ValueError, match="^tokenizer exists and is not a run's copy") as error:
+        train(config)
+    one_line(error)
+    after = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    assert after == before
+
+
+def reads(output, fingerprint, **data):
+    """Makes a run's folder an old one that was trained on other data."""
+
+    def change(run):
+        run.update(data_fingerprint=fingerprint)
+        run["config"]["data"].update(data)
+
+    make_old(output)
+    change_run_facts(output / "checkpoints" / "2", change)
+
+
+def test_tokens_that_cannot_be_found_are_not_taken_for_bytes(place, tmp_path, monkeypatch):
+    (place / "folder").mkdir()
+    token_file(place / "folder")
+    (place / "folder" / "words.json").rename(place / "words.json")
+    facts = json.loads((place / "folder" / "tokens.json").read_text())
+    (place / "folder" / "tokens.json").write_text(
+        json.dumps(facts | {"tokenizer": str(place / "words.json")})
+    )
+    config = settings("x", "folder", "bytes")
+    reads(place / "run", open_pipeline(config.data).fingerprint, source="folder", tokenizer="bytes")
+    tokenizer, _ = opened_with_one_warning("run")
+    assert tokenizer.decode([2, 3]) == "the cat"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="no copy of its tokenizer, and it cannot") as error:
+        open_run(place / "run")
+    one_line(error)
+    run_tokenizer.keep(place / "run", tokenizer)
+    assert open_run(place / "run").tokenizer.decode([2, 3]) == "the cat"
+
+
+def a_card(folder):
+    (folder / "README.md").write_text("# A card: {}")
+    return ["README.md", "data/a.txt", "data/b.txt"]
+
+
+def splits(folder):
+    for name in ("train", "test"):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"text": f"{name} 123 {TEXT}"}))
+    (folder / "data").rename(folder / ".data")
+    return ["test.jsonl", "train.jsonl"]
+
+
+@pytest.mark.parametrize("change", [a_card, splits])
+@pytest.mark.parametrize("tokenizer", ["characters", "tokenizer.json"])
+def test_folders_that_are_read_otherwise_now_still_tell_the_tokenizer(change, tokenizer, place):
+    """Earlier versions read every file of a folder, and a batch may be larger than the corpus."""
+    folder = place / "folder"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "a.txt").write_text(TEXT * 20)
+    (folder / "data" / "b.txt").write_text(TEXT * 9)
+    texts = []
+    for name in change(folder):
+        content = (folder / name).read_text()
+        texts.append(json.loads(content)["text"] if name.endswith("l") else content)
+    (place / "all.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    data = settings("x", "all.jsonl", tokenizer, data={"batch_size": 100_000}).data
+    store, wanted = open_split(data, "train")
+    fingerprint = fingerprint_of(data, "train", store.checksum, wanted)
+    fields = {"source": "folder", "tokenizer": tokenizer, "batch_size": 100_000}
+    reads(place / "run", fingerprint, **fields)
+    assert opened_with_one_warning("run")[0].fingerprint == wanted.fingerprint
+    (folder / "more.txt").write_text("other")
+    with pytest.raises(ValueError, match="no copy of its tokenizer, and cannot be read with|names"):
+        open_run("run")
+
+
+def test_all_processes_agree_on_who_keeps_an_old_run_s_tokenizer(place, monkeypatch):
+    told = []
+    monkeypatch.setattr(together, "_from_all", lambda value: told.append(value) or [value])
+    config = settings("run", "corpus.txt", train={"steps": 3})
+    prepare(config, monkeypatch)
+    with_copy = len(told)
+    make_old(place / "run")
+    prepare(config, monkeypatch)
+    assert len(told) == 2 * with_copy
+
+
+def test_a_process_that_refuses_a_checkpoint_tells_the_others(place, monkeypatch):
+    told = []
+    monkeypatch.setattr(together, "_from_all", lambda value: told.append(value) or [value])
+    with pytest.raises(ValueError, match="was made with other settings"):
+        train(settings("run", "corpus.txt", train={"seed": 3}))
+    assert told[-1] is not None
+    with pytest.raises(ValueError, match="was trained with tokenizer"):
+        train(settings("next", "corpus.txt", "bytes", train={"init_from": "run"}))
+    assert told[-1] is not None
+
+
+def test_run_facts_that_cannot_be_used_end_a_resumed_run_in_one_line(place):
+    folder = place / "run" / "checkpoints" / "2"
+    change_run_facts(folder, lambda run: run["tokenizer"].update(settings={"alphabet": 5}))
+    with pytest.raises(ValueError, match="its tokenizer: settings has 5; allowed: str") as error:
+        train(settings("run", "corpus.txt", train={"steps": 3}))
+    assert str(folder) in one_line(error)
