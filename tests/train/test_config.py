@@ -272,5 +272,5 @@ def test_the_home_folder_is_the_same_for_writers_and_readers(tmp_path, monkeypat
     assert config.train.output_dir == str(tmp_path / "run")
     assert config.train.init_from == str(tmp_path / "base")
     assert places.is_same("~/base", config.train.init_from, "/elsewhere")
-    with pytest.raises(ValueError, match="^train.output-dir is '~nobody-here/run': "):
+    with pytest.raises(ValueError, match=r"^train\.output-dir is '~nobody-here/run': "):
         resolved(tiny("--train.output-dir", "~nobody-here/run"))

@@ -418,7 +418,7 @@ def test_what_is_the_user_s_own_is_never_removed(make, tmp_path, monkeypatch):
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     name = "tokenizer/tokenizer.json"
     config = settings(".", "corpus.txt", name if Path(name).exists() else "characters")
-    with pytest.raises(ValueError, match="^tokenizer exists and is not a run's copy") as error:
+    with pytest.raises(ValueError, match=r"/tokenizer exists and is not a run's copy") as error:
         train(config)
     one_line(error)
     after = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
@@ -438,12 +438,11 @@ def reads(output, fingerprint, **data):
 
 def test_tokens_that_cannot_be_found_are_not_taken_for_bytes(place, tmp_path, monkeypatch):
     (place / "folder").mkdir()
-    token_file(place / "folder")
-    (place / "folder" / "words.json").rename(place / "words.json")
-    facts = json.loads((place / "folder" / "tokens.json").read_text())
-    (place / "folder" / "tokens.json").write_text(
-        json.dumps(facts | {"tokenizer": str(place / "words.json")})
-    )
+    for suffix in ("bin", "json"):
+        token_file(place).with_suffix(f".{suffix}").rename(place / "folder" / f"corpus.{suffix}")
+    facts = json.loads((place / "folder" / "corpus.json").read_text())
+    facts["tokenizer"] = str(place / "words.json")
+    (place / "folder" / "corpus.json").write_text(json.dumps(facts))
     config = settings("x", "folder", "bytes")
     reads(place / "run", open_pipeline(config.data).fingerprint, source="folder", tokenizer="bytes")
     tokenizer, _ = opened_with_one_warning("run")
@@ -489,7 +488,9 @@ def test_folders_that_are_read_otherwise_now_still_tell_the_tokenizer(change, to
     reads(place / "run", fingerprint, **fields)
     assert opened_with_one_warning("run")[0].fingerprint == wanted.fingerprint
     (folder / "more.txt").write_text("other")
-    with pytest.raises(ValueError, match="no copy of its tokenizer, and cannot be read with|names"):
+    with pytest.raises(
+        ValueError, match=r"no copy of its tokenizer, and cannot|in names|names put"
+    ):
         open_run("run")
 
 
