@@ -508,12 +508,12 @@ def test_all_processes_agree_on_who_keeps_an_old_run_s_tokenizer(place, monkeypa
 def test_a_process_that_refuses_a_checkpoint_tells_the_others(place, monkeypatch):
     told = []
     monkeypatch.setattr(together, "_from_all", lambda value: told.append(value) or [value])
-    with pytest.raises(ValueError, match="was made with other settings"):
+    with pytest.raises(ValueError, match="was made with other settings") as refused:
         train(settings("run", "corpus.txt", train={"seed": 3}))
-    assert told[-1] is not None
-    with pytest.raises(ValueError, match="was trained with tokenizer"):
+    assert told[-1] == (2, str(refused.value))
+    with pytest.raises(ValueError, match="was trained with tokenizer") as refused:
         train(settings("next", "corpus.txt", "bytes", train={"init_from": "run"}))
-    assert told[-1] is not None
+    assert told[-1] == (2, str(refused.value))
 
 
 def test_run_facts_that_cannot_be_used_end_a_resumed_run_in_one_line(place):
