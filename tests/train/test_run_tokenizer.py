@@ -7,96 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 
-from experiments.configs import mqar_small, tiny
+from experiments.configs import mqar_small
 from experiments.evaluate import run as evaluate
 from experiments.evaluate_config import EvaluateConfig, TextConfig
-from multiscreen_jax.data import open_pipeline, open_tokenizer
-from multiscreen_jax.data.loading import open_split
-from multiscreen_jax.data.pipeline import fingerprint_of
-from multiscreen_jax.train import override, run_tokenizer, setup, together, train
+from multiscreen_jax.data import open_tokenizer
+from multiscreen_jax.train import config_json, override, run_tokenizer, together, train
 from multiscreen_jax.train.errors import NotWritten, one_line_errors
 from multiscreen_jax.train.trained_run import open_run
-from tests.train.old_runs import change_run_facts, make_old
-
-TEXT = "the cat sat on the mat and the dog ran to the log. "
-
-
-class BeforeTheFirstStep(Exception):
-    pass
-
-
-def prepare(config, monkeypatch):
-    """All that training does before its first step."""
-
-    def stop(*arguments):
-        raise BeforeTheFirstStep
-
-    with monkeypatch.context() as patch:
-        patch.setattr(setup, "_compile", stop)
-        with pytest.raises(BeforeTheFirstStep):
-            train(config)
-
-
-def settings(output, source, tokenizer="characters", **changes):
-    data = {"source": str(source), "tokenizer": str(tokenizer), "sequence_length": 16}
-    run = {"output_dir": str(output), "steps": 2, "tensorboard": False}
-    sections = {"data": data, "train": run, "model": {"implementation": "reference"}}
-    for section, fields in changes.items():
-        sections[section] |= fields
-    return override(tiny.config(), **sections)
-
-
-def write_tokenizer(path: Path, *words: str) -> Path:
-    names = ["<eos>", "<other>", *words]
-    vocabulary = {name: token for token, name in enumerate(names)}
-    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<other>"))
-    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    library.save(str(path))
-    return path
-
-
-WORDS = ("the", "cat", "sat", "on", "mat", "and", "dog")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder in which two runs were started: `run` on characters, `words` on a tokenizer.json."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "corpus.txt").write_text(TEXT * 40)
-    write_tokenizer(folder / "tokenizer.json", *WORDS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train(settings("run", "corpus.txt"))
-        train(settings("words", "corpus.txt", "tokenizer.json"))
-    return folder
-
-
-@pytest.fixture
-def place(trained, tmp_path, monkeypatch):
-    """A copy of that folder in which a test may change what it likes, and is."""
-    shutil.copytree(trained, tmp_path / "place")
-    monkeypatch.chdir(tmp_path / "place")
-    for name in ("run", "words"):  # as if they had been started here
-        change_run_facts(
-            tmp_path / "place" / name / "checkpoints" / "2",
-            lambda run: run.update(working_directory=str(tmp_path / "place")),
-        )
-    return tmp_path / "place"
-
-
-def one_line(error) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def token_file(folder: Path) -> Path:
-    write_tokenizer(folder / "words.json", *WORDS)
-    facts = {"dtype": "uint16", "vocab_size": 9, "tokenizer": "words.json", "eos_token": "<eos>"}
-    (folder / "tokens.json").write_text(json.dumps(facts))
-    np.full(400, 2, np.uint16).tofile(folder / "tokens.bin")
-    return folder / "tokens.bin"
+from tests.train.old_runs import change_run_facts
+from tests.train.tokenized import (
+    TEXT,
+    WORDS,
+    one_line,
+    prepare,
+    settings,
+    token_file,
+    write_tokenizer,
+)
 
 
 def mqar(folder):
@@ -275,61 +203,12 @@ def test_a_lost_copy_is_made_up_for_by_what_checkpoints_know(place):
     one_line(error)
 
 
-def opened_with_one_warning(name):
-    with pytest.warns(UserWarning, match="has no copy of its tokenizer; '") as warned:
-        opened = open_run(name)
-    assert len(warned) == 1
-    assert "\n" not in str(warned[0].message)
-    return opened.tokenizer, str(warned[0].message)
-
-
 def test_commands_warn_in_one_line():
     with one_line_errors():
         ours = warnings.formatwarning("of a run", UserWarning, run_tokenizer.__file__, 7)
         other = warnings.formatwarning("of numpy", UserWarning, np.__file__, 7)
     assert ours == "warning: of a run\n"
     assert f"{np.__file__}:7: UserWarning: of numpy" in other
-
-
-def test_runs_of_earlier_versions_open(place, monkeypatch):
-    for name, wanted in (("run", "characters"), ("words", "tokenizer.json")):
-        fingerprint = open_run(name).tokenizer.fingerprint
-        tokenizer, text = opened_with_one_warning(make_old(place / name))
-        assert (tokenizer.name, tokenizer.fingerprint) == (wanted, fingerprint)
-        assert f"{name} has no copy of its tokenizer; '{wanted}'" in text
-    prepare(settings("run", "corpus.txt", train={"steps": 3}), monkeypatch)
-    assert run_tokenizer.kept(place / "run") is not None  # written when it goes on
-    assert open_run("run").tokenizer.name == "characters"
-    Path("corpus.txt").unlink()
-    tokenizer, text = opened_with_one_warning("words")
-    assert tokenizer.decode([2]) == "the"
-    assert "is used unchecked, since its data is gone" in text
-
-
-@pytest.mark.parametrize("change", ["corpus", "tokenizer", "no corpus", "no tokenizer"])
-def test_runs_of_earlier_versions_are_not_read_with_another_tokenizer(change, place):
-    name = "words" if "tokenizer" in change else "run"
-    make_old(place / name)
-    if change == "corpus":
-        Path("corpus.txt").write_text(TEXT * 40 + "A1 new line\n")
-    elif change == "tokenizer":
-        write_tokenizer(Path("tokenizer.json"), *reversed(WORDS))
-    else:
-        Path("corpus.txt" if change == "no corpus" else "tokenizer.json").unlink()
-    text = "does not exist" if change.startswith("no") else "no copy of its tokenizer, and cannot"
-    with pytest.raises((ValueError, FileNotFoundError), match=text) as error:
-        open_run(name)
-    one_line(error)
-
-
-def test_a_copy_that_contradicts_the_settings_is_refused(place):
-    make_old(place / "run")
-    run_tokenizer.keep(place / "run", open_tokenizer("gpt2"))
-    folder = place / "run" / "checkpoints" / "2"
-    change_run_facts(folder, lambda run: run["config"]["data"].update(alphabet="abc"))
-    with pytest.raises(ValueError, match=r"tokenizer 'characters' .* holds 'gpt2'") as error:
-        open_run("run")
-    one_line(error)
 
 
 def test_parameters_are_not_inherited_by_another_tokenizer(place, monkeypatch):
@@ -425,86 +304,6 @@ def test_what_is_the_user_s_own_is_never_removed(make, tmp_path, monkeypatch):
     assert after == before
 
 
-def reads(output, fingerprint, **data):
-    """Makes a run's folder an old one that was trained on other data."""
-
-    def change(run):
-        run.update(data_fingerprint=fingerprint)
-        run["config"]["data"].update(data)
-
-    make_old(output)
-    change_run_facts(output / "checkpoints" / "2", change)
-
-
-def test_tokens_that_cannot_be_found_are_not_taken_for_bytes(place, tmp_path, monkeypatch):
-    (place / "folder").mkdir()
-    for suffix in ("bin", "json"):
-        token_file(place).with_suffix(f".{suffix}").rename(place / "folder" / f"corpus.{suffix}")
-    facts = json.loads((place / "folder" / "corpus.json").read_text())
-    facts["tokenizer"] = str(place / "words.json")
-    (place / "folder" / "corpus.json").write_text(json.dumps(facts))
-    config = settings("x", "folder", "bytes")
-    reads(place / "run", open_pipeline(config.data).fingerprint, source="folder", tokenizer="bytes")
-    tokenizer, _ = opened_with_one_warning("run")
-    assert tokenizer.decode([2, 3]) == "the cat"
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="no copy of its tokenizer, and it cannot") as error:
-        open_run(place / "run")
-    one_line(error)
-    run_tokenizer.keep(place / "run", tokenizer)
-    assert open_run(place / "run").tokenizer.decode([2, 3]) == "the cat"
-
-
-def a_card(folder):
-    (folder / "README.md").write_text("# A card: {}")
-    return ["README.md", "data/a.txt", "data/b.txt"]
-
-
-def splits(folder):
-    for name in ("train", "test"):
-        (folder / f"{name}.jsonl").write_text(json.dumps({"text": f"{name} 123 {TEXT}"}))
-    (folder / "data").rename(folder / ".data")
-    return ["test.jsonl", "train.jsonl"]
-
-
-@pytest.mark.parametrize("change", [a_card, splits])
-@pytest.mark.parametrize("tokenizer", ["characters", "tokenizer.json"])
-def test_folders_that_are_read_otherwise_now_still_tell_the_tokenizer(change, tokenizer, place):
-    """Earlier versions read every file of a folder, and a batch may be larger than the corpus."""
-    folder = place / "folder"
-    (folder / "data").mkdir(parents=True)
-    (folder / "data" / "a.txt").write_text(TEXT * 20)
-    (folder / "data" / "b.txt").write_text(TEXT * 9)
-    texts = []
-    for name in change(folder):
-        content = (folder / name).read_text()
-        texts.append(json.loads(content)["text"] if name.endswith("l") else content)
-    (place / "all.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    data = settings("x", "all.jsonl", tokenizer, data={"batch_size": 100_000}).data
-    store, wanted = open_split(data, "train")
-    fingerprint = fingerprint_of(data, "train", store.checksum, wanted)
-    fields = {"source": "folder", "tokenizer": tokenizer, "batch_size": 100_000}
-    reads(place / "run", fingerprint, **fields)
-    assert opened_with_one_warning("run")[0].fingerprint == wanted.fingerprint
-    (folder / "more.txt").write_text("other")
-    with pytest.raises(
-        ValueError, match=r"no copy of its tokenizer, and cannot|in names|names put"
-    ):
-        open_run("run")
-
-
-def test_all_processes_agree_on_who_keeps_an_old_run_s_tokenizer(place, monkeypatch):
-    told = []
-    monkeypatch.setattr(together, "_from_all", lambda value: told.append(value) or [value])
-    config = settings("run", "corpus.txt", train={"steps": 3})
-    prepare(config, monkeypatch)
-    with_copy = len(told)
-    make_old(place / "run")
-    prepare(config, monkeypatch)
-    assert len(told) == 2 * with_copy
-
-
 def test_a_process_that_refuses_a_checkpoint_tells_the_others(place, monkeypatch):
     told = []
     monkeypatch.setattr(together, "_from_all", lambda value: told.append(value) or [value])
@@ -522,3 +321,15 @@ def test_run_facts_that_cannot_be_used_end_a_resumed_run_in_one_line(place):
     with pytest.raises(ValueError, match="its tokenizer: settings has 5; allowed: str") as error:
         train(settings("run", "corpus.txt", train={"steps": 3}))
     assert str(folder) in one_line(error)
+
+
+@pytest.mark.parametrize("content", ['{"model": "mine"}', "[1]"])
+def test_the_user_s_own_settings_file_is_not_replaced(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="exists and is not a run's settings") as error:
+        config_json.save(settings("run", "corpus.txt"), tmp_path / "config.json")
+    assert str(tmp_path / "config.json") in one_line(error)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [content]
+    (tmp_path / "config.json").write_text("")  # of a machine that died
+    for _ in range(2):
+        config_json.save(settings("run", "corpus.txt"), tmp_path / "config.json")
