@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multiscreen_jax.cleanup import afterwards
+from multiscreen_jax.json_files import read_object
 
 NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _TRIES = 20
 _LONGEST_COMMAND = 200  # characters of it that a message repeats
+_HOLDER = {"pid": int, "host": str, "since": str, "command": str}
 _held: set[int] = set()
 
 
@@ -145,9 +147,9 @@ def _read(descriptor: int) -> str:
     """What the file says of its holder; '' where it says nothing of use."""
     text = os.pread(descriptor, 1 << 20, 0).decode(errors="replace")
     try:
-        holder = json.loads(text)
-        return text if {"pid", "host", "since", "command"} <= set(holder) else ""
-    except (ValueError, TypeError, RecursionError):
+        read_object(text, keys=_HOLDER)
+        return text
+    except ValueError:
         return ""
 
 
@@ -164,7 +166,7 @@ def _who(text: str) -> str:
     if not text:
         return ""
     holder = json.loads(text)
-    command = " ".join(str(holder["command"]).split())
+    command = " ".join(holder["command"].split())
     if len(command) > _LONGEST_COMMAND:
         command = f"{command[:_LONGEST_COMMAND]} ..."
     return f" (pid {holder['pid']} on {holder['host']} since {holder['since']}: {command})"

@@ -84,10 +84,21 @@ def test_programs_and_forks_of_the_holder_hold_nothing(tmp_path):
     program.wait()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', "[" * 100_000, "\xff"])
-def test_a_lock_file_of_a_dead_process_or_with_other_content_never_blocks(text, tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", '{"pid": 1}', "[" * 100_000, "\xff"),
+        '["pid", "host", "since", "command"]',
+        '{"pid": [7], "host": "h", "since": "1999", "command": "c"}',
+        '{"pid": 7, "host": {}, "since": "1999", "command": "c"}',
+        '{"pid": 7, "host": "h", "since": null, "command": "c"}',
+        '{"pid": 7, "host": "h", "since": "1999", "command": 3}',
+    ],
+)
+def test_a_lock_file_of_a_dead_process_or_with_other_content_never_blocks(text, tmp_path, capsys):
     (tmp_path / ".lock").write_text(text, encoding="latin-1")
     with owned(tmp_path) as owner:
+        assert not capsys.readouterr().err
         owner.check()
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
         (tmp_path / ".lock").write_text(text, encoding="latin-1")

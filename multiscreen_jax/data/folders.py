@@ -109,10 +109,19 @@ def has_split(folder: Path, split: str) -> bool:
     return {"train", split} <= _by_split(folder, _search(folder)[0]).keys()
 
 
+def known_files(folder: Path) -> list[Path]:
+    """Every file of a known kind in a folder, searched through, but hidden ones; sorted."""
+    return [file for file in _visible_files(folder) if extension_of(file)]
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return [f for f in files if not any(part[0] == "." for part in f.relative_to(folder).parts)]
+
+
 def _search(folder: Path) -> tuple[list[Path], Counter[str], list[Path]]:
     """Files of known kinds, how many others there are by extension, and cards left out."""
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    files = [f for f in files if not any(part[0] == "." for part in f.relative_to(folder).parts)]
+    files = _visible_files(folder)
     known = [file for file in files if extension_of(file)]
     others = Counter(file.suffix or file.name for file in files if not extension_of(file))
     data = [file for file in known if not _is_card(file)]

@@ -66,7 +66,7 @@ class Pipeline:
         self.vocab_size = rows.vocab_size
         self.rows_per_batch = len(own)
         self.num_batches = None if rows.endless else math.ceil(len(rows) / config.batch_size)
-        self.fingerprint = _fingerprint(config, split, rows, tokenizer)
+        self.fingerprint = fingerprint_of(config, split, rows.checksum, tokenizer)
         self.lost_share = rows.lost_share
         self._rows = rows
         dataset = grain.MapDataset.source(rows)
@@ -194,9 +194,10 @@ def entropy_bits(counts: np.ndarray) -> float:
     return float(-(seen * np.log2(seen / seen.sum())).sum())
 
 
-def _fingerprint(config: DataConfig, split: str, rows: Rows, tokenizer: Tokenizer) -> str:
+def fingerprint_of(config: DataConfig, split: str, checksum: str, tokenizer: Tokenizer) -> str:
+    """What `Pipeline.fingerprint` is for a split's tokens of this checksum."""
     facts = (
-        rows.checksum,
+        checksum,
         tokenizer.fingerprint,
         split,
         config.sequence_length,

@@ -16,6 +16,7 @@ import json
 import math
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,23 +31,22 @@ from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, Preservat
 from multiscreen_jax.cleanup import afterwards
 from multiscreen_jax.json_files import read_object
 from multiscreen_jax.ownership import Owner
-from multiscreen_jax.train import config_json, distributed, manifest, orbax_threads, together
+from multiscreen_jax.train import config_json, manifest, orbax_threads, together
 from multiscreen_jax.train.errors import CheckpointNotSaved, short_reason
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.reading import (
     FOLDER,
     find_checkpoint,
+    is_unfinished,
     load_params,
+    marker,
+    optimizer_item,
     read_item,
-    read_model,
     read_state,
+    run_of,
     steps_in,
     verified_run,
 )
-from multiscreen_jax.train.reading import is_unfinished as _unfinished
-from multiscreen_jax.train.reading import marker as _marker
-from multiscreen_jax.train.reading import optimizer_item as _optimizer_item
-from multiscreen_jax.train.reading import run_of as _run_of
 from multiscreen_jax.train.state import TrainState
 
 __all__ = [
@@ -55,8 +55,6 @@ __all__ = [
     "find_checkpoint",
     "load_params",
     "read_item",
-    "read_model",
-    "read_state",
     "run_facts",
     "steps_in",
     "verified_run",
@@ -107,7 +105,7 @@ class Checkpoints:
                 if self._owner is not None:
                     self._owner.check()
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _marker(self.folder / str(step)).write_text(json.dumps(facts))
+                marker(self.folder / str(step)).write_text(json.dumps(facts))
 
         together.all_or_none(begin if _is_first() else None)
         with _saving(step):
@@ -116,7 +114,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params),
-                    optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+                    optimizer=ocp.args.StandardSave(optimizer_item(state)),
                     run=ocp.args.JsonSave(run),
                 ),
                 force=True,
@@ -138,7 +136,7 @@ class Checkpoints:
             self._join()
             if _is_first():
                 for step in self._policy.surplus():
-                    shutil.rmtree(self.folder / str(step))
+                    self._remove(step)
 
     def restore(
         self, abstract: TrainState, check: Callable[[dict[str, Any]], None], say: Callable
@@ -153,9 +151,10 @@ class Checkpoints:
           DamagedCheckpoint: there are checkpoints and none can be used.
         """
         # One process compares every byte and tells the others what it found.
-        step, refused = self._newest_whole(say) if _is_first() else (None, [])
+        step, refused = together.all_or_none(
+            lambda: self._newest_whole(say) if _is_first() else (None, [])
+        )
         found = step or (_ALL_DAMAGED if refused else _NONE)
-        distributed.wait_for_all("checkpoint found")
         found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
         if found == _NONE:
             return None
@@ -163,13 +162,18 @@ class Checkpoints:
             reasons = "; ".join(refused) or "process 0 says why"
             raise DamagedCheckpoint(f"no usable checkpoint in {self.folder}: {reasons}")
         folder = self.folder / str(found)
-        if not folder.is_dir():
-            raise ValueError(
-                f"process {jax.process_index()} does not see {folder}; allowed: a train.output-dir "
-                "that all processes share"
-            )
-        run = _run_of(folder)
-        check(run)
+
+        def checked() -> dict[str, Any]:
+            if not folder.is_dir():
+                raise ValueError(
+                    f"process {jax.process_index()} does not see {folder}; allowed: a "
+                    "train.output-dir that all processes share"
+                )
+            run = run_of(folder)
+            check(run)
+            return run
+
+        run = together.all_or_none(checked)
         return read_state(folder, abstract), run
 
     def _newest_whole(self, say: Callable) -> tuple[int | None, list[str]]:
@@ -178,24 +182,24 @@ class Checkpoints:
         for step in reversed(steps_in(self.folder)):
             folder = self.folder / str(step)
             try:
-                if _unfinished(folder) and _committed(folder):
+                if is_unfinished(folder) and _committed(folder):
                     say(f"checkpoint {step} was saved, but had no manifest yet; written now")
                     with _saving(step):
                         manifest.write(folder, _pending_facts(folder))
                 else:
                     manifest.verify(folder)
             except DamagedCheckpoint as error:
-                if _unfinished(folder):
+                if is_unfinished(folder):
                     say(f"checkpoint {step} was still being written when the run ended; removed")
                     shutil.rmtree(folder)
-                    _marker(folder).unlink()
+                    marker(folder).unlink()
                 else:
                     say(f"checkpoint {step} is damaged and not used: {error}")
                     refused.append(str(error))
                     self._set_aside(step)
                 continue
             # Also of a run killed between the two: a manifest lost later must not be written anew.
-            _marker(folder).unlink(missing_ok=True)
+            marker(folder).unlink(missing_ok=True)
             return step, refused
         return None, refused
 
@@ -229,7 +233,7 @@ class Checkpoints:
                 manager.wait_until_finished()
                 if _is_first():
                     manifest.write(self.folder / str(step), facts)
-                    _marker(self.folder / str(step)).unlink(missing_ok=True)
+                    marker(self.folder / str(step)).unlink(missing_ok=True)
         except Exception as error:  # raised again by `finish`, in the caller's thread
             self._error = error
 
@@ -241,6 +245,17 @@ class Checkpoints:
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+    def _remove(self, step: int) -> None:
+        """The run has ended well without it: a network file system may hold on to a file."""
+        try:
+            shutil.rmtree(self.folder / str(step))
+        except OSError as error:
+            warnings.warn(
+                f"checkpoint {step} is no longer needed and could not be removed: "
+                f"{short_reason(error)}",
+                stacklevel=2,
+            )
 
     def _set_aside(self, step: int) -> None:
         target = self.folder / _REFUSED
@@ -306,7 +321,7 @@ def _committed(folder: Path) -> bool:
 def _pending_facts(folder: Path) -> dict[str, Any]:
     """What the manifest of a checkpoint was to say; a marker that is cut says only the step."""
     try:
-        said = read_object(_marker(folder), optional={"validation_loss": float | None})
+        said = read_object(marker(folder), optional={"validation_loss": float | None})
     except ValueError:
         said = {}
     return {"step": int(folder.name), "validation_loss": said.get("validation_loss")}
@@ -333,7 +348,7 @@ def run_facts(
 
 def unwritten_metrics(folder: Path, step: int) -> list[str]:
     """Lines that metrics.jsonl lacked when a run in `folder` was saved at a step; none at 0."""
-    return _run_of(folder / str(step)).get("unwritten_metrics", []) if step else []
+    return run_of(folder / str(step)).get("unwritten_metrics", []) if step else []
 
 
 def _is_first() -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from multiscreen_jax.data import DataConfig
 from multiscreen_jax.models.registry import ModelConfig
-from multiscreen_jax.paths import checked_path
+from multiscreen_jax.paths import checked_path, expanded_path
 from multiscreen_jax.train import checks
 
 
@@ -193,9 +193,15 @@ class ExperimentConfig:
 def resolved(config: ExperimentConfig) -> ExperimentConfig:
     """The config as a run uses and records it.
 
-    The length trained at becomes part of the model, and a decaying schedule gets its end.
+    The length trained at becomes part of the model, a decaying schedule gets its end, and "~" in
+    the run's folders is the home folder.
     """
     sections: dict[str, dict[str, Any]] = {"model": {"trained_length": config.data.sequence_length}}
+    sections["train"] = {
+        name: str(expanded_path(path, f"train.{name.replace('_', '-')}"))
+        for name in ("output_dir", "init_from")
+        if (path := getattr(config.train, name)) is not None
+    }
     if config.optim.schedule != "constant" and config.optim.decay_steps is None:
         # A run shorter than its warm-up still is a run: it ends on the way up.
         sections["optim"] = {"decay_steps": max(config.train.steps, config.optim.warmup_steps)}

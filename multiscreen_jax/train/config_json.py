@@ -7,6 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from multiscreen_jax.json_files import parse
 from multiscreen_jax.models.registry import MODELS
 from multiscreen_jax.train import checks
 from multiscreen_jax.train.config import ExperimentConfig
@@ -72,10 +73,26 @@ def model_from_dict(values: dict[str, Any]) -> Any:
 
 
 def save(config: ExperimentConfig, path: Path) -> None:
-    """Writes the config as readable JSON, replacing the file in one move."""
+    """Writes the config as readable JSON, replacing the file in one move.
+
+    ValueError where that would be a file of another kind, which is the user's own.
+    """
+    if _is_another_kind(path):
+        raise ValueError(
+            f"{path} exists and is not a run's settings; allowed: another train.output-dir, or "
+            "this one when that has another name"
+        )
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
     temporary.replace(path)
+
+
+def _is_another_kind(path: Path) -> bool:
+    try:
+        values = parse(path.read_bytes(), str(path))
+    except (OSError, ValueError):  # not there, or cut short by a machine that died
+        return False
+    return not isinstance(values, dict) or not values.keys() >= set(SECTIONS)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -23,7 +23,13 @@ from multiscreen_jax.ownership import Owner, owned
 from multiscreen_jax.train import checkpoint, config_json, metrics, provenance, together
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, resolved
-from multiscreen_jax.train.errors import NonFiniteLoss, NotWritten, short_reason, writing
+from multiscreen_jax.train.errors import (
+    EndedTogether,
+    NonFiniteLoss,
+    NotWritten,
+    short_reason,
+    writing,
+)
 from multiscreen_jax.train.host_memory import keep_freed_memory, runs_on_cpu
 from multiscreen_jax.train.progress import Reporter
 from multiscreen_jax.train.report import model_health, write_environment, write_samples
@@ -211,7 +217,7 @@ class _Collector:
             also = ""
             try:
                 self._checkpoints.finish()
-            except NotWritten as error:
+            except (NotWritten, EndedTogether) as error:
                 also = f". Also: {error}"
             saved = checkpoint.steps_in(self._checkpoints.folder)
             raise NonFiniteLoss(_nonfinite_text(number, host, saved) + also)

@@ -204,17 +204,17 @@ def keep_until(path: Path, step: int, more: Sequence[str] = ()) -> None:
     """
     if not path.exists() and not more:
         return
-    kept = []
+    kept, last = [], 0
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for line in lines:
-        try:
-            record = read_object(line, keys={"step": int})
-            if line.endswith(b"\n") and record["step"] <= step:
-                kept.append(line)
-        except ValueError:  # cut short, or not ours
-            continue
-    last = json.loads(kept[-1])["step"] if kept else 0
-    kept += [line.encode() for line in more if json.loads(line)["step"] > last]
+        number = _step_of(line)
+        if number is not None and number <= step:
+            kept.append(line)
+            last = number
+    for line in (text.encode(errors="surrogatepass") for text in more):
+        number = _step_of(line)
+        if number is not None and number > last:
+            kept.append(line)
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb", buffering=0) as stream:
@@ -224,6 +224,15 @@ def keep_until(path: Path, step: int, more: Sequence[str] = ()) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # it would keep a full disk full
         raise
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None of one that was cut short, or is not ours."""
+    try:
+        step = read_object(line, keys={"step": int})["step"]
+    except ValueError:
+        return None
+    return step if line.endswith(b"\n") else None
 
 
 def _write_all(stream: Any, content: bytes) -> None:

@@ -48,7 +48,7 @@ def moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def is_same(before: str, after: str, started_in: str | None) -> bool:
     """Whether two paths, the first meant from another folder, lead to one place."""
-    return Path(located(before, started_in)).resolve() == expanded_path(after).resolve()
+    return expanded_path(located(before, started_in)).resolve() == expanded_path(after).resolve()
 
 
 def _exists(path: Path) -> bool:

@@ -3,11 +3,11 @@
 import contextlib
 import functools
 import gc
-import json
 import logging
+import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath  # Orbax's own kind of path
 
-from multiscreen_jax.json_files import read_object
+from multiscreen_jax.json_files import check_keys, read_object
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.paths import expanded_path
 from multiscreen_jax.sharding import path_name
@@ -34,6 +34,13 @@ _LATER_FACTS = {
     "valid_fingerprint": str | None,
     "inherited": dict | None,
     "unwritten_metrics": list,
+}
+TOKENIZER_FACTS = {
+    "name": str,
+    "settings": dict,
+    "vocab_size": int,
+    "eos_id": int | None,
+    "fingerprint": str,
 }
 _Read = TypeVar("_Read")
 
@@ -68,12 +75,23 @@ def run_of(folder: Path) -> dict[str, Any]:
     try:
         run = read_object(path, keys=_RUN_FACTS, optional=_LATER_FACTS)
         sections = dict.fromkeys(config_json.SECTIONS, dict)
-        read_object(json.dumps(run["config"]), f"{path}: config", keys=sections)
+        check_keys(run["config"], f"{path}: config", sections)
+        if "tokenizer" in run:
+            check_keys(run["tokenizer"], f"{path}: its tokenizer", TOKENIZER_FACTS)
+            settings = run["tokenizer"]["settings"]
+            _check_strings(settings.values(), f"{path}: its tokenizer: settings")
+        _check_strings(run.get("unwritten_metrics", []), f"{path}: unwritten_metrics")
         return run
     except (FileNotFoundError, NotADirectoryError):
         raise DamagedCheckpoint(f"{path} is missing") from None
     except ValueError as error:
         raise DamagedCheckpoint(str(error)) from None
+
+
+def _check_strings(values: Iterable[Any], what: str) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"{what} has {reprlib.repr(value)}; allowed: strings")
 
 
 def checkpoints_in(path: str | Path) -> tuple[Path, int | None]:

@@ -12,41 +12,40 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from multiscreen_jax.data import DataConfig, Tokenizer, open_pipeline, open_tokenizer, synthetic
+from multiscreen_jax.data import DataConfig, Tokenizer, open_tokenizer, synthetic
 from multiscreen_jax.data.config import (
     NAMED_TOKENIZERS,
     SYNTHETIC,
     near_matches,
     require_integer,
 )
-from multiscreen_jax.data.loading import prepared_tokens
+from multiscreen_jax.data.folders import known_files
+from multiscreen_jax.data.kinds import DOCUMENTS, TOKENS, extension_of
+from multiscreen_jax.data.loading import open_split, prepared_tokens
+from multiscreen_jax.data.pipeline import fingerprint_of
+from multiscreen_jax.data.sources import NAMED
 from multiscreen_jax.data.tokenizers import CharacterTokenizer, NumberTokenizer
 from multiscreen_jax.json_files import read_object
+from multiscreen_jax.paths import expanded_path
 from multiscreen_jax.train import config_json
 from multiscreen_jax.train.errors import writing
 from multiscreen_jax.train.places import located
-from multiscreen_jax.train.reading import output_of
+from multiscreen_jax.train.reading import TOKENIZER_FACTS, output_of
 
 FOLDER = "tokenizer"
 FACTS = "facts.json"
 COPY = "tokenizer.json"
-_FACTS = {
-    "name": str,
-    "settings": dict,
-    "vocab_size": int,
-    "eos_id": int | None,
-    "fingerprint": str,
-}
 
 
 def facts_of(tokenizer: Tokenizer) -> dict[str, Any]:
     """What has to be known to open a tokenizer again, and to know it again."""
-    return {name: getattr(tokenizer, name) for name in _FACTS}
+    return {name: getattr(tokenizer, name) for name in TOKENIZER_FACTS}
 
 
 def described(facts: Mapping[str, Any]) -> str:
@@ -80,11 +79,17 @@ def keep(output: Path, tokenizer: Tokenizer) -> None:
 
     Raises:
       NotWritten: it cannot be written.
-      ValueError: the tokenizer's file was replaced since it was opened.
+      ValueError: the tokenizer's file was replaced since it was opened, or what has the copy's
+        name is not a copy but the user's own.
     """
     target, partial = output / FOLDER, output / f".{FOLDER}.partial"
     facts = facts_of(tokenizer)
     with writing(target):
+        if not _may_be_replaced(target):
+            raise ValueError(
+                f"{target} exists and is not a run's copy of its tokenizer; allowed: another "
+                "train.output-dir, or this one when that has another name"
+            )
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         if _is_file(tokenizer.name):
@@ -105,7 +110,8 @@ def kept(output: Path) -> Tokenizer | None:
       ValueError: the copy is damaged.
     """
     folder = output / FOLDER
-    return _read(folder) if folder.exists() else None
+    is_there = any((folder / name).exists() for name in (FACTS, COPY))
+    return _read(folder) if is_there else None
 
 
 def tokenizer_of(checkpoint: Path, run: Mapping[str, Any]) -> Tokenizer:
@@ -124,8 +130,6 @@ def tokenizer_of(checkpoint: Path, run: Mapping[str, Any]) -> Tokenizer:
     output = output_of(checkpoint)
     trained = f"{checkpoint} was trained with tokenizer"
     data, known = config_json.from_dict(run["config"]).data, run.get("tokenizer")
-    if known is not None:
-        _check(known, checkpoint)
     copy = kept(output)
     if copy is None:
         missing = f"{output} has no copy of its tokenizer"
@@ -166,23 +170,61 @@ def _made_anew(data: DataConfig, fingerprint: str, missing: str) -> Tokenizer:
     data = dataclasses.replace(
         data, **{name: located(getattr(data, name)) for name in _places(data)}
     )
-    try:
-        pipeline = open_pipeline(data, "train")
-    except FileNotFoundError as error:
-        # Then these alone say what the tokens are.
-        if not _is_file(data.tokenizer) or data.source.endswith(".bin"):
-            raise FileNotFoundError(f"{missing}, and it cannot be made anew: {error}") from None
-        tokenizer = open_tokenizer(data.tokenizer, eos_token=data.eos_token)
-        _warn(f"{missing}; {tokenizer.name!r} is used unchecked, since its data is gone")
-        return tokenizer
-    if pipeline.fingerprint != fingerprint:
-        found = described(facts_of(pipeline.tokenizer))
-        raise ValueError(
-            f"{missing}, and cannot be read with {found}: this or {data.source} is not what it was "
-            "when the run was trained"
-        )
-    _warn(f"{missing}; {described(facts_of(pipeline.tokenizer))} has the fingerprint it had")
-    return pipeline.tokenizer
+    failure: Exception | None = None
+    with tempfile.TemporaryDirectory() as place:
+        for reading in (*_as_before(data, Path(place)), data):
+            try:
+                store, tokenizer = open_split(reading, "train")
+            except (ValueError, FileNotFoundError) as error:
+                failure = error
+                continue
+            if fingerprint_of(data, "train", store.checksum, tokenizer) == fingerprint:
+                _warn(f"{missing}; {described(facts_of(tokenizer))} has the fingerprint it had")
+                return tokenizer
+            failure = ValueError(
+                f"{missing}, and cannot be read with {described(facts_of(tokenizer))}: this or "
+                f"{data.source} is not what it was when the run was trained"
+            )
+    if not isinstance(failure, FileNotFoundError):
+        assert failure is not None
+        raise failure
+    # Then these alone say what the tokens are.
+    if not _is_file(data.tokenizer) or _may_be_prepared(data.source):
+        raise FileNotFoundError(f"{missing}, and it cannot be made anew: {failure}") from None
+    tokenizer = open_tokenizer(data.tokenizer, eos_token=data.eos_token)
+    _warn(f"{missing}; {tokenizer.name!r} is used unchecked, since its data is gone")
+    return tokenizer
+
+
+def _as_before(data: DataConfig, place: Path) -> list[DataConfig]:
+    """The data as earlier versions read it, where that may differ: with folders of documents."""
+    folders = {"source": data.source, "valid_source": data.valid_source}
+    views = {
+        name: _whole(folder, place / name)
+        for name, folder in folders.items()
+        if folder is not None and _is_documents(folder)
+    }
+    return [dataclasses.replace(data, **views)] if views else []
+
+
+def _is_documents(source: str) -> bool:
+    """Whether a source is a folder of documents, and not of prepared tokens."""
+    folder = expanded_path(source)
+    if source in NAMED or not folder.is_dir():
+        return False
+    kinds = {extension_of(file) for file in known_files(folder)}
+    return bool(kinds) and not kinds & set(TOKENS)
+
+
+def _whole(folder: str, view: Path) -> str:
+    """A folder as earlier versions read it: every file of a known kind, whatever its name.
+
+    Numbers for names keep the order, and tell of no split.
+    """
+    view.mkdir()
+    for number, file in enumerate(known_files(expanded_path(folder))):
+        (view / f"{number:09}{extension_of(file)}").symlink_to(file.resolve())
+    return str(view)
 
 
 def _places(data: DataConfig) -> list[str]:
@@ -194,19 +236,33 @@ def _of_settings(data: DataConfig) -> Tokenizer | None:
     """The tokenizer of a config that says all of it; None where files have their part in it."""
     if data.source in SYNTHETIC:
         return synthetic.open_tokenizer(data)
-    try:
-        is_prepared = prepared_tokens(data.source) is not None
-    except FileNotFoundError:
-        is_prepared = data.source.endswith(".bin")
     collected = data.tokenizer == "characters" and data.alphabet is None
-    if is_prepared or collected or _is_file(data.tokenizer):
+    if collected or _is_file(data.tokenizer) or _may_be_prepared(data.source):
         return None
     return open_tokenizer(data.tokenizer, data.alphabet)
 
 
+def _may_be_prepared(source: str) -> bool:
+    """Whether a source is prepared tokens, with a tokenizer of their own, or cannot be seen."""
+    try:
+        return prepared_tokens(source) is not None
+    except (FileNotFoundError, ValueError):
+        return extension_of(source) not in DOCUMENTS
+
+
+def _may_be_replaced(target: Path) -> bool:
+    """Whether nothing is lost with what has the copy's name: only a copy, or nothing."""
+    if not os.path.lexists(target):
+        return True
+    if target.is_symlink() or not target.is_dir():
+        return False
+    names = {path.name for path in target.iterdir()}
+    return FACTS in names and names <= {FACTS, COPY}
+
+
 def _read(folder: Path) -> Tokenizer:
     try:
-        facts = read_object(folder / FACTS, keys=_FACTS, optional={"sha256": str})
+        facts = read_object(folder / FACTS, keys=TOKENIZER_FACTS, optional={"sha256": str})
         file = folder / COPY
         digest = hashlib.sha256(file.read_bytes()).hexdigest() if _is_file(facts["name"]) else None
         if digest != facts.get("sha256"):
@@ -220,10 +276,6 @@ def _read(folder: Path) -> Tokenizer:
             f"{described(facts_of(tokenizer))}"
         )
     return tokenizer
-
-
-def _check(facts: Mapping[str, Any], checkpoint: Path) -> None:
-    read_object(json.dumps(facts), f"{checkpoint}: its tokenizer", keys=_FACTS)
 
 
 def _from_facts(facts: Mapping[str, Any], file: str) -> Tokenizer:

@@ -214,8 +214,7 @@ def _restore_or_create(
     restored = checkpoints.restore(abstract, check, say)
     if restored is not None:
         state, run = restored
-        if run_tokenizer.kept(output) is None:  # of an earlier version's run
-            _keep_tokenizer(output, pipeline.tokenizer)
+        _keep_tokenizer(output, pipeline.tokenizer, is_new=False)
         say(f"continues {output} after step {run['step']}")
         trained_length = run["config"]["model"].get("trained_length")
         origin["inherited"] = run.get("inherited")
@@ -231,14 +230,21 @@ def _restore_or_create(
         rate = np.asarray(make_schedule(config.optim, config.train.steps)(updates)).item()
         say(f"the learning rate starts at {rate:g}, after {updates} inherited updates")
         length = max(length, inherited or 0)
-    _keep_tokenizer(output, pipeline.tokenizer)
+    _keep_tokenizer(output, pipeline.tokenizer, is_new=True)
     return state, 0, 0, length, origin
 
 
-def _keep_tokenizer(output: Path, tokenizer: Tokenizer) -> None:
-    """All processes have to call it; the first writes."""
-    is_first = jax.process_index() == 0
-    together.all_or_none(lambda: run_tokenizer.keep(output, tokenizer) if is_first else None)
+def _keep_tokenizer(output: Path, tokenizer: Tokenizer, is_new: bool) -> None:
+    """All processes have to call it; the first looks and writes, also for an old run's lost copy.
+
+    What another process sees of the folder may be older or newer.
+    """
+
+    def keep() -> None:
+        if is_new or run_tokenizer.kept(output) is None:
+            run_tokenizer.keep(output, tokenizer)
+
+    together.all_or_none(keep if jax.process_index() == 0 else None)
 
 
 def _inherit(
@@ -250,7 +256,7 @@ def _inherit(
     schedule's position: there is no second warm-up.
     """
 
-    def read(folder: Path, run: dict[str, Any]) -> tuple[Path, dict[str, Any], str, TrainState]:
+    def check(folder: Path, run: dict[str, Any]) -> None:
         config_json.refuse_changes(
             {"model": run["config"]["model"]},
             {"model": now["model"]},
@@ -260,6 +266,9 @@ def _inherit(
         its = run_tokenizer.facts_of(run_tokenizer.tokenizer_of(folder, run))
         trained = f"{folder} was trained with tokenizer"
         run_tokenizer.refuse_other(its, tokenizer, trained, "data.source is read with")
+
+    def read(folder: Path, run: dict[str, Any]) -> tuple[Path, dict[str, Any], str, TrainState]:
+        together.all_or_none(lambda: check(folder, run))
         return folder, run, manifest.seal_of(folder), reading.read_state(folder, abstract)
 
     folder, run, seal, state = reading.read_newest(path, _agreed_step(path), read)
@@ -279,8 +288,7 @@ def _agreed_step(path: str) -> int | None:
     """Which checkpoint all processes start from; None, the newest, where there is one process."""
     if jax.process_count() == 1:
         return None
-    step = reading.find_checkpoint(path)[1]["step"]
-    distributed.wait_for_all("train.init-from found")
+    step = together.all_or_none(lambda: reading.find_checkpoint(path)[1]["step"])
     return int(multihost_utils.broadcast_one_to_all(np.int32(step)))
 
 

@@ -1,5 +1,6 @@
 """Damage is found and named, the checkpoint before is used, nothing is deleted; what is kept."""
 
+import errno
 import json
 import logging
 import math
@@ -337,3 +338,13 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert checkpoint.KeepSealed(tmp_path, keep_last=2, keep_best=0).surplus() == {1, 2, 3, 4}
     assert checkpoint.KeepSealed(tmp_path, keep_last=2, keep_best=2).surplus() == {1, 3}
     assert checkpoint.KeepSealed(tmp_path, keep_last=1, keep_best=1).surplus() == {1, 3, 4, 5}
+
+
+def test_a_checkpoint_that_cannot_be_removed_does_not_end_a_finished_run(copied_run, monkeypatch):
+    def busy(folder):
+        raise OSError(errno.EBUSY, "Device or resource busy", str(folder))
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    with pytest.warns(UserWarning, match=r"checkpoint 8 .* could not be removed: .* busy") as told:
+        checkpoint.Checkpoints(copied_run, keep_last=1, keep_best=0).close()
+    assert len(told) == 1

@@ -19,6 +19,7 @@ from multiscreen_jax.train import (
     TrainConfig,
     config_json,
     override,
+    places,
     train,
     transformer_recipe,
 )
@@ -263,3 +264,13 @@ def test_sections_are_small_and_frozen():
     for section in (OptimConfig, MeshConfig, TrainConfig, MultiscreenConfig):
         assert len(dataclasses.fields(section)) < 25
         assert section.__dataclass_params__.frozen
+
+
+def test_the_home_folder_is_the_same_for_writers_and_readers(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = resolved(tiny("--train.output-dir", "~/run", "--train.init-from", "~/base"))
+    assert config.train.output_dir == str(tmp_path / "run")
+    assert config.train.init_from == str(tmp_path / "base")
+    assert places.is_same("~/base", config.train.init_from, "/elsewhere")
+    with pytest.raises(ValueError, match=r"^train\.output-dir is '~nobody-here/run': "):
+        resolved(tiny("--train.output-dir", "~nobody-here/run"))

@@ -69,3 +69,10 @@ def test_metrics_lines_that_are_no_records_are_dropped(tmp_path):
     path.write_text("\n".join(['{"step": 1}', *odd, '{"step": 2}', '{"step": 3}']) + "\n")
     metrics.keep_until(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_unwritten_lines_that_are_no_record_are_left_out(tmp_path):
+    path = tmp_path / metrics.FILE
+    lines = ['{"step": 1}\n', "5\n", "\ud800\n", '{"step": "2"}\n', '{"step": 2}', '{"step": 2}\n']
+    metrics.keep_until(path, 2, lines)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -211,6 +211,9 @@ def test_a_manifest_of_brackets_is_damage(copied_run):
             r"params is of another model: its layers/tiles/\w+ has shape \(2, .*, not \(3, ",
         ),
         (lambda run: run["tokenizer"].pop("name"), "its tokenizer: lacks name"),
+        (lambda run: run.update(tokenizer={}), "its tokenizer: lacks name"),
+        (lambda run: run["tokenizer"].update(settings={"alphabet": 5}), "settings has 5; allowed"),
+        (lambda run: run.update(unwritten_metrics=[5]), "unwritten_metrics has 5; allowed: str"),
         (lambda run: run["tokenizer"].update(vocab_size=None), "vocab_size is None; allowed"),
     ],
 )

@@ -7,94 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 
-from experiments.configs import mqar_small, tiny
+from experiments.configs import mqar_small
 from experiments.evaluate import run as evaluate
 from experiments.evaluate_config import EvaluateConfig, TextConfig
 from multiscreen_jax.data import open_tokenizer
-from multiscreen_jax.train import override, run_tokenizer, setup, train
+from multiscreen_jax.train import config_json, override, run_tokenizer, together, train
 from multiscreen_jax.train.errors import NotWritten, one_line_errors
 from multiscreen_jax.train.trained_run import open_run
-from tests.train.old_runs import change_run_facts, make_old
-
-TEXT = "the cat sat on the mat and the dog ran to the log. "
-
-
-class BeforeTheFirstStep(Exception):
-    pass
-
-
-def prepare(config, monkeypatch):
-    """All that training does before its first step."""
-
-    def stop(*arguments):
-        raise BeforeTheFirstStep
-
-    with monkeypatch.context() as patch:
-        patch.setattr(setup, "_compile", stop)
-        with pytest.raises(BeforeTheFirstStep):
-            train(config)
-
-
-def settings(output, source, tokenizer="characters", **changes):
-    data = {"source": str(source), "tokenizer": str(tokenizer), "sequence_length": 16}
-    run = {"output_dir": str(output), "steps": 2, "tensorboard": False}
-    sections = {"data": data, "train": run, "model": {"implementation": "reference"}}
-    for section, fields in changes.items():
-        sections[section] |= fields
-    return override(tiny.config(), **sections)
-
-
-def write_tokenizer(path: Path, *words: str) -> Path:
-    names = ["<eos>", "<other>", *words]
-    vocabulary = {name: token for token, name in enumerate(names)}
-    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<other>"))
-    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    library.save(str(path))
-    return path
-
-
-WORDS = ("the", "cat", "sat", "on", "mat", "and", "dog")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder in which two runs were started: `run` on characters, `words` on a tokenizer.json."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "corpus.txt").write_text(TEXT * 40)
-    write_tokenizer(folder / "tokenizer.json", *WORDS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train(settings("run", "corpus.txt"))
-        train(settings("words", "corpus.txt", "tokenizer.json"))
-    return folder
-
-
-@pytest.fixture
-def place(trained, tmp_path, monkeypatch):
-    """A copy of that folder in which a test may change what it likes, and is."""
-    shutil.copytree(trained, tmp_path / "place")
-    monkeypatch.chdir(tmp_path / "place")
-    for name in ("run", "words"):  # as if they had been started here
-        change_run_facts(
-            tmp_path / "place" / name / "checkpoints" / "2",
-            lambda run: run.update(working_directory=str(tmp_path / "place")),
-        )
-    return tmp_path / "place"
-
-
-def one_line(error) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def token_file(folder: Path) -> Path:
-    write_tokenizer(folder / "words.json", *WORDS)
-    facts = {"dtype": "uint16", "vocab_size": 9, "tokenizer": "words.json", "eos_token": "<eos>"}
-    (folder / "tokens.json").write_text(json.dumps(facts))
-    np.full(400, 2, np.uint16).tofile(folder / "tokens.bin")
-    return folder / "tokens.bin"
+from tests.train.old_runs import change_run_facts
+from tests.train.tokenized import (
+    TEXT,
+    WORDS,
+    one_line,
+    prepare,
+    settings,
+    token_file,
+    write_tokenizer,
+)
 
 
 def mqar(folder):
@@ -273,61 +203,12 @@ def test_a_lost_copy_is_made_up_for_by_what_checkpoints_know(place):
     one_line(error)
 
 
-def opened_with_one_warning(name):
-    with pytest.warns(UserWarning, match="has no copy of its tokenizer; '") as warned:
-        opened = open_run(name)
-    assert len(warned) == 1
-    assert "\n" not in str(warned[0].message)
-    return opened.tokenizer, str(warned[0].message)
-
-
 def test_commands_warn_in_one_line():
     with one_line_errors():
         ours = warnings.formatwarning("of a run", UserWarning, run_tokenizer.__file__, 7)
         other = warnings.formatwarning("of numpy", UserWarning, np.__file__, 7)
     assert ours == "warning: of a run\n"
     assert f"{np.__file__}:7: UserWarning: of numpy" in other
-
-
-def test_runs_of_earlier_versions_open(place, monkeypatch):
-    for name, wanted in (("run", "characters"), ("words", "tokenizer.json")):
-        fingerprint = open_run(name).tokenizer.fingerprint
-        tokenizer, text = opened_with_one_warning(make_old(place / name))
-        assert (tokenizer.name, tokenizer.fingerprint) == (wanted, fingerprint)
-        assert f"{name} has no copy of its tokenizer; '{wanted}'" in text
-    prepare(settings("run", "corpus.txt", train={"steps": 3}), monkeypatch)
-    assert run_tokenizer.kept(place / "run") is not None  # written when it goes on
-    assert open_run("run").tokenizer.name == "characters"
-    Path("corpus.txt").unlink()
-    tokenizer, text = opened_with_one_warning("words")
-    assert tokenizer.decode([2]) == "the"
-    assert "is used unchecked, since its data is gone" in text
-
-
-@pytest.mark.parametrize("change", ["corpus", "tokenizer", "no corpus", "no tokenizer"])
-def test_runs_of_earlier_versions_are_not_read_with_another_tokenizer(change, place):
-    name = "words" if "tokenizer" in change else "run"
-    make_old(place / name)
-    if change == "corpus":
-        Path("corpus.txt").write_text(TEXT * 40 + "A1 new line\n")
-    elif change == "tokenizer":
-        write_tokenizer(Path("tokenizer.json"), *reversed(WORDS))
-    else:
-        Path("corpus.txt" if change == "no corpus" else "tokenizer.json").unlink()
-    text = "does not exist" if change.startswith("no") else "no copy of its tokenizer, and cannot"
-    with pytest.raises((ValueError, FileNotFoundError), match=text) as error:
-        open_run(name)
-    one_line(error)
-
-
-def test_a_copy_that_contradicts_the_settings_is_refused(place):
-    make_old(place / "run")
-    run_tokenizer.keep(place / "run", open_tokenizer("gpt2"))
-    folder = place / "run" / "checkpoints" / "2"
-    change_run_facts(folder, lambda run: run["config"]["data"].update(alphabet="abc"))
-    with pytest.raises(ValueError, match=r"tokenizer 'characters' .* holds 'gpt2'") as error:
-        open_run("run")
-    one_line(error)
 
 
 def test_parameters_are_not_inherited_by_another_tokenizer(place, monkeypatch):
@@ -382,3 +263,73 @@ def test_a_copy_that_cannot_be_written_is_an_error_of_its_own(tmp_path):
     with pytest.raises(NotWritten, match=r"could not write .*file/tokenizer: ") as error:
         run_tokenizer.keep(tmp_path / "file", open_tokenizer("bytes"))
     one_line(error)
+
+
+def a_program(place):
+    (place / "tokenizer").mkdir()
+    (place / "tokenizer" / "my_script.py").write_text("mine")
+
+
+def a_tokenizer_file(place):
+    (place / "tokenizer").mkdir()
+    write_tokenizer(place / "tokenizer" / "tokenizer.json", *WORDS)
+
+
+def more_than_a_copy(place):
+    a_program(place)
+    (place / "tokenizer" / "facts.json").write_text("{}")
+
+
+def a_link(place):
+    (place / "mine").mkdir()
+    (place / "mine" / "facts.json").write_text("{}")
+    (place / "tokenizer").symlink_to(place / "mine")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [a_program, a_tokenizer_file, more_than_a_copy, a_link, lambda p: (p / "tokenizer").touch()],
+)
+def test_what_is_the_user_s_own_is_never_removed(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text(TEXT * 40)
+    make(tmp_path)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    name = "tokenizer/tokenizer.json"
+    config = settings(".", "corpus.txt", name if Path(name).exists() else "characters")
+    with pytest.raises(ValueError, match=r"/tokenizer exists and is not a run's copy") as error:
+        train(config)
+    one_line(error)
+    after = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    assert after == before
+
+
+def test_a_process_that_refuses_a_checkpoint_tells_the_others(place, monkeypatch):
+    told = []
+    monkeypatch.setattr(together, "_from_all", lambda value: told.append(value) or [value])
+    with pytest.raises(ValueError, match="was made with other settings") as refused:
+        train(settings("run", "corpus.txt", train={"seed": 3}))
+    assert told[-1] == (2, str(refused.value))
+    with pytest.raises(ValueError, match="was trained with tokenizer") as refused:
+        train(settings("next", "corpus.txt", "bytes", train={"init_from": "run"}))
+    assert told[-1] == (2, str(refused.value))
+
+
+def test_run_facts_that_cannot_be_used_end_a_resumed_run_in_one_line(place):
+    folder = place / "run" / "checkpoints" / "2"
+    change_run_facts(folder, lambda run: run["tokenizer"].update(settings={"alphabet": 5}))
+    with pytest.raises(ValueError, match="its tokenizer: settings has 5; allowed: str") as error:
+        train(settings("run", "corpus.txt", train={"steps": 3}))
+    assert str(folder) in one_line(error)
+
+
+@pytest.mark.parametrize("content", ['{"model": "mine"}', "[1]"])
+def test_the_user_s_own_settings_file_is_not_replaced(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="exists and is not a run's settings") as error:
+        config_json.save(settings("run", "corpus.txt"), tmp_path / "config.json")
+    assert str(tmp_path / "config.json") in one_line(error)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [content]
+    (tmp_path / "config.json").write_text("")  # of a machine that died
+    for _ in range(2):
+        config_json.save(settings("run", "corpus.txt"), tmp_path / "config.json")

@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiments.launch import local
 from multiscreen_jax.ownership import FolderInUse, owned
-from multiscreen_jax.train import override, provenance, together, train
-from multiscreen_jax.train.errors import EndedTogether, NotWritten, exit_code
+from multiscreen_jax.train import loop, override, provenance, together, train
+from multiscreen_jax.train.errors import EndedTogether, NonFiniteLoss, NotWritten, exit_code
 from tests.train import small
 
 ROOT = Path(__file__).parents[2]
@@ -154,3 +155,19 @@ def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(text, tmp_path)
         assert tmp_path.stat().st_mtime_ns == before
     assert exit_code(refused.value) == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_ends_all_with_3_whoever_could_not_save(monkeypatch):
+    def fails():
+        raise EndedTogether("process 1: could not save checkpoint 4", 4)
+
+    collector = object.__new__(loop._Collector)
+    values = dict.fromkeys(("loss", "gradient_norm", "update_norm"), float("nan"))
+    collector._pending, collector._checked = (5, {**values, "finite": False}), None
+    collector._settings = SimpleNamespace(on_nonfinite="stop")
+    collector._checkpoints = SimpleNamespace(finish=fails, folder=Path("nowhere"))
+    monkeypatch.setattr(loop._Collector, "_write", lambda *record: None)
+    collector.restart_clock()
+    with pytest.raises(NonFiniteLoss, match="Also: process 1: could not save") as ended:
+        collector.check_finite()
+    assert exit_code(ended.value) == 3
