@@ -8,14 +8,16 @@
 """
 
 import errno
+import io
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,6 +33,8 @@ _USER_ERRORS = (
     FloatingPointError,
     ImportError,
 )
+# What the file system says of a file that a person chose, in whichever library.
+_FILE_ERRORS = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _PLATFORMS = ".xla_bridge"  # the module in which JAX starts platforms
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -66,12 +70,12 @@ class PlatformNotStarted(ValueError):
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether the error tells the user something: raised by this library, or a full disk's."""
+    """Whether the error tells the user something: raised by this library, or about a file."""
     if isinstance(error, NonFiniteLoss | NotWritten | FolderInUse | EndedTogether):
         return True
-    if is_full_disk(error):
+    if is_full_disk(error) or _names_a_file(error):
         return True
-    if not isinstance(error, _USER_ERRORS):
+    if not isinstance(error, (*_USER_ERRORS, *_FILE_ERRORS)):
         return False
     if isinstance(error, ImportError) and error.name is not None:
         return False  # raised by an import statement
@@ -85,6 +89,13 @@ def is_ours(error: BaseException) -> bool:
 def is_full_disk(error: BaseException) -> bool:
     """Whether the disk, or its share of one user, has no bytes or no files left."""
     return isinstance(error, OSError) and error.errno in _FULL_DISK
+
+
+def _names_a_file(error: BaseException) -> bool:
+    """Whether the system refuses a file, and says which."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return False
+    return isinstance(error, _FILE_ERRORS) or error.errno == errno.EROFS
 
 
 def exit_code(error: BaseException) -> int:
@@ -117,7 +128,9 @@ def writing(what: object) -> Iterator[None]:
 def one_line_errors() -> Iterator[None]:
     """For command lines: our errors print `error: ...` and exit with 2 (or their own code).
 
-    Everything else keeps its traceback: it is a bug, and whoever reports it needs it.
+    Everything else keeps its traceback: it is a bug, and whoever reports it needs it. Where the
+    reader of a pipe has gone, as `head` does, the command ends without a word. Characters that a
+    stream cannot encode are written as escapes.
     """
     import jax
 
@@ -126,10 +139,21 @@ def one_line_errors() -> Iterator[None]:
     # A platform that is installed and cannot start is told of by JAX, with a traceback.
     for name in [name for name in logging.root.manager.loggerDict if name.endswith(_PLATFORMS)]:
         logging.getLogger(name).addFilter(_in_one_line)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not a notebook's
+            with suppress(OSError):  # met again, and told of, at the end
+                stream.reconfigure(errors="backslashreplace")
     try:
         with _one_line_warnings():
             yield
+            sys.stdout.flush()  # what it refuses is told of as the other errors
+    except SystemExit:
+        _close_refusing_streams()
+        raise
     except Exception as error:
+        refused = _close_refusing_streams()
+        if isinstance(error, BrokenPipeError) and refused:
+            sys.exit(128 + signal.SIGPIPE)  # as the signal would have it
         if not is_ours(error) and (error := _platform_error(error)) is None:
             raise
         tell(f"error: {error}")
@@ -168,6 +192,18 @@ def close_unwritable(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+def _close_refusing_streams() -> list[TextIO]:
+    """Which of stdout and stderr cannot be written; when Python ends, it need not try again."""
+    refusing = []
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            close_unwritable(stream)
+            refusing.append(stream)
+    return refusing
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
