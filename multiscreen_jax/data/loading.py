@@ -176,11 +176,10 @@ def prepared_tokens(source: str, split: str = "train") -> Path | None:
 def find_tokenizer(config: DataConfig, split: str = "train") -> Tokenizer:
     """The tokenizer of a config; that of the sidecar where the source is prepared tokens.
 
-    A source that is named for validation too, as for evaluation, is asked for the split to be
-    opened: it may have no other.
+    A source that is named for validation too, as for evaluation, may have files for that alone.
     """
-    read = split if config.valid_source == config.source else "train"
-    path = prepared_tokens(config.source, read)
+    alone = config.valid_source == config.source and not sources.has_training(config.source)
+    path = prepared_tokens(config.source, split if alone else "train")
     if path is not None:
         return open_own_tokenizer(path)
     alphabet = config.alphabet

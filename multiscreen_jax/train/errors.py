@@ -1,7 +1,7 @@
 """Errors with an exit code of their own, and the one line that a person sees for the others.
 
 1  anything unforeseen, such as a link that failed: starting again may help
-2  a setting, or data, that cannot be used: it will not
+2  a setting, data, or a file that cannot be used: it will not
 3  a loss that is not finite: it will not
 4  a checkpoint, or another file of a run, that could not be written: it may, when the storage is
    there again
