@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -139,20 +140,22 @@ def one_line_errors() -> Iterator[None]:
     # A platform that is installed and cannot start is told of by JAX, with a traceback.
     for name in [name for name in logging.root.manager.loggerDict if name.endswith(_PLATFORMS)]:
         logging.getLogger(name).addFilter(_in_one_line)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in _streams():
         if isinstance(stream, io.TextIOWrapper):  # not a notebook's
             with suppress(OSError):  # met again, and told of, at the end
                 stream.reconfigure(errors="backslashreplace")
     try:
         with _one_line_warnings():
             yield
-            sys.stdout.flush()  # what it refuses is told of as the other errors
+            for stream in _streams():  # what they refuse is told of as the other errors
+                stream.flush()
     except SystemExit:
         _close_refusing_streams()
         raise
     except Exception as error:
-        refused = _close_refusing_streams()
-        if isinstance(error, BrokenPipeError) and refused:
+        unread = any(map(_is_unread, _streams()))
+        _close_refusing_streams()
+        if isinstance(error, BrokenPipeError) and unread:
             sys.exit(128 + signal.SIGPIPE)  # as the signal would have it
         if not is_ours(error) and (error := _platform_error(error)) is None:
             raise
@@ -194,16 +197,28 @@ def close_unwritable(stream: TextIO) -> None:
     os.close(nowhere)
 
 
-def _close_refusing_streams() -> list[TextIO]:
-    """Which of stdout and stderr cannot be written; when Python ends, it need not try again."""
-    refusing = []
-    for stream in (sys.stdout, sys.stderr):
+def _streams() -> list[TextIO]:
+    """Of stdout and stderr those that were not closed when Python began."""
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose reader has gone."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), select.POLLOUT)
+    except OSError:  # a notebook's
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _close_refusing_streams() -> None:
+    """What stdout and stderr still hold goes nowhere if it cannot be written."""
+    for stream in _streams():
         try:
             stream.flush()
         except OSError:
             close_unwritable(stream)
-            refusing.append(stream)
-    return refusing
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:

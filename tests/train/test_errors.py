@@ -54,10 +54,11 @@ def test_others_keep_their_traceback_and_code(capsys):
 
 @pytest.fixture
 def unread():
-    """A pipe without a reader; what a command writes is held back as to a file."""
+    """A pipe whose reader has gone after a while; what a command writes is held back."""
     read, write = os.pipe()
-    os.close(read)
     out = io.TextIOWrapper(io.BufferedWriter(io.FileIO(write, "w")), encoding="utf-8")
+    print("text", file=out, flush=True)
+    os.close(read)
     yield out
     out.close()  # goes nowhere
 
@@ -78,6 +79,12 @@ def test_a_pipe_whose_reader_has_gone_and_an_error(unread, monkeypatch, capsys):
         raise FolderInUse("x is being written")
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: x is being written\n"
+
+
+def test_streams_that_are_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with one_line_errors():
+        print("text")
 
 
 def test_help_to_a_reader_that_has_gone(unread, monkeypatch, capsys):
