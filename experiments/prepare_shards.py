@@ -324,7 +324,7 @@ def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
             ) from None
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, ValueError | ImportError):
+            if isinstance(error, ValueError | ImportError | FileNotFoundError):
                 raise copy.copy(error) from error  # of this file, not of the pool's library
             raise
 
