@@ -139,7 +139,7 @@ def main(
         found = check(experiment, where, sizes, lambda line: print(line, flush=True))
     print(report.text(found))
     if hlo is not None and isinstance(found.program, Program):
-        hlo.write_text(found.program.text)
+        hlo.write_text(found.program.text, encoding="utf-8")
     if csv is not None:
         report.append(csv, report.row(config, found), command(), facts)
         print(f"\nadded to {csv}")

@@ -20,6 +20,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import dataclasses
 import json
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from experiments.harness import run_harness
 from multiscreen_jax import evaluation, inspect
 from multiscreen_jax.data import DataConfig, Pipeline, Tokenizer, open_pipeline
 from multiscreen_jax.data.config import SYNTHETIC
+from multiscreen_jax.data.loading import prepared_tokens
 from multiscreen_jax.data.needle import Haystack
 from multiscreen_jax.data.sources import NAMED
 from multiscreen_jax.evaluation import figures
@@ -40,6 +42,7 @@ from multiscreen_jax.inspect.tables import text_table, tile_rows
 from multiscreen_jax.models import Multiscreen, Transformer, build
 from multiscreen_jax.paths import checked_path
 from multiscreen_jax.train import checks, one_line_errors, options, run_tokenizer
+from multiscreen_jax.train.errors import is_full_disk
 from multiscreen_jax.train.trained_run import open_run
 
 PROGRAM = "python -m experiments.evaluate"
@@ -80,11 +83,16 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--output: cannot make {folder} ({error.strerror})") from None
+        if is_full_disk(error):
+            raise
+        given = "--output: " if config.output else ""
+        raise ValueError(f"{given}cannot make {folder} ({error.strerror})") from None
+    for name in (f"{config.task}.json", *FILES.get(config.task, ())):
+        _require_writable(folder / name)
     result = TASKS[config.task](config, loaded, folder)
     record = {**loaded.facts, "task": config.task, **result}
     path = folder / f"{config.task}.json"
-    path.write_text(json.dumps(_plain(record), indent=2) + "\n")
+    path.write_text(json.dumps(_plain(record), indent=2) + "\n", encoding="utf-8")
     print(f"written to {folder}")
     return record
 
@@ -249,6 +257,21 @@ TASKS: dict[str, Callable[[EvaluateConfig, Loaded, Path], dict[str, Any]]] = {
     "relevance": relevance,
     "lm-eval": lm_eval,
 }
+FILES = {  # besides TASK.json
+    "positions": ("positions.csv", "positions.png"),
+    "abcdigits": ("abcdigits.csv", "abcdigits.png"),
+    "needle": ("needle.csv", "needle.png"),
+    "mqar": ("mqar.csv",),
+    "relevance": ("relevance.png", "windows.png", "explorer.html", "tiles.csv"),
+}
+
+
+def _require_writable(path: Path) -> None:
+    """OSError that names the file where it cannot be written, before anything is computed."""
+    if path.exists():
+        path.open("ab").close()
+    else:
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def _require_kind(option: str, kind: type, model: Any, run: str) -> None:
@@ -284,9 +307,19 @@ def _open(loaded: Loaded, **changes: Any) -> Pipeline:
         run_tokenizer.facts_of(loaded.tokenizer),
         run_tokenizer.facts_of(pipeline.tokenizer),
         f"{loaded.facts['run']} was trained with tokenizer",
-        f"{loaded.data.source} holds tokens of",
+        _uses(loaded.data),
     )
     return pipeline
+
+
+def _uses(data: DataConfig) -> str:
+    """How a message begins that names the tokenizer of the data read."""
+    source = data.valid_source or data.source
+    if source in SYNTHETIC:
+        return f"{source} is made with"
+    if prepared_tokens(source, "valid") is not None:
+        return f"{source} holds tokens of"
+    return f"the documents of {source} need one that ends them,"
 
 
 def _first_tokens(loaded: Loaded, count: int) -> np.ndarray:

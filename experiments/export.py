@@ -8,6 +8,11 @@ Examples:
 `mj.convert.load_safetensors` reads it back. Names and layout are those of the source.
 """
 
+from experiments.interrupt import end_on_interrupt
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    end_on_interrupt()
+
 from dataclasses import dataclass
 from typing import Annotated
 

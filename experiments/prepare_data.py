@@ -14,10 +14,13 @@ are the same. Large corpora are prepared in parallel by experiments.prepare_shar
 
 from __future__ import annotations
 
+from experiments.interrupt import end_on_interrupt
+
+if __name__ == "__main__":  # before the imports; what is written stays
+    end_on_interrupt()
+
 import itertools
 import os
-import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -29,7 +32,6 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.interrupt import end_on_interrupt
 from experiments.prepare_progress import FILE as JOURNAL
 from experiments.prepare_progress import Done, Journal, command_digest, open_journal
 from experiments.prepare_report import ProgressReport, Report
@@ -51,6 +53,7 @@ from multiscreen_jax.data.token_files import (
     finish_token_file,
     sidecar_path,
 )
+from multiscreen_jax.data.tokenizer_copy import kept_tokenizer, refuse_other_copy
 from multiscreen_jax.data.tokenizers import Encoded, Tokenizer, open_tokenizer
 from multiscreen_jax.ownership import owned
 from multiscreen_jax.paths import checked_path
@@ -204,7 +207,10 @@ def hold_out(journal: Journal, fraction: float) -> None:
 def finish(
     journal: Journal, names: tuple[str, ...], tokenizer: Tokenizer
 ) -> dict[str, dict[str, Any]]:
-    """Puts the files in place of older ones; returns the sidecars. A kill lets it begin again."""
+    """Puts the files in place of older ones; returns the sidecars. A kill lets it begin again.
+
+    The copy of a tokenizer.json comes when nothing is left that was made with an older one.
+    """
     assert journal.cut is not None
     for name in NAMES:
         partial, path = journal.path(name, "tokens"), journal.folder / f"{name}.bin"
@@ -217,6 +223,7 @@ def finish(
             os.truncate(partial, journal.cut * journal.dtype.itemsize)
         if name in names:
             partial.replace(path)
+    tokenizer = kept_tokenizer(tokenizer, journal.folder)
     sidecars = {}
     for name in names:
         part = name if name in journal.parts else "train"
@@ -244,13 +251,17 @@ def prepare(config: PrepareConfig, console: Console) -> dict[str, dict[str, Any]
         if not (config.output / JOURNAL).is_file():
             _refuse_old(config)  # before anything is read
         tokenizer = _open_tokenizer(config, files)
+        if not config.overwrite:
+            refuse_other_copy(tokenizer, config.output, " or --overwrite")
         dtype = token_dtype(tokenizer.vocab_size).newbyteorder("<")
         command = _command(config, files, tokenizer)
-        journal, note = open_journal(config.output, command, dtype)
+        journal, note = open_journal(config.output, command, dtype, config.overwrite)
         if note is not None:
             console.print(f"{config.output}: {note}", highlight=False, soft_wrap=True)
         if journal.cut is None:
             _refuse_old(config)
+        if not journal.parts:
+            journal.discard()  # what cannot go on
         try:
             for name, sources in files.items():
                 if name in journal.parts and journal.parts[name].whole:
@@ -309,18 +320,7 @@ def _open_tokenizer(config: PrepareConfig, files: dict[str, list[Path]]) -> Toke
             for _, _, document in read_all(part, config.text_field):
                 found.update(document.text)
         return open_tokenizer("characters", "".join(sorted(found)))
-    return own_tokenizer(config.tokenizer, config.eos_token, config.output)
-
-
-def own_tokenizer(name: str, eos_token: str | None, folder: Path) -> Tokenizer:
-    """Opens a tokenizer; a tokenizer.json as a copy in `folder`, so that tokens keep theirs."""
-    if not name.endswith(".json"):
-        return open_tokenizer(name)
-    open_tokenizer(name, eos_token=eos_token)  # refuse before copying
-    copy = folder / "tokenizer.json"
-    if not copy.exists() or not copy.samefile(name):
-        shutil.copyfile(name, copy)
-    return open_tokenizer(str(copy), eos_token=eos_token)
+    return open_tokenizer(config.tokenizer, eos_token=config.eos_token)
 
 
 def lost_text(facts: dict[str, Any]) -> str:
@@ -331,27 +331,22 @@ def lost_text(facts: dict[str, Any]) -> str:
 
 def main() -> None:
     # Here, since the workers of prepare_shards import this file.
-    from multiscreen_jax.train import errors, options
+    from multiscreen_jax.train import one_line_errors, options
 
     console = Console()
-    try:
+    with one_line_errors():
         config = options.read(PrepareConfig, prog=PROGRAM, description=__doc__)
         say_files(config.inputs, "train", console)
         say_files(validation_inputs(config), "valid", console)
-        sidecars = prepare(config, console)
-    except (ValueError, OSError, ImportError) as error:
-        errors.tell(f"error: {error}")
-        sys.exit(errors.NotWritten.exit_code if errors.is_full_disk(error) else 2)
-    for name, facts in sidecars.items():
-        console.print(
-            f"{config.output / name}.bin: {facts['num_tokens']:,} tokens, "
-            f"{facts['num_documents']:,} documents, {facts['dtype']}, "
-            f"vocabulary {facts['vocab_size']}{lost_text(facts)}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        for name, facts in prepare(config, console).items():
+            console.print(
+                f"{config.output / name}.bin: {facts['num_tokens']:,} tokens, "
+                f"{facts['num_documents']:,} documents, {facts['dtype']}, "
+                f"vocabulary {facts['vocab_size']}{lost_text(facts)}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 if __name__ == "__main__":
-    end_on_interrupt()  # what is written stays, and the same command goes on
     main()

@@ -51,6 +51,7 @@ class Done:
         return self.lost_bytes / max(1, self.text_bytes)
 
 
+_STATE = {"command": str, "parts": dict, "cut": int | None}
 _KEYS = {entry.name: bool if entry.name == "whole" else int for entry in dataclasses.fields(Done)}
 
 
@@ -104,7 +105,7 @@ class Journal:
             os.fsync(file.fileno())
         parts = {name: dataclasses.asdict(done) for name, done in self.parts.items()}
         partial = self.folder / f"{FILE}.partial"
-        with partial.open("w") as out:
+        with partial.open("w", encoding="utf-8") as out:
             json.dump({"command": self.command, "parts": parts, "cut": self.cut}, out, indent=1)
             out.flush()
             os.fsync(out.fileno())
@@ -123,32 +124,42 @@ def command_digest(**settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def open_journal(folder: Path, command: str, dtype: np.dtype) -> tuple[Journal, str | None]:
-    """What an earlier run of the same command left, or a new beginning; and what to say of it."""
+def open_journal(
+    folder: Path, command: str, dtype: np.dtype, overwrite: bool
+) -> tuple[Journal, str | None]:
+    """What an earlier run of the same command left, or a new beginning; and what to say of it.
+
+    Nothing is removed. ValueError where another command is unfinished, unless that may be
+    overwritten.
+    """
     fresh = Journal(folder, command, dtype)
     if not (folder / FILE).is_file():
-        fresh.discard()
         return fresh, None
     try:
-        found = _read(folder, command, dtype)
+        state = read_object(folder / FILE, keys=_STATE)
+        if state["command"] == command:
+            found = _found(fresh, state)
+        elif overwrite:
+            return fresh, f"starts over: {folder / FILE} is of other inputs or settings"
     except ValueError as error:
-        fresh.discard()
         return fresh, f"starts over: {error}"
+    if state["command"] != command:
+        raise ValueError(
+            f"{folder} has unfinished token files of other inputs or settings; allowed: the "
+            "command that began them, another --output, or --overwrite"
+        )
     documents = sum(done.starts for done in found.parts.values())
     return found, f"goes on after {documents:,} documents"
 
 
-def _read(folder: Path, command: str, dtype: np.dtype) -> Journal:
-    path = folder / FILE
-    keys = {"command": str, "parts": dict, "cut": int | None}
-    state = read_object(path, keys=keys)
-    if state["command"] != command:
-        raise ValueError(f"{path} is of other inputs or settings")
+def _found(fresh: Journal, state: dict[str, Any]) -> Journal:
+    """The journal of a state that was written; ValueError if its files are not there."""
+    path = fresh.folder / FILE
     parts = {
         name: Done(**check_keys(done, f"{path}: {name!r}", _KEYS))
         for name, done in state["parts"].items()
     }
-    found = Journal(folder, command, dtype, parts, state["cut"])
+    found = dataclasses.replace(fresh, parts=parts, cut=state["cut"])
     for name, done in parts.items():
         for stream in STREAMS:
             file, least = found.path(name, stream), getattr(done, stream)

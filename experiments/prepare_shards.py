@@ -22,14 +22,19 @@ the same command continues.
 
 from __future__ import annotations
 
+from experiments.interrupt import end_on_interrupt
+
+if __name__ in ("__main__", "__mp_main__"):  # before the imports, in workers too
+    end_on_interrupt()
+
 import contextlib
+import copy
 import functools
 import itertools
 import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -42,7 +47,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.prepare_data import document_files, lost_text, own_tokenizer, say_files
+from experiments.prepare_data import document_files, lost_text, say_files
 from experiments.prepare_report import ProgressReport
 from multiscreen_jax.data.config import DataConfig, require_integer
 from multiscreen_jax.data.kinds import JSON_LINES, extension_of
@@ -61,6 +66,7 @@ from multiscreen_jax.data.token_shards import (
     with_end,
     write_shard,
 )
+from multiscreen_jax.data.tokenizer_copy import kept_tokenizer, refuse_other_copy
 from multiscreen_jax.data.tokenizers import Tokenizer, open_tokenizer
 from multiscreen_jax.json_files import read_object
 from multiscreen_jax.ownership import owned
@@ -129,9 +135,10 @@ class Task:
     record_tokens: int
 
 
-def make_plan(config: ShardsConfig, files: list[Path], extents: Iterable[int]) -> dict[str, Any]:
+def make_plan(
+    config: ShardsConfig, tokenizer: Tokenizer, files: list[Path], extents: Iterable[int]
+) -> dict[str, Any]:
     """All that decides the bytes of the shards, as JSON has it."""
-    tokenizer = open_tokenizer(config.tokenizer, eos_token=config.eos_token)
     extra = {} if tokenizer.byte_lengths is not None else {"byte_counts": True}
     sizes = [file.stat().st_size for file in files]
     return {
@@ -245,10 +252,11 @@ def prepare(config: ShardsConfig, console: Console) -> dict[str, Any]:
     """Makes the dataset, or what is missing of it; returns its tokens.json."""
     files = document_files(config.inputs, "train")
     with owned(config.output), _workers(config.workers) as pool:
-        plan = make_plan(config, files, pool.map(file_extent, files))
-        _agree(config.output / PLAN, plan)
+        tokenizer = open_tokenizer(config.tokenizer, eos_token=config.eos_token)
+        plan = make_plan(config, tokenizer, files, pool.map(file_extent, files))
+        _agree(config.output / PLAN, plan, tokenizer)
         if not (config.output / SHARDS_SIDECAR).is_file():
-            tokenizer = own_tokenizer(config.tokenizer, config.eos_token, config.output)
+            tokenizer = kept_tokenizer(tokenizer, config.output)
             shards = _make_all(pool, _tasks(config, tokenizer.name, plan["inputs"]), console)
             if not any(shard["num_tokens"] for shard in shards):
                 raise ValueError(f"the corpus is empty: {len(files)} files without any text")
@@ -272,9 +280,10 @@ def _tasks(config: ShardsConfig, tokenizer: str, inputs: list[dict[str, Any]]) -
     ]
 
 
-def _agree(path: Path, plan: dict[str, Any]) -> None:
+def _agree(path: Path, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
     """Writes the plan, or compares it with the one that the shards there follow."""
     if not path.is_file():
+        refuse_other_copy(tokenizer, path.parent)
         _write_json(path, plan)
         return
     before = read_object(path)
@@ -309,12 +318,14 @@ def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
         try:
             yield pool
         except BrokenProcessPool:
-            raise OSError(
+            raise ValueError(
                 "a worker died, which a lack of memory may explain; the same command, with fewer "
                 "--workers, continues"
             ) from None
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, ValueError | ImportError | FileNotFoundError):
+                raise copy.copy(error) from error  # of this file, not of the pool's library
             raise
 
 
@@ -332,23 +343,21 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    from multiscreen_jax.train import errors, options  # here: every worker imports this file
+    # Here, since every worker imports this file.
+    from multiscreen_jax.train import one_line_errors, options
 
     console = Console()
-    try:
+    with one_line_errors():
         config = options.read(ShardsConfig, prog=PROGRAM, description=__doc__)
         say_files(config.inputs, "train", console)
         facts = prepare(config, console)
-    except (ValueError, OSError, ImportError) as error:
-        errors.tell(f"error: {error}")
-        sys.exit(errors.NotWritten.exit_code if errors.is_full_disk(error) else 2)
-    console.print(
-        f"{config.output}: {facts['num_tokens']:,} tokens, {facts['num_documents']:,} documents, "
-        f"{len(facts['shards'])} shards, {facts['dtype']}, vocabulary {facts['vocab_size']}"
-        f"{lost_text(facts)}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        console.print(
+            f"{config.output}: {facts['num_tokens']:,} tokens, "
+            f"{facts['num_documents']:,} documents, {len(facts['shards'])} shards, "
+            f"{facts['dtype']}, vocabulary {facts['vocab_size']}{lost_text(facts)}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 if __name__ == "__main__":

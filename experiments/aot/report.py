@@ -70,7 +70,7 @@ def append(path: Path, new: dict[str, Any], command: str, facts: Sequence[str]) 
     """Adds a row to a table, which is made if it is not there; its command joins the header."""
     rows, header = [], list(facts)
     if path.exists():
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         header = [line.removeprefix("# ") for line in lines if line.startswith("#")]
         rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     write_csv(path, [*rows, new], [*header, f"command: {command}"])

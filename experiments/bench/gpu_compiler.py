@@ -237,7 +237,7 @@ _NOT_MEASURED = {"registers": -1, "spill_stores": 0, "spill_loads": 0}
 def _assemble(ptx):
     target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)[1]
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "kernel.ptx").write_text(ptx)
+        (Path(folder) / "kernel.ptx").write_text(ptx, encoding="utf-8")
         command = [_ptxas(), "-v", f"-arch={target}", "kernel.ptx", "-o", "kernel.cubin"]
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     log = run.stdout + run.stderr

@@ -145,7 +145,7 @@ class Worker:
             "OMP_NUM_THREADS": str(timing.threads),
             **ALLOCATORS[contender.allocator],
         }
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "experiments.bench.worker", json.dumps(settings)],
             stdin=subprocess.PIPE,

@@ -91,7 +91,7 @@ def run(bench: LongContextBench) -> dict[str, Any]:
     print(json.dumps(found, indent=2))
     if bench.output is not None:
         bench.output.parent.mkdir(parents=True, exist_ok=True)
-        bench.output.write_text(json.dumps(found, indent=2) + "\n")
+        bench.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
 
 

@@ -84,7 +84,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], header: Sequence[str]) -> None:
     """The rows, after the header as comment lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         file.writelines(f"# {line}\n" for line in header)
         writer = csv.DictWriter(file, _columns(rows), restval="", lineterminator="\n")
         writer.writeheader()

@@ -42,7 +42,7 @@ def write(path: Path, tables: Path = results.FOLDER, scale: str = "small") -> No
         figure.savefig(figures / f"{name}.png", dpi=120, metadata={"Software": SOFTWARE})
         parts.append(f"![{study.TITLE}]({FIGURES}/{name}.png)\n\n{study.report(rows).strip()}\n")
         parts.append(f"{_coverage(study, rows, scale)}: [table](results/{name}.csv).\n")
-    path.write_text("\n".join(parts))
+    path.write_text("\n".join(parts), encoding="utf-8")
 
 
 def _coverage(study: Study, rows: list[Row], scale: str) -> str:

@@ -93,7 +93,7 @@ class _Clock:
         self.seconds, self.ended = seconds, ended
         kept = {name: getattr(self, name) for name in ("command", "seconds", "ended", "commit")}
         part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(kept))
+        part.write_text(json.dumps(kept), encoding="utf-8")
         part.replace(self.path)
 
 

@@ -33,7 +33,7 @@ def add(
     columns = list(dict.fromkeys(name for row in rows for name in row))
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{study}.part"
-    with part.open("w", newline="") as file:
+    with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda row: row["run"]))

@@ -100,7 +100,7 @@ def open_tokens(
 
 def open_split(config: DataConfig, split: str) -> tuple[TokenStore, Tokenizer]:
     """Tokens of a split, and the tokenizer that made them."""
-    tokenizer = find_tokenizer(config)
+    tokenizer = find_tokenizer(config, split)
     own = validation_source(config)
     source = config.source if split == "train" or own is None else own
     read = "train" if own is None else split
@@ -137,6 +137,8 @@ def describe_data(config: DataConfig) -> str | None:
         return None
     own = validation_source(config)
     train = f"train: {_describe(config.source, 'train')}"
+    if own is None and config.valid_fraction == 0:
+        return f"{train}; valid: none"
     if own is None:
         return f"{train}; valid: the last {config.valid_fraction:g} of it"
     return f"{train}; valid: {_describe(own, 'valid')}"
@@ -171,9 +173,13 @@ def prepared_tokens(source: str, split: str = "train") -> Path | None:
     return first if extension_of(first) in TOKENS else None
 
 
-def find_tokenizer(config: DataConfig) -> Tokenizer:
-    """The tokenizer of a config; that of the sidecar where the source is prepared tokens."""
-    path = prepared_tokens(config.source)
+def find_tokenizer(config: DataConfig, split: str = "train") -> Tokenizer:
+    """The tokenizer of a config; that of the sidecar where the source is prepared tokens.
+
+    A source that is named for validation too, as for evaluation, may have files for that alone.
+    """
+    alone = config.valid_source == config.source and not sources.has_training(config.source)
+    path = prepared_tokens(config.source, split if alone else "train")
     if path is not None:
         return open_own_tokenizer(path)
     alphabet = config.alphabet

@@ -91,11 +91,6 @@ class TokenStore(ABC):
         """Tokens [first, last) as int32, checked against vocab_size."""
         return self.checked_piece(first, last, documents=False).tokens.astype(np.int32)
 
-    def read_packed(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [first, last), and the document of each, counting from 1 at `first`: int32."""
-        piece = self.checked_piece(first, last, documents=True)
-        return piece.tokens.astype(np.int32), document_numbers(piece)
-
     def token_counts(self) -> np.ndarray:
         """How often each token occurs, int64 [vocab_size]; one scan of the store."""
         counts = np.zeros(self.vocab_size, np.int64)

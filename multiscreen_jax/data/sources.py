@@ -90,10 +90,18 @@ def find_files(source: str, split: str = "train") -> list[Path]:
 
 def has_validation(source: str) -> bool:
     """Whether a source has documents for validation of its own: sotu, or names in a folder."""
-    if source in NAMED:
-        return source == "sotu"
+    return source == "sotu" if source in NAMED else _names_tell(source, "valid")
+
+
+def has_training(source: str) -> bool:
+    """Whether a source has documents for training: sotu, or names in a folder."""
+    return source in NAMED or _names_tell(source, "train")
+
+
+def _names_tell(source: str, split: str) -> bool:
+    """Whether a source is a folder with files for "train" and for this split."""
     folder = expanded_path(source, "source")
-    return folder.is_dir() and has_split(folder, "valid")
+    return folder.is_dir() and has_split(folder, split)
 
 
 def source_files(source: str, split: str) -> list[Path]:

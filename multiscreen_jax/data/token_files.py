@@ -10,6 +10,7 @@
 and, as `finish_token_file` writes them, also
 
     alphabet, eos_token   settings of the tokenizer, where it has any
+    tokenizer_checksum    16-byte BLAKE2b of the tokenizer's fingerprint, in hex
     num_tokens            must agree with the size of the file
     checksum              16-byte BLAKE2b of the .bin, in hex
     num_documents         must agree with the file of document starts, NAME.documents.npy (int64)
@@ -36,6 +37,7 @@ import numpy as np
 
 from multiscreen_jax.data.config import NAMED_TOKENIZERS, near_matches
 from multiscreen_jax.data.foreign_tokens import (
+    Header,
     document_starts,
     likely_reading,
     read_header,
@@ -54,7 +56,12 @@ SHARDS_SIDECAR = "tokens.json"
 VERIFIED_BYTES = 1 << 28
 SAMPLED_BYTES = 1 << 22  # of those that are larger, looked at for a wrong dtype
 KEYS = {"vocab_size": int, "tokenizer": str}
-OPTIONAL = {"alphabet": str | None, "eos_token": str | None, "lost_share": float}
+OPTIONAL = {
+    "alphabet": str | None,
+    "eos_token": str | None,
+    "tokenizer_checksum": str,
+    "lost_share": float,
+}
 
 
 def sidecar_path(path: Path) -> Path:
@@ -129,7 +136,13 @@ def tokenizer_facts(folder: Path, dtype: np.dtype, tokenizer: Tokenizer) -> dict
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": name,
         **tokenizer.settings,
+        "tokenizer_checksum": _tokenizer_checksum(tokenizer),
     }
+
+
+def _tokenizer_checksum(tokenizer: Tokenizer) -> str:
+    fingerprint = tokenizer.fingerprint.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(fingerprint, digest_size=16).hexdigest()
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
@@ -137,6 +150,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
     ValueError or FileNotFoundError in one line.
     """
+    return _read_sidecar(path, None if path.is_dir() else read_header(path))
+
+
+def _read_sidecar(path: Path, header: Header | None) -> dict[str, Any]:
     sidecar = sidecar_path(path)
     if not sidecar.is_file():
         raise FileNotFoundError(
@@ -145,7 +162,6 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         )
     refuse_lfs_pointer(sidecar)
     facts = read_object(sidecar)
-    header = None if path.is_dir() else read_header(path)
     if header is not None:
         _check_dtype(header.file, header.dtype)
         facts.setdefault("dtype", header.dtype)
@@ -185,7 +201,11 @@ def _unsigned(dtype: str) -> str:
 
 def open_own_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer that a sidecar names."""
-    facts = read_sidecar(path)
+    return tokenizer_of(path, read_sidecar(path))
+
+
+def tokenizer_of(path: Path, facts: dict[str, Any]) -> Tokenizer:
+    """The same of a sidecar that was read; ValueError for another one than made the tokens."""
     name = facts["tokenizer"]
     if name.endswith(".json"):
         name = str(sidecar_path(path).parent / name)
@@ -201,6 +221,12 @@ def open_own_tokenizer(path: Path) -> Tokenizer:
             f"{sidecar_path(path)}: vocab_size is {facts['vocab_size']} but tokenizer "
             f"{facts['tokenizer']!r} has {tokenizer.vocab_size} tokens"
         )
+    checksum = _tokenizer_checksum(tokenizer)
+    if facts.get("tokenizer_checksum", checksum) != checksum:
+        raise ValueError(
+            f"{sidecar_path(path)}: tokenizer {name} is not the one that made the tokens; allowed: "
+            "the one that did, or tokens made anew"
+        )
     return tokenizer
 
 
@@ -212,9 +238,9 @@ def open_token_file(path: Path, segments: bool = False) -> tuple[ArrayStore, Tok
     starts disagree.
     """
     refuse_lfs_pointer(path)
-    facts = read_sidecar(path)
-    tokenizer = open_own_tokenizer(path)
     header = read_header(path)
+    facts = _read_sidecar(path, header)
+    tokenizer = tokenizer_of(path, facts)
     tokens = _map_tokens(path, facts, 0 if header is None else header.offset)
     starts = _read_starts(path, facts, len(tokens))
     # A stream stays what it was before indices were read, and is held out by tokens.

@@ -300,7 +300,7 @@ def open_token_shards(folder: Path) -> tuple[ShardStore, Tokenizer]:
     """
     facts = token_files.read_sidecar(folder)
     _check_counts(token_files.sidecar_path(folder), facts)
-    tokenizer = token_files.open_own_tokenizer(folder)
+    tokenizer = token_files.tokenizer_of(folder, facts)
     listed = facts["shards"]
     paths = [shard_path(folder, index, len(listed)) for index in range(len(listed))]
     # One listing instead of a look at every file, which a mounted bucket answers one by one.

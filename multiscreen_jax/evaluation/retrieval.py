@@ -112,7 +112,7 @@ def score_grid(
 
 def write_csv(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Rows with equal keys as a CSV file; numbers are written so that they read back exactly."""
-    with Path(path).open("w", newline="") as stream:
+    with Path(path).open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

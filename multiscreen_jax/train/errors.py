@@ -1,21 +1,24 @@
 """Errors with an exit code of their own, and the one line that a person sees for the others.
 
 1  anything unforeseen, such as a link that failed: starting again may help
-2  a setting, or data, that cannot be used: it will not
+2  a setting, data, or a file that cannot be used: it will not
 3  a loss that is not finite: it will not
 4  a checkpoint, or another file of a run, that could not be written: it may, when the storage is
    there again
 """
 
 import errno
+import io
 import logging
 import os
 import re
+import select
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,6 +34,8 @@ _USER_ERRORS = (
     FloatingPointError,
     ImportError,
 )
+# What the file system says of a file that a person chose, in whichever library.
+_FILE_ERRORS = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _PLATFORMS = ".xla_bridge"  # the module in which JAX starts platforms
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -66,12 +71,12 @@ class PlatformNotStarted(ValueError):
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether the error tells the user something: raised by this library, or a full disk's."""
+    """Whether the error tells the user something: raised by this library, or about a file."""
     if isinstance(error, NonFiniteLoss | NotWritten | FolderInUse | EndedTogether):
         return True
-    if is_full_disk(error):
+    if is_full_disk(error) or _names_a_file(error):
         return True
-    if not isinstance(error, _USER_ERRORS):
+    if not isinstance(error, (*_USER_ERRORS, *_FILE_ERRORS)):
         return False
     if isinstance(error, ImportError) and error.name is not None:
         return False  # raised by an import statement
@@ -85,6 +90,13 @@ def is_ours(error: BaseException) -> bool:
 def is_full_disk(error: BaseException) -> bool:
     """Whether the disk, or its share of one user, has no bytes or no files left."""
     return isinstance(error, OSError) and error.errno in _FULL_DISK
+
+
+def _names_a_file(error: BaseException) -> bool:
+    """Whether the system refuses a file, and says which."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return False
+    return isinstance(error, _FILE_ERRORS) or error.errno == errno.EROFS
 
 
 def exit_code(error: BaseException) -> int:
@@ -117,7 +129,9 @@ def writing(what: object) -> Iterator[None]:
 def one_line_errors() -> Iterator[None]:
     """For command lines: our errors print `error: ...` and exit with 2 (or their own code).
 
-    Everything else keeps its traceback: it is a bug, and whoever reports it needs it.
+    Everything else keeps its traceback: it is a bug, and whoever reports it needs it. Where the
+    reader of a pipe has gone, as `head` does, the command ends without a word. Characters that a
+    stream cannot encode are written as escapes.
     """
     import jax
 
@@ -126,10 +140,23 @@ def one_line_errors() -> Iterator[None]:
     # A platform that is installed and cannot start is told of by JAX, with a traceback.
     for name in [name for name in logging.root.manager.loggerDict if name.endswith(_PLATFORMS)]:
         logging.getLogger(name).addFilter(_in_one_line)
+    for stream in _streams():
+        if isinstance(stream, io.TextIOWrapper):  # not a notebook's
+            with suppress(OSError):  # met again, and told of, at the end
+                stream.reconfigure(errors="backslashreplace")
     try:
         with _one_line_warnings():
             yield
+            for stream in _streams():  # what they refuse is told of as the other errors
+                stream.flush()
+    except SystemExit:
+        _close_refusing_streams()
+        raise
     except Exception as error:
+        unread = any(map(_is_unread, _streams()))
+        _close_refusing_streams()
+        if isinstance(error, BrokenPipeError) and unread:
+            sys.exit(128 + signal.SIGPIPE)  # as the signal would have it
         if not is_ours(error) and (error := _platform_error(error)) is None:
             raise
         tell(f"error: {error}")
@@ -168,6 +195,30 @@ def close_unwritable(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+def _streams() -> list[TextIO]:
+    """Of stdout and stderr those that were not closed when Python began."""
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose reader has gone."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), select.POLLOUT)
+    except OSError:  # a notebook's
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _close_refusing_streams() -> None:
+    """What stdout and stderr still hold goes nowhere if it cannot be written."""
+    for stream in _streams():
+        try:
+            stream.flush()
+        except OSError:
+            close_unwritable(stream)
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:

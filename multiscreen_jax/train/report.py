@@ -26,7 +26,9 @@ def write_environment(run: Any) -> None:
         "mesh": dict(run.mesh.shape),
         "implementations": {op: sorted(names) for op, names in run.implementations.items()},
     }
-    with (Path(run.config.train.output_dir) / "environment.jsonl").open("a") as stream:
+    with (Path(run.config.train.output_dir) / "environment.jsonl").open(
+        "a", encoding="utf-8"
+    ) as stream:
         stream.write(json.dumps(record) + "\n")
 
 
@@ -71,7 +73,7 @@ def write_samples(run: Any, say: Callable[[str], None]) -> None:
         sequences.append(np.concatenate([tokens, new]))
         texts.append(tokenizer.decode(sequences[-1]))
     folder = Path(settings.output_dir)
-    (folder / "samples.txt").write_text("\n---\n".join(texts) + "\n")
+    (folder / "samples.txt").write_text("\n---\n".join(texts) + "\n", encoding="utf-8")
     say("\n---\n".join(texts))
     if isinstance(run.model, Multiscreen):
         from multiscreen_jax.inspect import save_pictures

@@ -120,6 +120,7 @@ REFUSED: dict[str, list[tuple[list[str], str]]] = {
         (["nothing", "OUT"], "no run at nothing"),
         (["DIR", "OUT"], "no checkpoint in DIR"),
         (["FILE", "OUT"], "FILE"),
+        (["RUN", "DIR"], "DIR is a directory, not a file to write"),
         (["RUN", "OUT", "more"], "Unrecognized options: more"),
         (["RUN", "OUT", "--step", "x"], "--step"),
         (["RUN", "OUT", "--step", "99"], "no checkpoint of step 99"),

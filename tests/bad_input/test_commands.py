@@ -6,6 +6,7 @@ import sys
 import jax
 import pytest
 
+from experiments import interrupt
 from multiscreen_jax.data import DataConfig
 from multiscreen_jax.train import distributed, one_line_errors, override, train
 from multiscreen_jax.train.command_line import named_config
@@ -79,6 +80,16 @@ def test_a_platform_that_does_not_start(monkeypatch, capsys):
         jax.devices("foo")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: JAX_PLATFORMS is 'foo', which does not start here: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "evaluate", "generate", "export", "prepare_data", "prepare_shards"]
+)
+def test_an_interrupt_ends_it_at_once(name, monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(interrupt, "end_on_interrupt", lambda: called.append(name))
+    assert run(f"experiments.{name}", ["--help"]) == 0
+    assert called == [name]
 
 
 @pytest.mark.parametrize("command", MAIN)

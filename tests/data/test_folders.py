@@ -1,5 +1,7 @@
 """Folders as they are cloned from a dataset hub, and folders of plain text."""
 
+import dataclasses
+
 import pytest
 
 from multiscreen_jax.data import DataConfig, describe_data, open_pipeline, open_tokenizer
@@ -176,6 +178,8 @@ def test_validation_is_the_folder_s_own_or_held_out(tmp_path):
     held_out = open_pipeline(config, "valid")
     assert " 18." in held_out.tokenizer.decode(held_out.batch(2)["tokens"].ravel())
     assert describe_data(config).endswith("left out: 1 of split test; valid: the last 0.1 of it")
+    config = dataclasses.replace(config, valid_fraction=0.0)
+    assert describe_data(config).endswith("left out: 1 of split test; valid: none")
     assert describe_data(DataConfig()) is None
 
 
@@ -193,3 +197,13 @@ def test_sources_that_no_file_can_have(source):
     with pytest.raises(ValueError, match=r"^DataConfig.source is .*; allowed: ") as caught:
         open_pipeline(DataConfig(source=source))
     str(caught.value).encode()
+
+
+@pytest.mark.parametrize("name", ["test", "valid"])
+def test_token_files_for_validation_alone(tmp_path, name):
+    write_tokens(tmp_path / f"{name}.bin", range(100))
+    source = str(tmp_path)
+    config = DataConfig(source=source, valid_source=source, sequence_length=8, batch_size=2)
+    assert open_pipeline(config, "valid").batch(0)["tokens"][0, 0] == 0
+    with pytest.raises(ValueError, match=r"has files for .* alone"):
+        open_pipeline(config, "train")

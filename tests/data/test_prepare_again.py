@@ -152,7 +152,6 @@ def cut(path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"valid_fraction": 0.5}, "starts over: .*progress.json is of other inputs or settings"),
         (lambda out: (out / JOURNAL).write_text("{"), "starts over: .*progress.json: not JSON"),
         (lambda out: (out / JOURNAL).write_text("[" * 10**5), "starts over: .*progress.json: JSON"),
         (lambda out: (out / JOURNAL).write_text('{"command": 1}'), "starts over: .*lacks parts"),
@@ -162,23 +161,41 @@ def cut(path):
 )
 def test_what_cannot_go_on_starts_over_and_says_so(tmp_path, change, said):
     source = write_json_lines(tmp_path / "c.jsonl", TEXTS)
-    out, options = tmp_path / "out", change if isinstance(change, dict) else {}
-    run(source, tmp_path / "whole", **options)
-    killed_run(source, out, prepare_data, "_append", 7)
-    if not options:
-        change(out)
-    assert re.search(said, run(source, out, **options))
-    assert contents(out) == contents(tmp_path / "whole")
-
-
-def test_a_changed_file_starts_over(tmp_path):
-    source = write_json_lines(tmp_path / "c.jsonl", TEXTS)
     out = tmp_path / "out"
-    killed_run(source, out, prepare_data, "_append", 30)
-    source = write_json_lines(source, [text.upper() for text in TEXTS])
     run(source, tmp_path / "whole")
-    assert "starts over" in run(source, out)
+    killed_run(source, out, prepare_data, "_append", 7)
+    change(out)
+    (out / "train.bin").touch()
+    before = contents(out)
+    with pytest.raises(FileExistsError, match=r"train.bin exists; allowed: .* --overwrite"):
+        run(source, out)
+    assert contents(out) == before
+    (out / "train.bin").unlink()
+    assert re.search(said, run(source, out))
     assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "other", [{"valid_fraction": 0.5}, {"tokenizer": "characters"}, {"text_field": "title"}, None]
+)
+def test_another_command_leaves_unfinished_work(tmp_path, other):
+    source = write_json_lines(tmp_path / "c.jsonl", TEXTS)
+    run(source, tmp_path / "whole")
+    out, options = tmp_path / "out", other or {}
+    killed_run(source, out, prepare_data, "_append", 30)
+    before = contents(out)
+    if other is None:  # a changed file
+        source = write_json_lines(source, [text.upper() for text in TEXTS])
+    with pytest.raises(ValueError, match=r"unfinished token files of other .* --overwrite"):
+        run(source, out, **options)
+    assert contents(out) == before
+    if other is None:
+        run(source, tmp_path / "upper")
+        assert "starts over: " in run(source, out, overwrite=True)
+        assert contents(out) == contents(tmp_path / "upper")
+    else:
+        assert "goes on after 30 documents" in run(source, out)
+        assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_a_full_disk_loses_nothing(corpus, tmp_path, monkeypatch):

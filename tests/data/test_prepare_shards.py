@@ -20,6 +20,7 @@ from experiments.prepare_shards import ShardsConfig, cut_inputs, prepare
 from multiscreen_jax.data import DataConfig, open_pipeline
 from multiscreen_jax.data.sources import file_extent, read_file
 from multiscreen_jax.ownership import FolderInUse, owned
+from multiscreen_jax.train.errors import is_ours
 from tests.data import tokenizer_files
 from tests.data.corpora import (
     TEXTS,
@@ -264,10 +265,17 @@ def test_one_process_writes_a_folder(corpus, tmp_path, in_process):
 
 def test_a_worker_that_dies_is_reported(tmp_path):
     with (
-        pytest.raises(OSError, match=r"a worker died, .* continues"),
+        pytest.raises(ValueError, match=r"a worker died, .* continues"),
         prepare_shards._workers(1) as pool,
     ):
         pool.submit(os._exit, 9).result()
+
+
+def test_what_a_worker_refuses_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="invalid literal") as caught:  # noqa: SIM117
+        with prepare_shards._workers(1) as pool:
+            pool.submit(int, "x").result()
+    assert is_ours(caught.value)
 
 
 def test_bytes_behind_tokens_are_prepared_with_them(tmp_path, in_process):

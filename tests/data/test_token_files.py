@@ -87,7 +87,11 @@ def test_tokenizer_json_travels_with_the_file(tmp_path):
         ({"num_tokens": 41}, "is damaged: it has 42 tokens but train.json says 41"),
         ({"num_documents": 11}, "has 12 document starts but train.json says 11"),
         ({"checksum": "00"}, "is damaged: its checksum is not the one in train.json"),
-        ({"alphabet": "abc", "vocab_size": 4, "checksum": None}, "token 3 is 4; allowed: 0 to 3"),
+        ({"alphabet": "abdc"}, "tokenizer characters is not the one that made the tokens"),
+        (
+            {"alphabet": "abc", "vocab_size": 4, "checksum": None, "tokenizer_checksum": None},
+            "token 3 is 4; allowed: 0 to 3",
+        ),
     ],
 )
 def test_sidecars_that_disagree(written, changes, message):

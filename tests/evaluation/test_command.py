@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 import tokenizers
 
 from experiments.configs import mqar_small_transformer, tiny
-from experiments.evaluate import _data_config, load, run
+from experiments.evaluate import Loaded, _data_config, _open, load, run
 from experiments.evaluate_config import (
     AbcDigitsGrid,
     EvaluateConfig,
@@ -22,8 +24,10 @@ from experiments.evaluate_config import (
     RelevanceConfig,
     TextConfig,
 )
+from multiscreen_jax import evaluation
 from multiscreen_jax.data import DataConfig, MqarConfig, open_pipeline
 from multiscreen_jax.data.loading import find_tokenizer
+from multiscreen_jax.data.tokenizers import CharacterTokenizer
 from multiscreen_jax.inspect import relevance
 from multiscreen_jax.train import override, train
 
@@ -57,6 +61,54 @@ def test_another_text_is_read_whole(finished, tmp_path):
     )
     assert record["tokens"] == 360  # 360 characters and the end, less the first
     assert record["source"] == str(text)
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "valid.jsonl"])
+def test_a_folder_that_has_the_split_to_be_read_and_no_other(finished, tmp_path, name):
+    (tmp_path / name).write_text('{"text": "call me whatever, and walk on"}\n' * 2)
+    config = EvaluateConfig(
+        run=str(finished), data=TextConfig(str(tmp_path)), output=str(tmp_path / "out")
+    )
+    assert run(config)["tokens"] == 59
+
+
+def test_what_cannot_be_written_is_found_before_anything_is_computed(
+    finished, tmp_path, monkeypatch
+):
+    def never(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(evaluation, "evaluate", never)
+    monkeypatch.setattr(evaluation, "loss_by_position", never)
+    for task, name in [("perplexity", "perplexity.json"), ("positions", "positions.png")]:
+        (tmp_path / name).mkdir()
+        with pytest.raises(IsADirectoryError, match=name):
+            run(EvaluateConfig(run=str(finished), task=task, output=str(tmp_path)))
+
+
+def test_a_folder_that_cannot_be_made(finished, monkeypatch):
+    def refuse(number):
+        def mkdir(self, *args, **kwargs):
+            raise OSError(number, os.strerror(number), str(self))
+
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+
+    refuse(errno.EACCES)
+    with pytest.raises(ValueError, match=r"^cannot make .*evaluation \(Permission denied\)"):
+        run(EvaluateConfig(run=str(finished)))
+    refuse(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space left"):
+        run(EvaluateConfig(run=str(finished)))
+
+
+def test_text_that_a_tokenizer_cannot_end(tmp_path):
+    (tmp_path / "book.txt").write_text("abba" * 99)
+    tokenizer = CharacterTokenizer("ab", ends_documents=False)
+    config = EvaluateConfig(run="letters", data=TextConfig(str(tmp_path / "book.txt")))
+    data = _data_config(config, DataConfig(source="abcdigits"), tokenizer)
+    loaded = Loaded(None, None, data, tokenizer, {"run": "letters"}, tmp_path)
+    with pytest.raises(ValueError, match=r"documents of .*book.txt need one that ends them, 'cha"):
+        _open(loaded)
 
 
 def test_another_text_ends_its_documents_as_the_token_file_of_the_run(tmp_path):
