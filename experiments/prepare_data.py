@@ -289,7 +289,7 @@ def choose_documents(config: PrepareConfig) -> dict[str, list[Path]]:
 
 
 def validation_inputs(config: PrepareConfig) -> tuple[str, ...]:
-    """What has the documents of valid.bin; nothing where a part of the inputs is held out."""
+    """Inputs that hold the documents of valid.bin; none where a part of the inputs is held out."""
     own = all(has_validation(source) for source in config.inputs)
     return config.inputs if own and not config.valid_inputs else config.valid_inputs
 
@@ -324,7 +324,7 @@ def _open_tokenizer(config: PrepareConfig, files: dict[str, list[Path]]) -> Toke
 
 
 def lost_text(facts: dict[str, Any]) -> str:
-    """What a report on prepared tokens says of their tokenizer's losses."""
+    """Part of a report on prepared tokens: what their tokenizer loses."""
     share = facts.get("lost_share", 0.0)
     return f", {share:.2%} of the bytes lost as unknown tokens" if share else ""
 

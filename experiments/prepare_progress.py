@@ -28,7 +28,7 @@ STREAMS = ("tokens", "starts", "counts")
 
 @dataclass
 class Done:
-    """What of one .bin is written.
+    """Progress of one .bin.
 
     Attributes:
       tokens, starts, counts: entries of the three arrays.
@@ -80,7 +80,7 @@ class Journal:
         return {"tokens": self.dtype, "starts": np.dtype("<i8"), "counts": np.dtype("<u4")}[stream]
 
     def array(self, name: str, stream: str) -> np.ndarray:
-        """What is whole of one array, mapped where it is not empty."""
+        """The whole entries of one array, mapped where there are any."""
         count, dtype = getattr(self.parts[name], stream), self.width(stream)
         path = self.path(name, stream)
         return np.memmap(path, dtype, "r", shape=count) if count else np.empty(0, dtype)
@@ -127,7 +127,7 @@ def command_digest(**settings: Any) -> str:
 def open_journal(
     folder: Path, command: str, dtype: np.dtype, overwrite: bool
 ) -> tuple[Journal, str | None]:
-    """What an earlier run of the same command left, or a new beginning; and what to say of it.
+    """The journal that an earlier run of the command left, or a new one; and what to say of it.
 
     Nothing is removed. ValueError where another command is unfinished, unless that may be
     overwritten.

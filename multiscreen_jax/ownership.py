@@ -144,7 +144,7 @@ def _sign(descriptor: int) -> str:
 
 
 def _read(descriptor: int) -> str:
-    """What the file says of its holder; '' where it says nothing of use."""
+    """The file's text about its holder; '' where it says nothing of use."""
     text = os.pread(descriptor, 1 << 20, 0).decode(errors="replace")
     try:
         read_object(text, keys=_HOLDER)

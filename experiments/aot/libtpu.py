@@ -1,4 +1,4 @@
-"""What libtpu must be told to compile where there is no TPU.
+"""Settings that libtpu needs to compile where there is no TPU.
 
 The compiler reads it once, when it is loaded: import this module before anything asks for a TPU
 topology.

@@ -1,4 +1,4 @@
-"""What the launchers share: commands are lists of words, checked before anything is started.
+"""Commands of the launchers: lists of words, checked before anything is started.
 
 No value that is given becomes an option of a called program, or more than one word of a shell:
 `check` and `check_training` see every one.

@@ -83,7 +83,7 @@ def piece_lengths(spec: Spec, vocabulary: dict[str, int], size: int) -> np.ndarr
 
 
 class LeftOut:
-    """What a BPE model without an unknown token leaves out of a text: characters without a piece.
+    """Counts what a BPE model without an unknown token leaves out: characters without a piece.
 
     Of byte-level text these are bytes.
     """

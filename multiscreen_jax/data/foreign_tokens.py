@@ -39,7 +39,7 @@ LEAST_SAMPLE = 64  # tokens below which halves say nothing
 
 @dataclass(frozen=True)
 class Header:
-    """What another program says of its tokens.
+    """Facts that another program states of its tokens.
 
     Attributes:
       file: where it says so.

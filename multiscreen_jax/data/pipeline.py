@@ -195,7 +195,7 @@ def entropy_bits(counts: np.ndarray) -> float:
 
 
 def fingerprint_of(config: DataConfig, split: str, checksum: str, tokenizer: Tokenizer) -> str:
-    """What `Pipeline.fingerprint` is for a split's tokens of this checksum."""
+    """The `Pipeline.fingerprint` of a split whose tokens have this checksum."""
     facts = (
         checksum,
         tokenizer.fingerprint,

@@ -42,7 +42,7 @@ class TextStream:
         return part
 
     def finish(self) -> str:
-        """What is incomplete, or not settled, at the end."""
+        """Gives what is incomplete, or not settled, at the end."""
         text = self._decode(self._ids)
         part = text[self._given :]
         self._given += len(part)

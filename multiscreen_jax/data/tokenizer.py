@@ -77,7 +77,7 @@ class Tokenizer(ABC):
         """The text of tokens; ValueError naming the first that is no token."""
 
     def text_stream(self, context: Iterable[int] = ()) -> TextStream:
-        """What gives the text of tokens one by one, after those of the context."""
+        """A stream that gives the text of tokens one by one, after those of the context."""
         return TextStream(self.decode, context, self.unsettled)
 
     def decode_stream(self, tokens: Iterable[int], context: Iterable[int] = ()) -> Iterator[str]:

@@ -100,7 +100,7 @@ def _names_a_file(error: BaseException) -> bool:
 
 
 def exit_code(error: BaseException) -> int:
-    """With what a command ends because of this error."""
+    """The code with which a command ends because of this error."""
     if is_full_disk(error):
         return NotWritten.exit_code
     return getattr(error, "exit_code", 2 if is_ours(error) else 1)
@@ -198,7 +198,7 @@ def close_unwritable(stream: TextIO) -> None:
 
 
 def _streams() -> list[TextIO]:
-    """Of stdout and stderr those that were not closed when Python began."""
+    """stdout and stderr, less what was closed when Python began."""
     return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
 
 
@@ -213,7 +213,7 @@ def _is_unread(stream: TextIO) -> bool:
 
 
 def _close_refusing_streams() -> None:
-    """What stdout and stderr still hold goes nowhere if it cannot be written."""
+    """Drops what stdout and stderr still hold if it cannot be written."""
     for stream in _streams():
         try:
             stream.flush()
@@ -231,7 +231,7 @@ def _in_one_line(record: logging.LogRecord) -> bool:
 
 
 def _platform_error(error: BaseException) -> PlatformNotStarted | None:
-    """What a platform that JAX_PLATFORMS asks for, and that does not start, is to the user."""
+    """The error that says which platform JAX_PLATFORMS asks for and why it does not start."""
     asked = os.environ.get("JAX_PLATFORMS")
     modules = (
         frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)

@@ -78,7 +78,7 @@ def _wide() -> Iterator[None]:
 
 
 def one_line(box: str) -> str:
-    """What tyro prints in a box as one line: its first paragraph, and the options it suggests."""
+    """Reduces tyro's box to one line: its first paragraph, and the options it suggests."""
     # Below the title, paragraphs lie between rules. Drawn in ASCII the box has no sides.
     rows = [row.strip("│╰╯").rstrip() for row in box.splitlines()[1:]]
     groups = itertools.groupby(rows, lambda row: bool(row.strip(" ─-")))

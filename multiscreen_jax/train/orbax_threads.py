@@ -1,4 +1,4 @@
-"""What Orbax's and TensorStore's threads print of a save that failed, left out.
+"""Silences what Orbax's and TensorStore's threads print of a save that failed.
 
 The save raises the same error, and the command says it in one line. The threads log it with their
 tracebacks, find their event loop closed, and leave tasks that nobody asks and coroutines that
@@ -17,7 +17,7 @@ _ORBAX = f"{os.sep}orbax{os.sep}"
 
 @functools.cache
 def keep_quiet() -> None:
-    """From now on these are not printed; everything else is, as before."""
+    """Stops printing these from now on; everything else is printed as before."""
     logging.getLogger("absl").addFilter(_is_news)
     logging.getLogger("asyncio").addFilter(_is_of_others)
     sys.unraisablehook = _filtered(sys.unraisablehook)

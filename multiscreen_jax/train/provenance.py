@@ -1,4 +1,4 @@
-"""What all processes of a run must have in common: settings, versions, the library's own code."""
+"""Facts that all processes of a run must share: settings, versions, the library's own code."""
 
 import hashlib
 import platform
@@ -29,7 +29,7 @@ _JAX_OPTIONS = (
 
 
 def facts(config: ExperimentConfig) -> dict[str, Any]:
-    """By name, as JSON has it; settings by section and field."""
+    """The facts by name, as JSON has them; settings by section and field."""
     settings = config_json.to_dict(config)
     for section, names in _OWN.items():
         for name in names:

@@ -228,7 +228,7 @@ def read_state(folder: Path, abstract: TrainState) -> TrainState:
 
 
 def optimizer_item(state: TrainState) -> dict[str, Any]:
-    """What of a state is saved as the item `optimizer`."""
+    """The part of a state that is saved as the item `optimizer`."""
     return {"step": state.step, "optimizer_state": state.optimizer_state}
 
 

@@ -44,7 +44,7 @@ COPY = "tokenizer.json"
 
 
 def facts_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What has to be known to open a tokenizer again, and to know it again."""
+    """Facts by which a tokenizer can be opened, and recognised, again."""
     return {name: getattr(tokenizer, name) for name in TOKENIZER_FACTS}
 
 

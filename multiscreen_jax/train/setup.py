@@ -186,7 +186,7 @@ def _restore_or_create(
     held_out: Pipeline | None,
     say: Say,
 ) -> tuple[TrainState, int, int, int, dict[str, Any]]:
-    """Of the newest checkpoint or of a new run. The tokenizer is in the run's folder afterwards.
+    """Restores the newest checkpoint or begins a run; keeps the tokenizer in the run's folder.
 
     Returns:
       The state, steps taken, updates skipped, the longest length that its parameters were trained

@@ -17,7 +17,7 @@ _FLUSH_EVERY = 30.0  # seconds
 
 
 class Sink(Protocol):
-    """What a thread writes into; each call may take long, or raise."""
+    """A place that a thread writes into; each call may take long, or raise."""
 
     def write(self, record: dict[str, Any]) -> None: ...
     def flush(self) -> None: ...

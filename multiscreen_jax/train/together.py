@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other: one's error ends all, one's config is all's.
+"""Exchanges between the processes of one run: one's error ends all, one's config is all's.
 
 Everything here has to be called by every process, in the same order; with one process it costs
 nothing.
@@ -25,7 +25,7 @@ def all_or_none(act: Callable[[], T]) -> T: ...
 @overload
 def all_or_none(act: None) -> None: ...
 def all_or_none(act: Callable[[], T] | None) -> T | None:
-    """What act() returns, when no process's act raised; otherwise the error, in every process.
+    """Returns act() when no process's act raised; otherwise raises the error, in every process.
 
     None stands for nothing to do. A process whose own act raised reports that; the others say
     which process it was, and what, and end with its code.
@@ -68,7 +68,7 @@ def _shown(name: str) -> str:
 
 
 def _from_all(value: Any) -> list[Any]:
-    """What every process gives, as JSON has it, by the process's number."""
+    """Each process's value, as JSON has it, by the process's number."""
     if jax.process_count() == 1:
         return [value]
     distributed.wait_for_all(f"exchange {next(_exchanges)}")

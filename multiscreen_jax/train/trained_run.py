@@ -21,7 +21,7 @@ ALLOWED = "the output folder of a training run, one of its checkpoints, or a shi
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What evaluation, generation and export need.
+    """A trained model as evaluation, generation and export need it.
 
     Attributes:
       folder: the run's output folder; None of a shipped model.

@@ -114,7 +114,7 @@ def run(
 
 
 def _check_kernels(name: str) -> None:
-    """That kernels of this name can be built, and can run here."""
+    """Raises unless kernels of this name can be built, and can run here."""
     if name in BACKENDS:
         load(BACKENDS[name])
     needed = _KERNEL_PLATFORMS.get(name)

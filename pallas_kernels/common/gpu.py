@@ -1,10 +1,10 @@
-"""What is known of the GPU that a kernel is traced for."""
+"""Facts about the GPU that a kernel is traced for."""
 
 import jax
 
 
 def compute_capability() -> int | None:
-    """Of the first local GPU, 80 for 8.0; None without a GPU (compiling ahead, interpretation).
+    """The first local GPU's, 80 for 8.0; None without a GPU (compiling ahead, interpretation).
 
     NotImplementedError for a GPU that is not NVIDIA's.
     """

@@ -126,7 +126,7 @@ def _check(q, k, v, window, width, segment_ids, gap) -> None:
 
 
 def _check_values(window, width, segment_ids, gap) -> None:
-    """Of these as they were given: under jit a constant can be seen, but not a copy of it."""
+    """Checks these as they were given: under jit a constant can be seen, but not a copy of it."""
     check_heads("window", window, lambda x: x <= 1, "> 1 token")
     check_heads("width", width, lambda x: (x <= 0) | (x >= 1), "in (0, 1)")
     check_not_negative("segment_ids", segment_ids)

@@ -31,7 +31,7 @@ def all_commands() -> set[str]:
 
 @contextlib.contextmanager
 def _as_before():
-    """What a command changes of its process is undone."""
+    """Undoes what a command changes of its process."""
     handlers = {number: signal.getsignal(number) for number in _WATCHED}
     words, variables = sys.argv, dict(os.environ)
     try:

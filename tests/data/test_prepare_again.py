@@ -28,7 +28,7 @@ JOURNAL = prepare_progress.FILE
 
 
 class Killed(BaseException):
-    """What no code catches."""
+    """An error that no code catches."""
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.data.corpora import TEXTS, byte_level_tokenizer, write_json_lines
 
 
 class Killed(BaseException):
-    """What no code catches."""
+    """An error that no code catches."""
 
 
 @pytest.fixture

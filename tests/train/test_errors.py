@@ -1,4 +1,4 @@
-"""What a person sees of errors that come from files, pipes and terminals."""
+"""Errors that come from files, pipes and terminals, as a person sees them."""
 
 import errno
 import io
