@@ -102,7 +102,7 @@ def _check(q, k, v, window, width, segment_ids, gap) -> None:
     same = q.ndim == k.ndim == 4 and (*q.shape[:1], *q.shape[2:]) == (*k.shape[:1], *k.shape[2:])
     if gap is not None and (gap.shape != () or not jnp.issubdtype(gap.dtype, jnp.integer)):
         raise ValueError(f"gap must be an integer, got {gap.dtype}{list(gap.shape)}")
-    if same and 0 in (*q.shape, v.shape[-1] if v.ndim else 0):
+    if same and v.ndim == 4 and 0 in (q.shape[0], *q.shape[2:], v.shape[3]):
         raise ValueError(f"q, k and v must not have an empty axis, got {q.shape}, {v.shape}")
     if not same or q.shape[1] < 1 or k.shape[1] < (q.shape[1] if gap is None else 1):
         raise ValueError(
