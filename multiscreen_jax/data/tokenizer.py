@@ -1,4 +1,4 @@
-"""What every tokenizer offers: text to tokens, tokens to text, and the bytes behind each token."""
+"""The interface of tokenizers: text to tokens, tokens to text, and the bytes behind each token."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Encoded(NamedTuple):
 
 
 class Tokenizer(ABC):
-    """What every tokenizer offers.
+    """The interface of every tokenizer.
 
     Attributes:
       name: what `open_tokenizer` and the sidecars of token files call it.

@@ -158,7 +158,7 @@ def find_checkpoint(path: str | Path, step: int | None = None) -> tuple[Path, di
 def read_newest(
     path: str | Path, step: int | None, read: Callable[[Path, dict[str, Any]], _Read]
 ) -> _Read:
-    """What `read(folder, run facts)` gives of the checkpoint that `find_checkpoint` finds.
+    """Returns `read(folder, run facts)` of the checkpoint that `find_checkpoint` finds.
 
     When its run removed any of it before the reading ended, the next one is read, since arrays
     whose files are gone may read as zeros.
