@@ -97,7 +97,7 @@ def keep_signal_handlers():
 
 @pytest.fixture(autouse=True)
 def forget_programs_of_many_tests(request):
-    """As above, in files of hundreds of tests."""
+    """Forgets compiled programs between tests too, in files of hundreds of tests."""
     yield
     module = request.node.getparent(pytest.Module)
     module.tests_done = getattr(module, "tests_done", 0) + 1

@@ -16,7 +16,7 @@ def races_found() -> bool:
 
 
 def on_device(kind: str, platform: str, cores: int = 1):
-    """As if a mesh of one such device were set; newer versions lower for a GPU in this alone."""
+    """Sets a mesh of one such device, absent here; newer JAX lowers for a GPU in it alone."""
     device = AbstractDevice(device_kind=kind, num_cores=cores, platform=platform)
     mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)

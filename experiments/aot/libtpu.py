@@ -17,7 +17,7 @@ if not any(Path("/dev").glob("accel*")) and not any(Path("/dev").glob("vfio/[0-9
 
 
 def devices(topology: str) -> list[Any]:
-    """Of a slice such as "v5e:2x2" or "v5p:2x2x1", as the compiler describes them."""
+    """The chips of a slice such as "v5e:2x2" or "v5p:2x2x1", as the compiler describes them."""
     from jax.experimental import topologies
 
     # A host has 2 x 2 chips, unless older versions are told that a smaller slice has fewer.

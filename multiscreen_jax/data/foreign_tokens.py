@@ -2,9 +2,9 @@
 
 llm.c begins a .bin with 256 int32: a number that says the width of the tokens, a version, how many
 tokens follow, zeros. Megatron leaves the .bin bare and describes it in a .idx beside it: the word
-MMIDIDX, a version, a code of the dtype, how many sequences and document bounds there are, then the
-length of every sequence (int32), its place in bytes (int64), and the sequences that documents begin
-at, with the end (int64).
+MMIDIDX, a version, a code of the dtype, how many sequences and document bounds there are. Three
+lists follow: the length of every sequence (int32), its place in bytes (int64), and the sequences
+that documents begin at, with the end (int64).
 """
 
 from __future__ import annotations

@@ -22,6 +22,11 @@ SMALL_LOSS = 1e-3  # share of a corpus's bytes that a tokenizer may lose without
 Batch = dict[str, np.ndarray]
 
 
+def device_arrays(batch: Batch) -> Batch:
+    """What a model and its loss read of a batch: all but `target_bytes`, which stay on the host."""
+    return {name: array for name, array in batch.items() if name != "target_bytes"}
+
+
 class Rows(Protocol):
     """Random access to single rows: what a pipeline shuffles, repeats and batches."""
 

@@ -63,15 +63,6 @@ class Tokenizer(ABC):
         """Tokens of every text, in order, with what is known of the bytes behind them."""
         return [Encoded(tokens, None, 0) for tokens in self.encode_batch(texts)]
 
-    def encode_with_bytes(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of a text, and the bytes behind each, which sum to those of the text's UTF-8."""
-        (encoded,) = self.encode_corpus([text])
-        counts = encoded.byte_counts
-        if counts is None:
-            assert self.byte_lengths is not None
-            counts = self.byte_lengths[encoded.tokens]
-        return encoded.tokens.astype(np.int32), counts.astype(np.int64)
-
     @abstractmethod
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of tokens; ValueError naming the first that is no token."""

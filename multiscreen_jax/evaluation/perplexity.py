@@ -17,6 +17,7 @@ import numpy as np
 
 from multiscreen_jax import losses
 from multiscreen_jax.data import Pipeline
+from multiscreen_jax.data.pipeline import device_arrays
 from multiscreen_jax.jitted import jitted
 
 Batch = dict[str, Any]
@@ -59,7 +60,7 @@ def evaluate(
     totals = np.zeros(5), np.zeros(())
     pending = None
     for batch in read_batches(pipeline, max_batches):
-        batch = {**batch, "row_bytes": pipeline.row_bytes(batch)}
+        batch = {**device_arrays(batch), "row_bytes": pipeline.row_bytes(batch)}
         dispatched = step(params, place(batch) if place else batch)
         if pending is not None:  # fetched one batch late: the host never waits idly
             totals = _add(totals, pending)

@@ -1,6 +1,5 @@
 """Training: `train(config)` runs, saves, resumes; `load_params` gives the result back."""
 
-from multiscreen_jax.train.checkpoint import load_params
 from multiscreen_jax.train.config import (
     ExperimentConfig,
     MeshConfig,
@@ -11,6 +10,7 @@ from multiscreen_jax.train.config import (
 )
 from multiscreen_jax.train.errors import NonFiniteLoss, one_line_errors
 from multiscreen_jax.train.loop import Result, train
+from multiscreen_jax.train.reading import load_params
 
 __all__ = [
     "ExperimentConfig",

@@ -36,29 +36,14 @@ from multiscreen_jax.train.errors import CheckpointNotSaved, short_reason
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.reading import (
     FOLDER,
-    find_checkpoint,
     is_unfinished,
-    load_params,
     marker,
     optimizer_item,
-    read_item,
     read_state,
     run_of,
     steps_in,
-    verified_run,
 )
 from multiscreen_jax.train.state import TrainState
-
-__all__ = [
-    "FOLDER",
-    "Checkpoints",
-    "find_checkpoint",
-    "load_params",
-    "read_item",
-    "run_facts",
-    "steps_in",
-    "verified_run",
-]
 
 _REFUSED = "refused"
 _ITEMS = {

@@ -19,8 +19,9 @@ import numpy as np
 
 from multiscreen_jax import sharding
 from multiscreen_jax.cleanup import afterwards
+from multiscreen_jax.data.pipeline import device_arrays
 from multiscreen_jax.ownership import Owner, owned
-from multiscreen_jax.train import checkpoint, config_json, metrics, provenance, together
+from multiscreen_jax.train import checkpoint, config_json, metrics, provenance, reading, together
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, resolved
 from multiscreen_jax.train.errors import (
@@ -140,7 +141,7 @@ def _steps(
     for number in range(run.start + 1, settings.steps + 1):
         batch = next(batches)
         assert run.step is not None
-        placed = sharding.place_batch(batch, run.batch_sharding)
+        placed = sharding.place_batch(device_arrays(batch), run.batch_sharding)
         trace.before(number)
         with jax.transfer_guard("disallow"):
             run.state, values = run.step(run.state, placed)
@@ -219,7 +220,7 @@ class _Collector:
                 self._checkpoints.finish()
             except (NotWritten, EndedTogether) as error:
                 also = f". Also: {error}"
-            saved = checkpoint.steps_in(self._checkpoints.folder)
+            saved = reading.steps_in(self._checkpoints.folder)
             raise NonFiniteLoss(_nonfinite_text(number, host, saved) + also)
         if self._settings.on_nonfinite == "skip":
             self.skipped += 1

@@ -1,8 +1,8 @@
 """Silences what Orbax's and TensorStore's threads print of a save that failed.
 
-The save raises the same error, and the command says it in one line. The threads log it with their
-tracebacks, find their event loop closed, and leave tasks that nobody asks and coroutines that
-cannot be ended while Python shuts down: hundreds of lines around the one that counts.
+The save raises the same error, and the command says it in one line. The threads print hundreds of
+lines around it: the error's tracebacks, that their event loop is closed, tasks that nobody asks,
+coroutines that cannot be ended while Python shuts down.
 """
 
 import functools

@@ -252,8 +252,10 @@ def _sealed_in(folder: Path) -> list[int]:
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[list[Callable[[], object]]]:
-    """What Python would print of errors that nobody can catch, such as those of several reads at
-    once, is kept: the list's functions print it."""
+    """Keeps what Python would print of errors that nobody can catch; the list's functions print it.
+
+    Such errors are those of several reads at once, of which one alone can be raised.
+    """
     held: list[Callable[[], object]] = []
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline, Tokenizer, describe_data, open_pipeline
+from multiscreen_jax.data.pipeline import device_arrays
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.ownership import FolderInUse
 from multiscreen_jax.paths import checked_path
@@ -296,7 +297,7 @@ def _abstract_batch(pipeline: Pipeline, config: ExperimentConfig, where: NamedSh
     rows = config.data.batch_size
     return {
         name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=where)
-        for name, array in pipeline.batch(0).items()
+        for name, array in device_arrays(pipeline.batch(0)).items()
     }
 
 

@@ -22,7 +22,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """What the words in capitals stand for."""
+    """Files and folders that the words in capitals stand for."""
     folder = tmp_path_factory.mktemp("places")
     (folder / "empty").mkdir()
     (folder / "text.txt").write_text("We hold these truths. " * 400)

@@ -11,7 +11,7 @@ import pytest
 import multiscreen_jax as mj
 from multiscreen_jax.data import open_tokenizer
 from multiscreen_jax.train import load_params
-from multiscreen_jax.train.checkpoint import find_checkpoint
+from multiscreen_jax.train.reading import find_checkpoint
 from pallas_kernels import (
     delta_rule,
     gated_delta_rule,

@@ -78,3 +78,10 @@ def metaspace_tokenizer(path: Path) -> Path:
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.save(str(path))
     return path
+
+
+def bytes_behind(tokenizer, text):
+    """Tokens of a text, and how many of its bytes are behind each."""
+    (encoded,) = tokenizer.encode_corpus([text])
+    counts = encoded.byte_counts
+    return encoded.tokens, tokenizer.byte_lengths[encoded.tokens] if counts is None else counts

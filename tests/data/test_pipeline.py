@@ -10,6 +10,7 @@ import pytest
 from multiscreen_jax.data import AbcDigitsConfig, DataConfig, MqarConfig, open_pipeline
 from tests.data.corpora import (
     TEXTS,
+    bytes_behind,
     metaspace_tokenizer,
     write_array_record,
     write_json_lines,
@@ -154,7 +155,7 @@ def test_bytes_of_a_tokenizer_without_lengths(corpus, tmp_path):
     path = metaspace_tokenizer(tmp_path / "tokenizer.json")
     pipeline = open_pipeline(dataclasses.replace(corpus, tokenizer=str(path)), "valid")
     counted = sum(pipeline.target_bytes(batch) for batch in pipeline.iterate())
-    first = pipeline.tokenizer.encode_with_bytes(TEXTS[-8])[1][0]
+    first = bytes_behind(pipeline.tokenizer, TEXTS[-8])[1][0]
     assert counted == sum(len(text.encode()) for text in TEXTS[-8:]) - first
     assert 0 < pipeline.unigram_bits_per_byte() < 8
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from multiscreen_jax.data import DataConfig, open_pipeline, open_tokenizer
 from multiscreen_jax.data.byte_counts import TextBytes, count_bytes
 from tests.data import tokenizer_files
-from tests.data.corpora import write_json_lines
+from tests.data.corpora import bytes_behind, write_json_lines
 from tests.data.tokenizer_files import KINDS, SAMPLES
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -35,7 +35,7 @@ def test_rows_of_any_length_have_the_bytes_of_the_text(opened, tmp_path, kind, s
     tokenizer, text = opened(kind), SAMPLES[sample]
     source = tmp_path / "c.txt"
     source.write_text(text)
-    _, counts = tokenizer.encode_with_bytes(text)
+    _, counts = bytes_behind(tokenizer, text)
     true = len(text.encode())
     assert counts.sum() == true
     for length in (4, 32, 256):
@@ -60,7 +60,7 @@ def test_every_byte_of_any_text_has_a_token(opened, kind):
     @settings(max_examples=25, deadline=None)
     @given(text=ANY_TEXT)
     def check(text):
-        tokens, counts = tokenizer.encode_with_bytes(text)
+        tokens, counts = bytes_behind(tokenizer, text)
         assert counts.shape == tokens.shape
         assert (counts >= 0).all()
         assert counts.sum() == (len(text.encode()) if len(tokens) else 0)
@@ -70,7 +70,7 @@ def test_every_byte_of_any_text_has_a_token(opened, kind):
 
 
 def test_byte_tokens_have_one_byte_each(opened):
-    tokens, counts = opened("byte fallback").encode_with_bytes("a 好😀 the")
+    tokens, counts = bytes_behind(opened("byte fallback"), "a 好😀 the")
     pieces = [opened("byte fallback")._names[token] for token in tokens]
     assert pieces[:3] == ["▁", "a", "▁"]
     assert pieces[-1] == "▁the"
@@ -97,7 +97,7 @@ def test_what_changes_text_before_the_bytes_takes_fixed_lengths_away(tmp_path, c
     tokenizer = open_tokenizer(str(path))
     assert tokenizer.byte_lengths is None
     text = SAMPLES["english"]
-    assert tokenizer.encode_with_bytes(text)[1].sum() == len(text.encode())
+    assert bytes_behind(tokenizer, text)[1].sum() == len(text.encode())
 
 
 def test_tokens_that_share_characters_share_their_bytes():
@@ -126,7 +126,7 @@ def test_documents_end_with_no_bytes_and_masked_targets_have_none(opened, tmp_pa
         assert pipeline.batch(0)["target_bytes"].shape == (2, 16)
         return
     counted = sum(pipeline.target_bytes(batch) for batch in pipeline.iterate())
-    firsts = [int(tokenizer.encode_with_bytes(text)[1][0]) for text in texts[20:]]
+    firsts = [int(bytes_behind(tokenizer, text)[1][0]) for text in texts[20:]]
     lost = sum(firsts) if packing == "segments" else firsts[0]
     assert counted == sum(len(text.encode()) for text in texts[20:]) - lost
     assert 0 < pipeline.unigram_bits_per_byte() < 8

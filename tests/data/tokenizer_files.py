@@ -28,7 +28,7 @@ def _bpe_trainer(**settings):
 
 
 def _byte_fallback() -> Tokenizer:
-    """As SentencePiece's BPE files are converted: no pre-tokenizer, unknown text as bytes."""
+    """Converts as SentencePiece's BPE files are: no pre-tokenizer, unknown text as bytes."""
     byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     letters = sorted(set("▁abcdefghilmnorstuT'.,;天今日本"))
     words = ["th", "▁th", "▁the", "at", "▁▁", "天天"]
@@ -71,7 +71,7 @@ def _byte_level_prefix() -> Tokenizer:
 
 
 def _word_suffix() -> Tokenizer:
-    """As CLIP's: lower case, white space dropped, "</w>" at the end of words, over bytes."""
+    """Reads like CLIP's: lower case, no white space, "</w>" at the end of words, over bytes."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

@@ -44,7 +44,7 @@ def apply(op, devices, inputs, segments=None, **settings):
 
 @partial(jax.jit, static_argnames=("op", "devices"))
 def run_divided(op, devices, case, segments=None):
-    """As `run`."""
+    """Returns what `run` does, of the divided op."""
     (y, state), pull = jax.vjp(
         lambda inputs: apply(op, devices, inputs, segments, chunk_size=16), case.inputs
     )

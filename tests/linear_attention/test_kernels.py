@@ -105,7 +105,7 @@ def test_keys_that_are_all_alike(op):
 
 @pytest.mark.parametrize("op", FEW)
 def test_documents(op):
-    """As the recurrence has it; and no document changes a bit of another."""
+    """Documents give what the recurrence gives, and none changes a bit of another."""
     case = make_case(op, 400, decay=0.5)
     segments = np.zeros((2, 400), np.int32)
     for number, (start, stop) in enumerate([(0, 50), (50, 200), (205, 300), (300, 390)]):

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from experiments.train import main
-from multiscreen_jax.train import checkpoint, manifest, metrics
+from multiscreen_jax.train import checkpoint, manifest, metrics, reading
 
 
 def send(number):
@@ -22,7 +22,7 @@ def send(number):
 
 def wait_for_saves():
     """Until no checkpoint is being written: steps of a test take less time than saves."""
-    folder = Path(sys.argv[sys.argv.index("--train.output-dir") + 1]) / checkpoint.FOLDER
+    folder = Path(sys.argv[sys.argv.index("--train.output-dir") + 1]) / reading.FOLDER
     deadline = time.monotonic() + 60
     while list(folder.glob(".pending-*")) and time.monotonic() < deadline:
         time.sleep(0.05)

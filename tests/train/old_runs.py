@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from multiscreen_jax.train import checkpoint, manifest, run_tokenizer
+from multiscreen_jax.train import manifest, reading, run_tokenizer
 
 LATER = ("tokenizer", "working_directory", "valid_fingerprint", "inherited")
 
@@ -23,7 +23,7 @@ def change_run_facts(folder: Path, change: Callable[[dict], object]) -> None:
 def make_old(output: Path) -> Path:
     """A run's folder without a copy of its tokenizer, whose checkpoints do not know it."""
     shutil.rmtree(output / run_tokenizer.FOLDER)
-    for step in checkpoint.steps_in(output / checkpoint.FOLDER):
-        folder = output / checkpoint.FOLDER / str(step)
+    for step in reading.steps_in(output / reading.FOLDER):
+        folder = output / reading.FOLDER / str(step)
         change_run_facts(folder, lambda run: [run.pop(name) for name in LATER])
     return output

@@ -21,6 +21,7 @@ from multiscreen_jax.train import (
     manifest,
     orbax_threads,
     override,
+    reading,
     train,
 )
 from multiscreen_jax.train.errors import CheckpointNotSaved, is_ours, one_line_errors
@@ -93,11 +94,11 @@ def test_damage_is_named_and_the_checkpoint_before_is_found(damage, copied_run):
     newest = copied_run / "checkpoints" / "12"
     path, reason = damage(newest)
     with pytest.raises(DamagedCheckpoint, match=reason) as raised:
-        checkpoint.find_checkpoint(newest)
+        reading.find_checkpoint(newest)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
     with pytest.warns(UserWarning, match="checkpoint 12 is damaged, 8 is used instead") as warned:
-        assert checkpoint.find_checkpoint(copied_run)[0].name == "8"
+        assert reading.find_checkpoint(copied_run)[0].name == "8"
     assert reason in str(warned[0].message)
     with pytest.raises(DamagedCheckpoint, match=reason):
         load_params(copied_run, step=12)
@@ -106,7 +107,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_found(damage, copied_run):
 def test_a_checkpoint_that_is_being_written_is_passed_over_in_silence(copied_run, recwarn):
     lose_manifest(copied_run / "checkpoints" / "12")
     (copied_run / "checkpoints" / ".pending-12").touch()
-    assert checkpoint.find_checkpoint(copied_run)[0].name == "8"
+    assert reading.find_checkpoint(copied_run)[0].name == "8"
     assert not recwarn.list
 
 
@@ -180,11 +181,11 @@ def test_training_goes_on_from_the_checkpoint_before(damage, copied_run, text, w
     aside = copied_run / "checkpoints" / "refused" / "12.0"
     kept = {p.relative_to(aside): p.read_bytes() for p in aside.rglob("*") if p.is_file()}
     assert kept == files
-    checkpoint.verified_run(newest)  # written anew
+    reading.verified_run(newest)  # written anew
 
 
 def test_nothing_is_trained_when_every_checkpoint_is_damaged(copied_run, text):
-    for step in checkpoint.steps_in(copied_run / "checkpoints"):
+    for step in reading.steps_in(copied_run / "checkpoints"):
         flip(copied_run / "checkpoints" / str(step))
     with pytest.raises(DamagedCheckpoint, match="no usable checkpoint in"):
         train(small.config(text, copied_run))
@@ -248,7 +249,7 @@ def test_steps_taken_while_saving_do_not_reach_the_checkpoint(tmp_path):
     for _ in range(3):
         state = jax.block_until_ready(step(state))
     checkpoints.close()
-    saved = checkpoint.read_item(tmp_path / "checkpoints" / "1", "params", state.params)
+    saved = reading.read_item(tmp_path / "checkpoints" / "1", "params", state.params)
     np.testing.assert_array_equal(saved["w"], 1)
     assert state.params["w"][0] == 4
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from multiscreen_jax.train import metrics, train
-from multiscreen_jax.train.checkpoint import steps_in
 from multiscreen_jax.train.errors import NotWritten, exit_code
+from multiscreen_jax.train.reading import steps_in
 from tests.train import small
 
 ROOT = Path(__file__).parents[2]

@@ -17,9 +17,9 @@ import pytest
 from experiments.launch import local
 from multiscreen_jax.train import MeshConfig, distributed, train
 from multiscreen_jax.train import last_words as last_words_module
-from multiscreen_jax.train.checkpoint import steps_in
 from multiscreen_jax.train.last_words import _GAVE_UP as GAVE_UP
 from multiscreen_jax.train.last_words import last_words
+from multiscreen_jax.train.reading import steps_in
 from tests.train import hosts, small
 
 ROOT = Path(__file__).parents[2]

@@ -7,14 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from multiscreen_jax import losses
+from multiscreen_jax import losses, sharding
 from multiscreen_jax.data import open_pipeline
-from multiscreen_jax.train import config_json, load_params, train
+from multiscreen_jax.train import config_json, load_params, override, train
 from multiscreen_jax.train import setup as run_setup
-from multiscreen_jax.train.checkpoint import steps_in
 from multiscreen_jax.train.optimizer import update_count
+from multiscreen_jax.train.reading import steps_in
 from multiscreen_jax.train.validation import Validation
+from tests.data.corpora import metaspace_tokenizer
 from tests.train import small
+from tests.train.tokenized import settings
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +159,20 @@ def test_the_longest_trained_length_is_inherited(whole_run, text, tmp_path, caps
         assert (model.config.trained_length, config.data.sequence_length) == (16, 8)
     assert config_json.from_dict(json.loads((tmp_path / "config.json").read_text())) == config
     assert "trained-length" not in capsys.readouterr().out
+
+
+def test_bytes_of_text_stay_on_the_host(text, tmp_path, monkeypatch):
+    placed = []
+
+    def place(batch, where):
+        placed.append(sorted(batch))
+        return original(batch, where)
+
+    original = sharding.place_batch
+    monkeypatch.setattr(sharding, "place_batch", place)
+    config = settings(tmp_path / "run", text, metaspace_tokenizer(tmp_path / "tokenizer.json"))
+    config = override(config, train={"steps": 1, "evaluate_every": 1, "evaluate_batches": 1})
+    assert "target_bytes" in open_pipeline(config.data).batch(0)
+    train(config)
+    assert placed == [["tokens"], ["loss_mask", "row_bytes", "tokens"]]
+    assert small.records(tmp_path / "run")[-1]["validation_bits_per_byte"] > 0

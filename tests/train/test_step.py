@@ -12,8 +12,8 @@ from multiscreen_jax.models.registry import build, config_for
 from multiscreen_jax.sharding import make_mesh
 from multiscreen_jax.train import NonFiniteLoss, OptimConfig, manifest, train
 from multiscreen_jax.train import setup as run_setup
-from multiscreen_jax.train.checkpoint import steps_in
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule
+from multiscreen_jax.train.reading import steps_in
 from multiscreen_jax.train.state import create_state
 from multiscreen_jax.train.step import loss_and_gradients, make_train_step
 from tests.losses.bigram import Bigram, BigramConfig
