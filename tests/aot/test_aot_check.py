@@ -174,7 +174,11 @@ def test_a_batch_that_is_no_number_of_sequences_is_refused(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("topology", "mesh"), [("v5e:2x2", "fsdp=2,model=2"), ("h100:1x2", "fsdp=2")]
+    ("topology", "mesh"),
+    [
+        ("v5e:2x2", "fsdp=2,model=2"),
+        pytest.param("h100:1x2", "fsdp=2", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_step_compiles_for_a_slice(topology, mesh, tmp_path):
     need_compiler = need_gpu_compiler if topology.startswith("h100") else need_tpu_compiler

@@ -12,7 +12,7 @@ from tests.aot.run_compiler import need_tpu_compiler, run_compiler
 @pytest.mark.parametrize(
     ("topology", "implementation", "used"),
     [
-        ("v5e:1x1", "chunked", "chunked"),
+        pytest.param("v5e:1x1", "chunked", "chunked", marks=pytest.mark.exhaustive),
         pytest.param("v6e:1x1", "chunked", "chunked", marks=pytest.mark.exhaustive),
         pytest.param("v5e:1x1", "default", "pallas_tpu", marks=pytest.mark.exhaustive),
         ("v5e:2x2", "default", "pallas_tpu"),

@@ -12,7 +12,7 @@ from tests.programs import run_module
 @pytest.mark.parametrize(
     ("arguments", "meshes"),
     [
-        pytest.param("chunked", 11, marks=pytest.mark.slow),
+        pytest.param("chunked", 11, marks=pytest.mark.exhaustive),
         pytest.param("pallas_tpu few", 2, marks=pytest.mark.slow),
         pytest.param("pallas_gpu few", 2, marks=pytest.mark.exhaustive),
         pytest.param("pallas_tpu", 11, marks=pytest.mark.exhaustive),

@@ -81,9 +81,7 @@ def test_every_architecture_is_tried():
     assert {type(config) for config in CONFIGS.values()} == set(MODELS)
 
 
-@pytest.mark.parametrize(
-    "name", slow_unless(FAST, CONFIGS, exhaustive=CONFIGS.keys() - {"log-linear-gdn+screening"})
-)
+@pytest.mark.parametrize("name", slow_unless(FAST, CONFIGS, exhaustive=CONFIGS))
 def test_loglikelihoods_are_the_models_own(name):
     model, params = small(name)
     adaptor = adaptor_of(name, batch_size=2)

@@ -61,7 +61,7 @@ def test_beyond_the_last_level(op, levels):
     check(op, inputs(600, levels), beyond_levels="clamp")
 
 
-@pytest.mark.parametrize("op", FEW)
+@pytest.mark.parametrize("op", LAST)
 def test_documents(op):
     segments = np.zeros((2, 420), np.int32)
     segments[0, :50], segments[0, 50:330], segments[0, 340:410] = 1, 2, 3
@@ -104,7 +104,7 @@ def test_gradient_of_a_continued_state(op):
 
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("begun", slow_unless((7,), (1, 7, 8, 31), exhaustive=(1, 31)))
+@pytest.mark.parametrize("begun", slow_unless((7,), (1, 7, 8, 31), exhaustive=(1, 8, 31)))
 def test_a_single_token(op, begun, implementation):
     """One step from states of several lengths, and with all levels but three merged."""
     dims = (8, 6) if begun % 2 else (6, 8)  # keys or values on lanes

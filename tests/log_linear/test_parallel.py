@@ -14,7 +14,7 @@ from tests.marks import slow_unless
 from tests.programs import run_module
 
 
-@pytest.mark.parametrize("op", slow_unless(("ssd",), OPS))
+@pytest.mark.parametrize("op", slow_unless((), OPS, exhaustive=("ssd",)))
 def test_a_divided_sequence_is_the_whole(op):
     run_module("tests.log_linear.parallel", op)
 

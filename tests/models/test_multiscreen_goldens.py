@@ -7,12 +7,14 @@ import pytest
 
 import multiscreen_jax as mj
 from tests.goldens import golden_names
+from tests.marks import slow_unless
 from tests.models.golden_case import dense_loss, load_case
 
 NAMES = sorted(
     {n.split("model_")[1].split(".")[0] for n in golden_names("multiscreen", "model_*.npz")}
 )
 IMPLEMENTATIONS = ("reference", "chunked")
+WRAPPED = ("psi4_T48", "wrap_smallth")  # positions absolute, and wrapped
 
 
 def assert_near(given, expected, atol, rtol=0.0, name=""):
@@ -104,7 +106,7 @@ def test_cached_calls_match_recorded_decoding(name, split):
     assert_near(np.concatenate(logits, 1), case.expected[f"{split}/logits"], atol=5e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_unless(WRAPPED, NAMES, exhaustive=NAMES))
 def test_dieod_positions_wrap_where_the_file_says_so(name):
     spec = load_case(name, expected=f"model_{name}.dieod", implementation="reference")
     wrap_length = {"wrap_smallth": 24}.get(name, 4096)

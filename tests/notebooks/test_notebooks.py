@@ -13,6 +13,13 @@ from tests.programs import OPTIMIZED
 
 pytestmark = pytest.mark.slow
 NEEDS = {"04_pytorch_weights": ("torch", "multiscreen")}
+# Training that only has to run; `exhaustive` runs all of it.
+SHORTER = {
+    "03_swap_the_mixer": {
+        "STEPS, WARMUP, LENGTH, ROWS = 180,": "STEPS, WARMUP, LENGTH, ROWS = 20,"
+    },
+    "05_your_own_mixer": {"range(150)": "range(12)"},
+}
 
 
 @pytest.fixture(params=pairs.sources(), ids=lambda source: source.stem)
@@ -46,12 +53,22 @@ def test_outputs_are_small_and_name_no_machine():
 
 
 def test_a_notebook_runs(source, monkeypatch):
+    check_run(source, SHORTER.get(source.stem), monkeypatch)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", SHORTER)
+def test_a_notebook_runs_in_full(name, monkeypatch):
+    check_run(pairs.FOLDER / f"{name}.py", None, monkeypatch)
+
+
+def check_run(source, instead, monkeypatch):
     for package in NEEDS.get(source.stem, ()):
         pytest.importorskip(package)
     # The suite's own setting would make the training in them several times slower.
     for name, value in OPTIMIZED.items():
         monkeypatch.setenv(name, value)
-    notebook, took = pairs.execute(source)
+    notebook, took = pairs.execute(source, instead)
     print(f"{source.stem}: {took.seconds:.0f} s, processor {took.processor:.0f} s")
     assert all(out.output_type != "error" for out in outputs(notebook))
     assert not [out.text for out in outputs(notebook) if out.get("name") == "stderr"]

@@ -116,7 +116,10 @@ def test_keys_before_a_gap_give_what_they_give_among_all(implementation, packed)
                 assert error < 2e-5, f"gap {gap}, {name}: relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize(
+    "implementation",
+    ["chunked", pytest.param("pallas_tpu", marks=pytest.mark.exhaustive), "pallas_gpu"],
+)
 def test_more_queries_than_keys_before_a_gap(implementation):
     q, k, v, window, width, dh = inputs_of(KEYS)
     inputs = q, k[:, :20], v[:, :20], window, width, dh

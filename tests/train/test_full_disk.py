@@ -63,7 +63,9 @@ def test_what_fits_is_whole_and_the_run_goes_on_when_there_is_room(
     assert small.loss_bits(output) == small.loss_bits(whole_run[0])
 
 
-@pytest.mark.parametrize("options", ["size=300k", "size=700k"])
+@pytest.mark.parametrize(
+    "options", ["size=300k", pytest.param("size=700k", marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.slow
 def test_the_command_says_one_line_and_ends_with_4(options, disk, text):
     output = disk(options) / "run"

@@ -167,7 +167,9 @@ def collectives_of(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny", "tiny_transformer"])
+@pytest.mark.parametrize(
+    "name", ["tiny", pytest.param("tiny_transformer", marks=pytest.mark.exhaustive)]
+)
 def test_fsdp_moves_parameters_and_never_a_whole_batch_of_activations(name):
     """Rows 8, length 64: a collective over [8, 64, ...] or [512, ...] would be of all rows."""
     exchanged = collectives_of(name, "8", "64")
@@ -177,7 +179,9 @@ def test_fsdp_moves_parameters_and_never_a_whole_batch_of_activations(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["fsdp=8", "data=2,fsdp=2,model=2"])
+@pytest.mark.parametrize(
+    "mesh", [pytest.param("fsdp=8", marks=pytest.mark.exhaustive), "data=2,fsdp=2,model=2"]
+)
 def test_a_step_of_multiscreen_4b_exchanges_what_it_did(mesh):
     """All 64 layers at full width, shapes only: rows 16 in two parts, length 128."""
     golden = ROOT / "tests" / "train" / f"collectives_4b_{re.sub('[=,]', '_', mesh)}.txt"

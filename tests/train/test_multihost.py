@@ -131,7 +131,7 @@ def test_each_process_gets_the_rows_its_devices_hold():
     assert all(f"(1, 1, 6): {list(range(hosts.ROWS))}" in found for found in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # four processes are one run too, below
 def test_two_processes_of_four_devices_are_one_run(alone, eight):
     output, _, (first, second) = eight
     assert len(losses(output)) == STEPS
@@ -227,7 +227,7 @@ def test_sigterm_at_one_process_stops_all_after_one_step(alone, text, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [1, 0])
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.exhaustive)])
 def test_a_killed_process_ends_the_others_which_name_it(victim, text, tmp_path):
     forever = {
         "--train.steps": 10**6,
