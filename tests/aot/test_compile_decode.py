@@ -18,7 +18,9 @@ def _number(line, name):
     return float(line[line.index(name) + 1])
 
 
-@pytest.mark.parametrize("target", slow_unless((), ("v5e", "v5p", "v6e"), exhaustive=("v5p",)))
+@pytest.mark.parametrize(
+    "target", slow_unless((), ("v5e", "v5p", "v6e"), exhaustive=("v5p", "v6e"))
+)
 def test_tpu(target):
     need_tpu_compiler()
     for line in _lines(target):  # fails if a register is spilled
@@ -27,8 +29,7 @@ def test_tpu(target):
         assert _number(line, "cache_mib") < 700
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", slow_unless((), ("sm_80", "sm_90"), exhaustive=("sm_80",)))
 def test_gpu(target):
     need_gpu_compiler()
     for line in _lines(target):  # fails if a register is spilt

@@ -12,7 +12,7 @@ from tests.aot.run_compiler import need_tpu_compiler, run_compiler
     [
         pytest.param("v5e", "GDN 800M", 16384, marks=pytest.mark.slow),
         pytest.param("v5p", "GDN 800M", 131072, marks=pytest.mark.exhaustive),
-        pytest.param("v6e", "Mamba-2 800M", 131072, marks=pytest.mark.slow),
+        pytest.param("v6e", "Mamba-2 800M", 131072, marks=pytest.mark.exhaustive),
         pytest.param("v5e", "Mamba-2 800M", 16384, marks=pytest.mark.exhaustive),
         pytest.param("v6e", "GDN tiny", 4096, marks=pytest.mark.exhaustive),
     ],

@@ -249,7 +249,9 @@ def test_what_are_no_parameters(models, use):
     refused(lambda: USES[use](models["attention"][0], more), "Transformer: it has no adapter")
 
 
-@pytest.mark.parametrize("kind", ["screening", "attention", "state", "levels"])
+@pytest.mark.parametrize(
+    "kind", ["screening", "attention", "state", pytest.param("levels", marks=pytest.mark.slow)]
+)
 def test_caches_of_another_model(models, kind):
     model, params = models[kind]
 

@@ -138,7 +138,9 @@ def test_rolling_loglikelihood_is_our_own_evaluation(tmp_path):
     assert -found[1] / ours["tokens"] == pytest.approx(ours["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["multiscreen", "transformer", "log-linear-gdn"])
+@pytest.mark.parametrize(
+    "name", slow_unless(FAST, (*FAST, "gdn", "log-linear-gdn"), exhaustive=("log-linear-gdn",))
+)
 def test_continuations_are_what_generate_gives(name):
     model, params = small(name)
     adaptor = adaptor_of(name, batch_size=4)

@@ -97,7 +97,7 @@ def test_strong_decay_has_right_gradients(op):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("levels", [5, 3, 1])
+@pytest.mark.parametrize("levels", slow_unless((3,), (5, 3, 1)))
 def test_beyond_the_last_level(op, levels):
     length = 70
     x = inputs(length, levels)
@@ -117,7 +117,7 @@ def test_beyond_the_last_level(op, levels):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("levels", [8, 3])
+@pytest.mark.parametrize("levels", slow_unless((8,), (8, 3)))
 def test_every_continuation_is_the_whole(op, levels):
     """op(x[:a]), then op(x[a:]) from its state, for every a; both padded to one length."""
     length = 70
@@ -144,6 +144,7 @@ def test_every_continuation_is_the_whole(op, levels):
         assert (np.asarray(state.length) == length).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_gradients_through_a_continued_state(op):
     x, cut = inputs(40, 7), 21

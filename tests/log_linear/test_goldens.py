@@ -79,9 +79,9 @@ def marks(name, form, dtype):
     kernel, signed = "pallas" in form, "signed" in name
     few = signed and "gdn" in name
     if dtype == "bfloat16":
-        return pytest.mark.slow if few and (kernel or form == "chunked") else EXHAUSTIVE
+        return pytest.mark.slow if few and form in ("pallas_gpu", "chunked") else EXHAUSTIVE
     if kernel:
-        return () if few else pytest.mark.slow if signed else EXHAUSTIVE
+        return pytest.mark.slow if signed else EXHAUSTIVE
     return () if "T96" in name else pytest.mark.slow
 
 

@@ -103,7 +103,7 @@ def test_gradient_of_a_continued_state(op):
 
 
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FEW)
 @pytest.mark.parametrize("begun", slow_unless((7,), (1, 7, 8, 31), exhaustive=(1, 8, 31)))
 def test_a_single_token(op, begun, implementation):
     """One step from states of several lengths, and with all levels but three merged."""

@@ -19,7 +19,8 @@ from pallas_kernels import log_linear_gated_delta_rule, log_linear_ssd, ssd
 from tests.goldens import golden_names
 from tests.mixers.golden_case import GoldenCase, check
 
-DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
+DTYPES = ("float32", "float64")
+IN_FLOAT32 = ("T7", "T37", "T128")
 # Gradients that flow through sums of decays, dg of the README.
 DECAYS = {"ddt", "dA_log", "ddt_bias", "da_raw"}
 
@@ -28,7 +29,13 @@ def cases(op):
     names = [
         name.split("/")[1].removesuffix(".npz") for name in golden_names("log_linear", f"{op}__*")
     ]
-    return pytest.mark.parametrize("name", names)
+    return pytest.mark.parametrize(("name", "dtype"), [case(n, d) for n in names for d in DTYPES])
+
+
+def case(name, dtype):
+    """float64 of every file; float32, which is that and rounding, of a few."""
+    few = dtype == "float64" or name.endswith(IN_FLOAT32)
+    return pytest.param(name, dtype, marks=() if few else pytest.mark.exhaustive)
 
 
 def check_scan(name, dtype, run):
@@ -53,7 +60,6 @@ def check_scan(name, dtype, run):
 
 
 @cases("mamba2_scan")
-@DTYPES
 def test_mamba2_scan(name, dtype):
     def run(x, dt, A_log, Bm, C, D, z, dt_bias):
         step, g = decay(dt, dt_bias, A_log)
@@ -64,7 +70,6 @@ def test_mamba2_scan(name, dtype):
 
 
 @cases("loglinear_mamba2_scan")
-@DTYPES
 def test_log_linear_mamba2_scan(name, dtype):
     def run(x, dt, A_log, Bm, C, dl, Lp, D, dt_bias):
         step, g = decay(dt, dt_bias, A_log)
@@ -78,7 +83,6 @@ def test_log_linear_mamba2_scan(name, dtype):
 
 
 @cases("loglinear_gdn_layercore")
-@DTYPES
 def test_log_linear_gated_delta_net_core(name, dtype):
     def run(q, k, v, a_raw, b_raw, l_raw, Lp, A_log, dt_bias):
         _, g = decay(a_raw, dt_bias, A_log)
@@ -162,7 +166,6 @@ def gated_delta_net_weights(w, c):
 
 
 @cases("loglinear_mamba2_mixer")
-@DTYPES
 def test_log_linear_mamba2_mixer(name, dtype):
     check_mixer(
         name, dtype, LogLinearMamba2Mixer, LogLinearMamba2Config,
@@ -172,7 +175,6 @@ def test_log_linear_mamba2_mixer(name, dtype):
 
 
 @cases("loglinear_gdn_mixer")
-@DTYPES
 def test_log_linear_gated_delta_net_mixer(name, dtype):
     check_mixer(
         name, dtype, LogLinearGatedDeltaNetMixer, LogLinearGatedDeltaNetConfig,

@@ -29,6 +29,9 @@ from tests.models.linear_family import CONFIGS, NAMES, logits, params_of
 PRESETS = [n for n in preset_names() if not n.startswith(("multiscreen", "transformer"))]
 TOKENS = jax.random.randint(jax.random.key(1), (2, 80), 0, 61)
 
+# One of every kind of state: none decays by the input, all do, all levels, and tokens beside.
+FEW = slow_unless(("retnet", "mamba2", "log-linear-gdn", "gdn+attention"), NAMES)
+
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_counts_and_tables(name):
@@ -91,7 +94,11 @@ def test_initial_values():
 
 
 @pytest.mark.parametrize(
-    "name", ["retnet", "deltanet", "mamba2-mlp", "gdn", "log-linear-mamba2", "log-linear-gdn"]
+    "name",
+    slow_unless(
+        ("retnet", "log-linear-gdn"),
+        ("retnet", "deltanet", "mamba2-mlp", "gdn", "log-linear-mamba2", "log-linear-gdn"),
+    ),
 )
 def test_flops_match_the_compiler(name):
     """At one chunk: XLA counts the body of a scan once, however often it runs."""
@@ -107,7 +114,7 @@ def test_flops_match_the_compiler(name):
     assert abs(counted / config.forward_flops(length) - 1) < 0.1
 
 
-@pytest.mark.parametrize("name", slow_unless(("retnet", "log-linear-gdn+screening"), NAMES))
+@pytest.mark.parametrize("name", FEW)
 def test_packed_documents_are_alone_and_isolated(name):
     segment_ids = jnp.asarray([[1] * 5 + [2] * 39 + [3] * 33 + [0] * 3])
     row = np.asarray(TOKENS[:1])
@@ -122,7 +129,7 @@ def test_packed_documents_are_alone_and_isolated(name):
     np.testing.assert_array_equal(packed[~second], changed[~second])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_bfloat16_does_not_see_the_future(name):
     tokens = np.asarray(TOKENS[:1, :75])
     before = np.asarray(logits(name, tokens, dtype="bfloat16"))
@@ -135,7 +142,7 @@ def test_bfloat16_does_not_see_the_future(name):
         assert (before[:, place:] != changed[:, place:]).any()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_bfloat16_is_near_float32(name):
     """At most places: norms over five numbers enlarge the error of outputs near zero."""
     want = np.asarray(logits(name, TOKENS[:1, :75]))
@@ -144,7 +151,7 @@ def test_bfloat16_is_near_float32(name):
     assert 0 < np.median(errors) < 0.05
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW)
 def test_float64_throughout(name):
     want = logits(name, TOKENS[:1])
     with jax.enable_x64(True):
@@ -192,6 +199,7 @@ def test_equal_level_weights_are_the_parent():
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_beyond_the_levels():
     """More tokens than levels hold: an error, or what the config says."""
     fields = {"num_levels": 6}  # 32 tokens

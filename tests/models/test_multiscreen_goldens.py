@@ -91,7 +91,7 @@ def test_hidden_states_and_the_inside_of_every_tile(name):
         np.testing.assert_array_equal((relevance > 0)[clear], (expected > 0)[clear])
 
 
-@pytest.mark.parametrize("split", ["decode", "chunked"])
+@pytest.mark.parametrize("split", slow_unless(("decode",), ("decode", "chunked")))
 @pytest.mark.parametrize("name", NAMES)
 def test_cached_calls_match_recorded_decoding(name, split):
     case = load_case(name, implementation="reference")

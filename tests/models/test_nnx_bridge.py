@@ -33,9 +33,7 @@ def train_step(bridged, optimizer):
     return loss, gradients
 
 
-@pytest.mark.parametrize(
-    "name", slow_unless(("gdn",), CONFIGS, exhaustive=CONFIGS.keys() - {"multiscreen"})
-)
+@pytest.mark.parametrize("name", slow_unless((), CONFIGS, exhaustive=CONFIGS.keys() - {"gdn"}))
 def test_an_nnx_module(name):
     model = build(CONFIGS[name])
     bridged = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0))

@@ -10,6 +10,7 @@ import pytest
 
 from multiscreen_jax.layers.rotary import rotary_angles, rotate
 from multiscreen_jax.models.transformer import PRESETS, Transformer, TransformerConfig
+from tests.marks import slow_unless
 from tests.suites import cache_suite
 
 # Grouped-query, untied, every optional part on: nothing is left out by a default.
@@ -152,7 +153,10 @@ def _gradients(config):
 
 @pytest.mark.parametrize(
     ("remat", "unroll"),
-    [("none", True), ("full", False), ("full", True), ("dots", False), ("mixer", False)],
+    slow_unless(
+        (("none", True), ("full", False)),
+        (("none", True), ("full", False), ("full", True), ("dots", False), ("mixer", False)),
+    ),
 )
 def test_remat_and_loop_change_nothing(remat, unroll):
 

@@ -7,13 +7,14 @@ import pytest
 
 import multiscreen_jax as mj
 from multiscreen_jax.data import DataConfig
+from tests.marks import slow_unless
 
 
 def card(name):
     return (Path(mj.pretrained.__file__).parent / name / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", mj.pretrained.names())
+@pytest.mark.parametrize("name", slow_unless(("multiscreen-speeches",), mj.pretrained.names()))
 def test_the_card_is_right(name):
     model, params, _ = mj.pretrained.load(name)
     data = DataConfig(sequence_length=model.config.trained_length, batch_size=16)

@@ -14,6 +14,8 @@ from tests.screening.decode_cases import unit
 KEYS = 430
 NAMES = ("h", "q", "k", "v", "window", "width")
 WINDOWS = (3.5, 90.0, 300.0, np.inf)
+FORMS = ("reference", "chunked", "pallas_tpu", "pallas_gpu")
+FEW = slow_unless(FORMS[:2] + FORMS[3:], FORMS, exhaustive=("pallas_tpu",))
 
 
 def inputs_of(queries, seed=0):
@@ -56,7 +58,7 @@ def of_all_queries(queries, segments):
         exhaustive=((1, False), (300, False)),
     ),
 )
-@pytest.mark.parametrize("implementation", ["reference", "chunked", "pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize("implementation", FEW)
 def test_is_a_part_of_the_whole(implementation, queries, packed):
     segments = documents() if packed else None
     inputs = inputs_of(queries)

@@ -192,6 +192,7 @@ def test_nan_is_not_taken_for_a_rejected_key():
     assert np.isnan(h[0, 3:17]).all()
 
 
+@pytest.mark.slow
 def test_transformations():
     """vmap over batch and windows, checkpoint, and a scan over layers whose windows differ."""
     *inputs, cotangent = make(33, (1.5, np.inf), batch=2)

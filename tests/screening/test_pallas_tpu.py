@@ -146,6 +146,7 @@ def test_packed_documents():
         np.testing.assert_array_equal(np.asarray(x)[third], np.asarray(y)[third])
 
 
+@pytest.mark.slow
 def test_packed_documents_with_the_default_blocks():
     inputs, segments = inputs_of(150, (17.0, np.inf)), make_segments(150, 1)
     with interpret_kernels():
@@ -169,6 +170,7 @@ def test_no_information_from_the_future():
             assert np.asarray(gradient)[:, :131].any()
 
 
+@pytest.mark.slow
 def test_window_and_width_gradients_equal_finite_differences():
     windows = (1.7, 120.6, 127.5, 128.5, 130.2, 256.3)  # around the edges of tiles
     *inputs, cotangent = inputs_of(300, windows)
@@ -192,6 +194,7 @@ def test_window_and_width_gradients_equal_finite_differences():
         assert (np.abs(got[argument] - slope) <= limit).all(), (got[argument], slope)
 
 
+@pytest.mark.slow
 def test_extreme_scalars_and_empty_rows_give_no_nan():
     inputs = inputs_of(65, (1.0001, 3e38, np.inf))
     inputs[1] = -inputs[0]  # so the first query, which sees only itself, accepts nothing
@@ -205,6 +208,7 @@ def test_extreme_scalars_and_empty_rows_give_no_nan():
     assert all(np.isfinite(x).all() for x in (h, dq, *others, *zeros))
 
 
+@pytest.mark.slow
 def test_transformations():
     """vmap over arrays and over windows, checkpoint, and a scan over layers."""
     *inputs, cotangent = map(jnp.asarray, inputs_of(65, (1.5, 17.0, np.inf), batch=2))
@@ -316,6 +320,7 @@ def tiles_needed(length, window, block):
     return int(((farthest >= 0) & (nearest <= np.ceil(window) - 1)).sum())
 
 
+@pytest.mark.slow
 def test_count_tiles_is_what_the_kernel_does(monkeypatch):
     length, visits = 600, []
     for_parts = tpu_tiles.for_parts

@@ -11,6 +11,7 @@ from multiscreen_jax.layers.positions import mipe, mipe_turns
 from pallas_kernels import screening
 from pallas_kernels.common.numerics import tanh_norm, unit_norm
 from tests.goldens import golden_names, golden_path
+from tests.marks import slow_unless
 
 NAMES = golden_names("multiscreen", "unit_*.npz")
 
@@ -34,7 +35,7 @@ def screening_unit(inputs, threshold, implementation):
     return tanh_norm(h), h
 
 
-@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("implementation", slow_unless(("chunked",), ("reference", "chunked")))
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_and_gradients(name, implementation):
     file = np.load(golden_path(name))

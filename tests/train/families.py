@@ -40,10 +40,9 @@ FAMILIES = {
 }
 MESHES = [  # data, fsdp, seq, model
     (2, 4, 1, 1),
-    (1, 1, 8, 1),
     (1, 1, 2, 4),
 ]
-MORE = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 1, 1, 4), (1, 2, 2, 2)]
+MORE = [(1, 1, 8, 1), (8, 1, 1, 1), (1, 8, 1, 1), (2, 1, 1, 4), (1, 2, 2, 2)]
 LENGTHS = [LENGTH // sizes[2] for sizes in (*MESHES, *MORE)]
 STEPS = 3
 

@@ -77,7 +77,9 @@ def test_sigterm_ends_the_command_with_code_zero(text, whole_run, tmp_path):
     assert_same_run(output, train(small.config(text, output)).params, whole_run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_stops_at_the_step_boundary(
     number, text, whole_run, tmp_path, monkeypatch, capsys
 ):
