@@ -280,7 +280,7 @@ def test_targets_that_jit_hides_turn_to_nan(params):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, pytest.param(np.int8, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("make", [multiscreen, transformer])
+@pytest.mark.parametrize("make", [pytest.param(multiscreen, marks=pytest.mark.slow), transformer])
 def test_narrow_tokens_are_the_same_tokens(make, dtype):
     model = mj.models.build(make(vocab_size=300))
     tokens = np.int32([[1, 2, 127, 44, 0]])

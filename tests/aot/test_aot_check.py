@@ -31,6 +31,7 @@ def found():
     return check(config, Host("v5e:1x1", CHIPS["v5e"], (1, 1)), {"data": 1})
 
 
+@pytest.mark.slow
 def test_the_report_names_what_it_found(found):
     text = report.text(found)
     parameters = found.config.model.parameter_count()

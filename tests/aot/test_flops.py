@@ -118,7 +118,7 @@ def test_screening_kernels_of_a_share_cost_their_own_queries():
             assert mean == pytest.approx(cost * reach.sum() / 4)
 
 
-@pytest.mark.parametrize("sizes", [(2, 1), (2, 8)])
+@pytest.mark.parametrize("sizes", [(2, 1), pytest.param((2, 8), marks=pytest.mark.slow)])
 def test_divided_sequences_count_what_the_models_formula_says(sizes):
     """Devices that hold a share of a sequence get the keys of those before theirs."""
     length, chip = 16384, AbstractDevice("TPU v5 lite", 1, "tpu")

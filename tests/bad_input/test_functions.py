@@ -24,6 +24,7 @@ from pallas_kernels import (
 )
 from pallas_kernels.attention import causal_attention
 from pallas_kernels.log_linear import LogLinearState
+from tests.marks import slow_unless
 
 X = np.ones((1, 4, 2, 4), np.float32)
 GATE = np.full((1, 4, 2), -0.1, np.float32)
@@ -250,7 +251,7 @@ def test_what_are_no_parameters(models, use):
 
 
 @pytest.mark.parametrize(
-    "kind", ["screening", "attention", "state", pytest.param("levels", marks=pytest.mark.slow)]
+    "kind", slow_unless(("attention", "state"), ("screening", "attention", "state", "levels"))
 )
 def test_caches_of_another_model(models, kind):
     model, params = models[kind]
@@ -304,6 +305,7 @@ def test_what_is_no_model(models):
     assert made["params"].keys() == params.keys()
 
 
+@pytest.mark.slow
 def test_targets_that_are_no_tokens(models):
     model, params = models["screening"]
     targets = jnp.array([[1, 99]])

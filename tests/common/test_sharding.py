@@ -31,6 +31,7 @@ def test_screening_and_its_gradients_are_divided_over_rows_heads_and_tokens(argu
         assert sequence_is_whole != ("collective-permute" in line), line
 
 
+@pytest.mark.slow
 def test_a_window_that_is_nan_leaves_the_other_heads_of_a_divided_sequence_alone():
     run_module("tests.common.nan_window")
 

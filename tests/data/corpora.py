@@ -81,7 +81,9 @@ def metaspace_tokenizer(path: Path) -> Path:
 
 
 def bytes_behind(tokenizer, text):
-    """Tokens of a text, and how many of its bytes are behind each."""
+    """Tokens of a text, and how many of its bytes are behind each, int64."""
     (encoded,) = tokenizer.encode_corpus([text])
     counts = encoded.byte_counts
-    return encoded.tokens, tokenizer.byte_lengths[encoded.tokens] if counts is None else counts
+    if counts is None:
+        counts = tokenizer.byte_lengths[encoded.tokens]
+    return encoded.tokens, counts.astype(np.int64)

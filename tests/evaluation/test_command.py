@@ -228,6 +228,7 @@ def recalled(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_mqar(recalled, tmp_path, capsys):
     records = [json.loads(line) for line in (recalled / "metrics.jsonl").read_text().splitlines()]
     logged = records[-1]
@@ -245,6 +246,7 @@ def test_mqar(recalled, tmp_path, capsys):
     assert "bits_per_byte" not in whole
 
 
+@pytest.mark.slow
 def test_a_transformer_with_another_rope_factor(recalled, tmp_path):
     config = EvaluateConfig(run=str(recalled), task="mqar", output=str(tmp_path))
     losses = {}

@@ -75,6 +75,7 @@ def test_a_short_memory_is_right_where_the_needle_is_near():
     assert [text.get_text() for text in figure.axes[0].texts] == ["0", "100"]
 
 
+@pytest.mark.slow
 def test_a_real_model_with_the_librarys_generate():
     config = MultiscreenConfig(
         vocab_size=256, model_dim=8, num_layers=1, num_heads=2, key_dim=4, value_dim=4

@@ -76,6 +76,7 @@ def test_tokens_unknown_to_the_tokenizer_are_wrong_answers():
     assert {row["correct"] for row in grid(generate=unknown)} == {0}
 
 
+@pytest.mark.slow
 def test_a_real_model_with_the_librarys_generate():
     config = MultiscreenConfig(
         vocab_size=256, model_dim=8, num_layers=1, num_heads=2, key_dim=4, value_dim=4

@@ -11,6 +11,7 @@ import multiscreen_jax as mj
 from multiscreen_jax import generation
 from multiscreen_jax.models.multiscreen import Multiscreen, MultiscreenConfig
 from multiscreen_jax.models.transformer import Transformer, TransformerConfig
+from tests.marks import slow_unless
 
 VOCABULARY = 41
 PROMPTS = [[5, 9, 2, 7, 30, 1, 1, 12], [3], [8, 4, 40, 0]]
@@ -46,7 +47,7 @@ def _greedy_by_full_forwards(model, params, prompt, steps, room=20):
     return row[len(prompt) :]
 
 
-@pytest.mark.parametrize("name", ["transformer", "multiscreen"])
+@pytest.mark.parametrize("name", slow_unless(("multiscreen",), ("transformer", "multiscreen")))
 def test_greedy_is_the_argmax_of_full_forwards(name):
     model, params = _model(name)
     got = mj.generate(model, params, PROMPTS, max_new_tokens=9)

@@ -12,6 +12,7 @@ from multiscreen_jax.inspect.accepted import _Finder, find_layer
 from multiscreen_jax.jitted import jitted
 from multiscreen_jax.models import Multiscreen, create
 from tests.inspect.models import packed_rows, tiny
+from tests.marks import slow_unless
 
 LENGTH, MOST = 300, 12
 
@@ -34,7 +35,7 @@ def check_against_maps(found, maps):
         assert len(set(keys[real])) == real.sum()
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", slow_unless((True,), (False, True)))
 def test_keys_are_those_of_whole_maps(packed):
     model, params = tiny()
     tokens, segments = (x[2] for x in packed_rows(3, LENGTH))

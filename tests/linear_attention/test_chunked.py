@@ -91,7 +91,7 @@ def test_gates_that_forget_everything(op):
     assert_same(run(op, case), got)
 
 
-@pytest.mark.parametrize("beta", [1.0, 1.9])
+@pytest.mark.parametrize("beta", slow_unless((1.9,), (1.0, 1.9)))
 def test_keys_that_are_all_alike(beta):
     """The triangular systems of such chunks are the hardest: powers of their matrices explode."""
     case = make_case("gated_delta_rule", 200, decay=0.01)
@@ -150,6 +150,7 @@ def test_transformations(op):
     assert_close(results[1], results[0], 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", slow_unless(FEW[:1], FEW))
 def test_memory_is_linear(op):
     def bytes_for(length):

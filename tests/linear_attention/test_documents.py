@@ -55,7 +55,7 @@ def per_token(tree):
     }
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", slow_unless(("gated_delta_rule",), OPS))
 def test_each_equals_the_document_alone(op):
     """A document alone is a row of its own, from position 0, by the recurrence in float64."""
     case, got = packed(op)

@@ -74,7 +74,8 @@ def cases():
         if "__T1." in name:  # a step of the recurrence, and no kernel's
             continue
         for kernel in ("pallas_tpu", "pallas_gpu"):
-            mark = () if "gated_delta_rule__T100" in name else pytest.mark.slow
+            first = kernel == "pallas_gpu" and "gated_delta_rule__T100" in name
+            mark = () if first else pytest.mark.slow
             if not any(tag in name for tag in FOR_KERNELS):
                 mark = EXHAUSTIVE
             yield pytest.param(name, kernel, "float32", marks=mark)

@@ -110,6 +110,7 @@ def test_sizes_in_parts(delta):
     check(everything(kernel(delta), *inputs), everything(chunked(delta), *inputs), 8e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_bfloat16(delta):
     inputs = make(130, 2, 2, key_dim=32, value_dim=32)
@@ -117,6 +118,7 @@ def test_bfloat16(delta):
     check(everything(kernel(delta), *inputs), everything(chunked(delta), *inputs), 8e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_documents_and_segments(delta, monkeypatch):
     """Documents that start anywhere, in segments of two chunks."""
@@ -139,6 +141,7 @@ def test_documents_and_segments(delta, monkeypatch):
     check(got, everything(of_tokens(chunked(delta, docs)), *tokens, state), 2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_strong_decay(delta):
     q, k, v, g, beta, state = make(130, 1, 2)
@@ -160,7 +163,7 @@ def fenwick(batch, chunks):
 @pytest.mark.parametrize(
     ("delta", "length", "dtype", "tolerance"),
     [
-        (True, 300, "float32", 2e-6),
+        pytest.param(True, 300, "float32", 2e-6, marks=pytest.mark.slow),
         pytest.param(False, 600, "float32", 2e-6, marks=pytest.mark.slow),
         pytest.param(True, 300, "bfloat16", 8e-3, marks=pytest.mark.slow),
         pytest.param(False, 300, "float32", 2e-6, marks=pytest.mark.exhaustive),
@@ -196,6 +199,7 @@ def test_levels(delta, length, dtype, tolerance, monkeypatch):
     check(everything(by_kernel, *inputs), everything(by_chunks, *inputs), tolerance, names)
 
 
+@pytest.mark.slow
 def test_levels_of_ones_are_one_state():
     """With all scales one, levels are a partition of the state; initial states have gradients too.
 
@@ -252,6 +256,7 @@ def test_products_are_accurate_on_the_device(dtype, delta):
             assert dot.endswith("xf32>"), dot
 
 
+@pytest.mark.slow
 def test_features_are_padded_to_the_next_sizes():
     """K = 24 goes as 32 and V = 40 as 48; nothing of it is seen outside."""
     inputs = make(70, 1, 2, key_dim=24, value_dim=40)

@@ -15,7 +15,7 @@ def part(inputs, span):
     return {x: a[:, span] if x != "state" and a.ndim > 1 else a for x, a in inputs.items()}
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", slow_unless(("gated_delta_rule", "normalised"), OPS))
 def test_every_split(op):
     """Both parts padded to one length, so that two programs serve all splits."""
     case = make_case(op, LENGTH)

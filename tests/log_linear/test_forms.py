@@ -10,6 +10,8 @@ from pallas_kernels.log_linear import LogLinearState, empty_state, level_count
 from tests.log_linear.cases import OPS, assert_close, inputs, part, run
 from tests.marks import slow_unless
 
+FEW = slow_unless(("gated_delta_rule",), OPS)  # the other is the same less an inverse
+
 
 def values_and_gradients(op, x, cotangent_of_state=True, **settings):
     """y, state and the gradients of a fixed random function of both (or of y alone)."""
@@ -31,7 +33,7 @@ def values_and_gradients(op, x, cotangent_of_state=True, **settings):
     return outputs(x)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FEW)
 @pytest.mark.parametrize(
     ("length", "chunk_size"),
     [(1, 16), (7, 4), (200, 64)]
@@ -49,7 +51,7 @@ def test_chunked_is_the_reference(op, length, chunk_size):
         assert_close(gradient, want[2][name], 1e-4, f"d{name}")
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FEW)
 @pytest.mark.parametrize("length", slow_unless((113,), (9, 64, 113, 200), exhaustive=(9, 64)))
 def test_the_tree_is_the_scan(op, length):
     """Chunks of 8: 2, 8, 15 and 25 of them, so blocks whole and cut short on every level."""
@@ -63,7 +65,7 @@ def test_the_tree_is_the_scan(op, length):
         assert_close(gradient, scan[2][name], 1e-5, f"d{name}")
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FEW)
 def test_neighbouring_heads_share_a_group(op):
     x = inputs(37, 7, groups=2, heads=4)
     each = {name: np.repeat(x[name], 2, axis=2) for name in ("q", "k")}
@@ -86,6 +88,7 @@ def test_equal_level_scales_give_the_parent(op):
     assert_close(y, want, 1e-5, op)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_strong_decay_has_right_gradients(op):
     x = inputs(96, 8, decay=3.0)
@@ -96,7 +99,7 @@ def test_strong_decay_has_right_gradients(op):
         assert_close(gradient, want[2][name], 1e-4, f"d{name}")
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FEW)
 @pytest.mark.parametrize("levels", slow_unless((3,), (5, 3, 1)))
 def test_beyond_the_last_level(op, levels):
     length = 70
@@ -116,7 +119,7 @@ def test_beyond_the_last_level(op, levels):
         assert_close(state.levels, whole.levels, 1e-5, "extend: state")
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FEW)
 @pytest.mark.parametrize("levels", slow_unless((8,), (8, 3)))
 def test_every_continuation_is_the_whole(op, levels):
     """op(x[:a]), then op(x[a:]) from its state, for every a; both padded to one length."""

@@ -82,7 +82,7 @@ def marks(name, form, dtype):
         return pytest.mark.slow if few and form in ("pallas_gpu", "chunked") else EXHAUSTIVE
     if kernel:
         return pytest.mark.slow if signed else EXHAUSTIVE
-    return () if "T96" in name else pytest.mark.slow
+    return () if signed else pytest.mark.slow
 
 
 @pytest.mark.parametrize(("name", "form", "dtype"), list(cases()))

@@ -60,6 +60,7 @@ def _close(got, want, label, tolerance=1e-5):
     assert error < tolerance, f"{label}: relative error {error:.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless(("mamba2",), NAMES, exhaustive=NAMES))
 def test_a_document_gives_what_it_gives_alone(name):
     _, params = _mixer(name)

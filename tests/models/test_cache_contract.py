@@ -9,6 +9,7 @@ import pytest
 
 from multiscreen_jax.models.multiscreen import Multiscreen, MultiscreenConfig
 from pallas_kernels.screening.summaries import BLOCK_SLOTS, summarize
+from tests.marks import slow_unless
 from tests.suites import cache_suite
 
 TOKENS = jax.random.randint(jax.random.key(1), (2, 23), 0, 61)
@@ -34,7 +35,7 @@ def _model(window_threshold, block_summaries=False):
     return model, {**params, "layers": {"tiles": tiles}}
 
 
-@pytest.mark.parametrize("block_summaries", [False, True])
+@pytest.mark.parametrize("block_summaries", slow_unless((False,), (False, True)))
 def test_every_split(block_summaries):
     cache_suite.check_every_split(*_model(6.0, block_summaries), TOKENS[:, :12])
 
@@ -62,6 +63,7 @@ def test_summaries_are_those_of_the_keys_in_the_cache():
         np.testing.assert_array_equal(kept[:, :blocks], fresh[:, :blocks])
 
 
+@pytest.mark.slow
 def test_overflow_is_loud():
     """Only where a window is longer than max_length: shorter rings never lose what is read."""
     cache_suite.check_overflow_is_loud(*_model(256.0), TOKENS[:, :6])

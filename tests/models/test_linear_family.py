@@ -66,6 +66,7 @@ def test_configs_survive_json(name):
     assert hash(config) == hash(config_json.model_from_dict(plain))
 
 
+@pytest.mark.slow
 def test_create_takes_fields():
     model, config = mj.models.create("log-linear-gdn-tiny", vocab_size=300, num_layers=2)
     assert (config.vocab_size, config.num_layers) == (300, 2)
@@ -74,6 +75,7 @@ def test_create_takes_fields():
     assert mj.generate(model, params, [5, 299, 0], max_new_tokens=4).shape == (4,)
 
 
+@pytest.mark.slow
 def test_initial_values():
     wide = {"num_heads": 64, "model_dim": 64, "initializer_range": None}
     config = dataclasses.replace(CONFIGS["log-linear-mamba2"], **wide)
@@ -114,7 +116,7 @@ def test_flops_match_the_compiler(name):
     assert abs(counted / config.forward_flops(length) - 1) < 0.1
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", slow_unless(("gdn+attention",), NAMES))
 def test_packed_documents_are_alone_and_isolated(name):
     segment_ids = jnp.asarray([[1] * 5 + [2] * 39 + [3] * 33 + [0] * 3])
     row = np.asarray(TOKENS[:1])
@@ -129,7 +131,7 @@ def test_packed_documents_are_alone_and_isolated(name):
     np.testing.assert_array_equal(packed[~second], changed[~second])
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", slow_unless(("gdn+attention",), NAMES))
 def test_bfloat16_does_not_see_the_future(name):
     tokens = np.asarray(TOKENS[:1, :75])
     before = np.asarray(logits(name, tokens, dtype="bfloat16"))
@@ -142,7 +144,7 @@ def test_bfloat16_does_not_see_the_future(name):
         assert (before[:, place:] != changed[:, place:]).any()
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", slow_unless(("gdn+attention",), NAMES))
 def test_bfloat16_is_near_float32(name):
     """At most places: norms over five numbers enlarge the error of outputs near zero."""
     want = np.asarray(logits(name, TOKENS[:1, :75]))
@@ -151,7 +153,7 @@ def test_bfloat16_is_near_float32(name):
     assert 0 < np.median(errors) < 0.05
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", slow_unless(("gdn+attention",), NAMES))
 def test_float64_throughout(name):
     want = logits(name, TOKENS[:1])
     with jax.enable_x64(True):
@@ -171,6 +173,7 @@ def _gradients(name, **fields):
     return jax.jit(jax.grad(loss))(params_of(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields"),
     [

@@ -16,7 +16,7 @@ LONG = jax.random.randint(jax.random.key(3), (1, 70), 0, 61)
 FEW = ("mamba2", "gdn+attention")
 # States that others hold too: a delta rule with gates, and levels of states.
 HELD_BY_OTHERS = ("gdn", "log-linear-mamba2", "log-linear-gdn")
-models = pytest.mark.parametrize("name", slow_unless(FEW, NAMES, exhaustive=HELD_BY_OTHERS))
+models = pytest.mark.parametrize("name", slow_unless(FEW[1:], NAMES, exhaustive=HELD_BY_OTHERS))
 # What is the cursor's or the loop's, whatever the mixers.
 few_models = pytest.mark.parametrize(
     "name",
@@ -35,6 +35,7 @@ def test_every_split_of_seventy_tokens(name):
     cache_suite.check_every_split_in_one_batch(*_model(name), LONG, tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["log-linear-mamba2", "log-linear-gdn+screening"])
 def test_every_split_of_a_short_row(name):
     cache_suite.check_every_split(*_model(name), TOKENS[:, :9], tolerance=5e-5)
@@ -75,6 +76,7 @@ def test_greedy_generation_is_the_argmax_of_full_forwards(name):
         np.testing.assert_array_equal(row, want)
 
 
+@pytest.mark.slow
 def test_decode_after_a_prefill_of_eight_tokens():
     """Where the authors' own cache goes wrong: it forgets how full the levels are, so that the
     last prefill token is overwritten (relative errors of 1.0, 0.5, 1.1, 0.4 in the next steps)."""

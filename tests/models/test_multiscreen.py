@@ -107,6 +107,7 @@ def test_initialisation_table():
     np.testing.assert_allclose(tiles["log_output_scale"], -np.log(64) / 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_embedding_scale_leaves_the_initial_function_alone():
     tokens = random_tokens(20, vocab_size=61)
     outs = []
@@ -119,7 +120,10 @@ def test_embedding_scale_leaves_the_initial_function_alone():
     np.testing.assert_allclose(outs[0], outs[1], atol=1e-4)
 
 
-@pytest.mark.parametrize(("psi", "vocab_size", "loss"), [(8, 256, 8.1), (8, 50257, 11.4)])
+@pytest.mark.parametrize(
+    ("psi", "vocab_size", "loss"),
+    [(8, 256, 8.1), pytest.param(8, 50257, 11.4, marks=pytest.mark.slow)],
+)
 def test_initial_loss_is_where_the_specification_puts_it(psi, vocab_size, loss):
     config = mj.models.MultiscreenConfig.from_psi(
         psi, vocab_size=vocab_size, implementation="reference"
@@ -173,7 +177,7 @@ def test_no_future_token_leaks_in_decoding():
     assert (before[:, 290:] != after[:, 290:]).any()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_unless(("bfloat16",), ("float32", "bfloat16")))
 def test_gradient_to_later_tokens_is_exactly_zero(dtype):
     model, params = small_model(
         dtype=dtype, windows=(2.5, 40.0, 300.0, 1e9), implementation="chunked"
@@ -212,6 +216,7 @@ def test_packed_documents_do_not_see_each_other():
         assert (before[0, inside] != after[0, inside]).any()
 
 
+@pytest.mark.slow
 def test_packed_document_equals_the_document_alone():
     model, params = small_model(windows=(2.5, 40.0, 300.0, 1e9), implementation="chunked")
     alone = random_tokens(70, seed=9)
@@ -263,7 +268,8 @@ def test_gradients_stay_finite_when_nearly_all_keys_are_rejected(length, impleme
         assert not gradient["layers"]["tiles"]["log_window"][:, 3].any()
 
 
-@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", slow_unless(("chunked",), ("reference", "chunked")))
 def test_tiles_as_wide_and_as_narrow_as_numbers_go_stay_finite(implementation):
     model, params = small_model(implementation=implementation)
     tokens = jnp.full((1, 9), 3)  # all equal: every similarity is 1

@@ -29,7 +29,7 @@ def loss_logits_gradient(case):
     )(case.params)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", slow_unless(("chunked",), IMPLEMENTATIONS))
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_loss_and_every_gradient(name, implementation):
     case = load_case(name, implementation=implementation)
@@ -106,6 +106,7 @@ def test_cached_calls_match_recorded_decoding(name, split):
     assert_near(np.concatenate(logits, 1), case.expected[f"{split}/logits"], atol=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless(WRAPPED, NAMES, exhaustive=NAMES))
 def test_dieod_positions_wrap_where_the_file_says_so(name):
     spec = load_case(name, expected=f"model_{name}.dieod", implementation="reference")
@@ -136,6 +137,7 @@ def test_dieod_positions_wrap_where_the_file_says_so(name):
     assert_near(both, case.expected["logits"], atol=5e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", golden_names("multiscreen", "infrule_*.npz"))
 def test_windows_beyond_the_trained_length_become_infinite(name):
     golden = name.removeprefix("multiscreen/").removesuffix(".npz")

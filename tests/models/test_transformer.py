@@ -44,6 +44,7 @@ def apply(config, tokens, segment_ids=None, params=None):
     return _logits(config, params, tokens, segment_ids)
 
 
+@pytest.mark.slow
 def test_exact_counts():
     paper = {"8m": 7613312, "18m": 17584384, "45m": 44609024, "124m": 123550464, "353m": 353453056}
     assert paper.keys() == PRESETS.keys()

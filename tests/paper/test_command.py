@@ -55,8 +55,16 @@ def test_again_starts_anew(monkeypatch, tmp_path):
     ("arguments", "message"),
     [
         (["list", "--scale", "medium"], "--scale is 'medium'; allowed: small, paper"),
-        (["list", "scalings"], "there is no study 'scalings' (did you mean scaling?); known: "),
-        (["run", "windows", "--only", "foo"], "--only has foo; allowed: positions-multiscreen"),
+        pytest.param(
+            ["list", "scalings"],
+            "there is no study 'scalings' (did you mean scaling?); known: ",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["run", "windows", "--only", "foo"],
+            "--only has foo; allowed: positions-multiscreen",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_errors_are_one_line(arguments, message):

@@ -87,6 +87,7 @@ def test_results_at_the_papers_scale(name, tmp_path, monkeypatch):
         assert len(set(labels)) == len(labels)
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_tables(tmp_path):
     document.write(tmp_path / "RESULTS.md")
     assert (tmp_path / "RESULTS.md").read_text() == document.PATH.read_text()

@@ -14,6 +14,7 @@ def card(name):
     return (Path(mj.pretrained.__file__).parent / name / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless(("multiscreen-speeches",), mj.pretrained.names()))
 def test_the_card_is_right(name):
     model, params, _ = mj.pretrained.load(name)

@@ -65,6 +65,7 @@ def test_equals_dense_oracle(length):
         assert got[4][-1] == 0, "an infinite window has no gradient"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(8, 32), (32, 64), (64, 32)])
 def test_other_sizes(key_dim, value_dim):
     segments = make_segments(130)[:1]
@@ -76,6 +77,7 @@ def test_packed_documents(length):
     check(make_segments(length), make(length, batch=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key_dim", "value_dim", "length"), [(16, 64, 200), (128, 128, 65)])
 def test_bfloat16(key_dim, value_dim, length):
     """No worse than the chunked form, which computes in float32 and rounds once."""
@@ -100,6 +102,7 @@ def test_windows_that_end_at_the_edges_of_tiles():
     check(None, make(130, edges))
 
 
+@pytest.mark.slow
 def test_window_and_width_gradients_equal_finite_differences():
     windows = (1.7, 31.6, 32.4, 64.3, 97.5, 400.1)
     *inputs, cotangent = make(130, windows)
@@ -155,6 +158,7 @@ def test_no_information_from_the_future():
             assert np.asarray(gradient)[:, :t].any()
 
 
+@pytest.mark.slow
 def test_documents_are_isolated():
     segments = make_segments(200)
     inputs = make(200, (17.0, np.inf), batch=2)
@@ -340,6 +344,7 @@ def test_refuses_what_it_does_not_support():
         block_sizes(75, jnp.bfloat16, 16, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless(UNIT, UNITS, exhaustive=UNITS))
 def test_equals_recorded_unit(name):
     """The whole screening unit around the op, against recorded PyTorch values and gradients."""

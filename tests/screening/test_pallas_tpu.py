@@ -101,6 +101,7 @@ def rms(x):
     return np.sqrt(np.mean(np.square(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("with_segments", "key_dim"),
     slow_unless(
@@ -128,6 +129,7 @@ def test_bfloat16_is_as_good_as_the_chunked_form(with_segments, key_dim):
         assert errors[0] <= limit, f"{name}: {errors}"
 
 
+@pytest.mark.slow
 def test_packed_documents():
     length, segments = 200, make_segments(200, 2)
     inputs = inputs_of(length, (17.0, 256.0, np.inf), batch=2)
@@ -154,6 +156,7 @@ def test_packed_documents_with_the_default_blocks():
     assert_close(got, dense_float64(segments, *inputs), 1e-4)
 
 
+@pytest.mark.slow
 def test_no_information_from_the_future():
     *inputs, cotangent = inputs_of(200, (17.0, np.inf))
     with interpret_kernels():
@@ -238,6 +241,7 @@ UNIT = ("multiscreen/unit_T33.npz",)  # of the others the chunked form, which ke
 UNITS = golden_names("multiscreen", "unit_*.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless(UNIT, UNITS, exhaustive=UNITS))
 def test_equals_recorded_unit(name):
     """The whole screening unit around the kernels, against recorded PyTorch runs."""

@@ -63,6 +63,7 @@ def _stored(x, dtype):
     return np.asarray(jnp.asarray(x, dtype))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     kind=st.sampled_from(["random", "clustered", "equal", "half"]),

@@ -64,6 +64,7 @@ def ours(named):
     return jax.tree.map(jnp.asarray, tree)
 
 
+@pytest.mark.slow
 def test_the_layer_and_every_gradient():
     layer = theirs()
     rng = np.random.default_rng(1)

@@ -69,6 +69,7 @@ def test_logits_loss_and_every_gradient(pair):
     check_gradients(gradients, convert.from_torch(SOURCE, named, config), "gradients")
 
 
+@pytest.mark.slow
 def test_prefill_and_steps_are_its_full_forward(pair):
     torch_model, config = pair
     params = convert.from_torch(SOURCE, torch_model.state_dict(), config)

@@ -11,6 +11,7 @@ import pytest
 
 from multiscreen_jax import convert, losses
 from multiscreen_jax.models.multiscreen import Multiscreen, MultiscreenConfig
+from tests.marks import slow_unless
 from tests.torch_equivalence.closeness import check_gradients, check_logits, check_loss
 
 torch = pytest.importorskip("torch")
@@ -74,7 +75,7 @@ def our_logits(params, tokens, config=CONFIG) -> np.ndarray:
     return np.asarray(apply({"params": params}, jnp.asarray(tokens, jnp.int32)).logits)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("implementation", slow_unless(("chunked",), ("reference", "chunked")))
 def test_logits_loss_and_every_gradient_in_train_mode(implementation):
     torch_model = random_model().train()
     params = convert.from_torch(SOURCE, torch_model.state_dict(), CONFIG)

@@ -27,6 +27,7 @@ from multiscreen_jax.train import (
 from multiscreen_jax.train.errors import CheckpointNotSaved, is_ours, one_line_errors
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.state import TrainState
+from tests.marks import slow_unless
 from tests.train import small
 
 
@@ -138,7 +139,7 @@ def test_a_committed_checkpoint_without_manifest_is_sealed_and_used(
         np.testing.assert_array_equal(got, wanted)
 
 
-@pytest.mark.parametrize("item", [".", "params", "run"])
+@pytest.mark.parametrize("item", slow_unless(("params",), (".", "params", "run")))
 def test_an_uncommitted_checkpoint_is_removed(item, copied_run, text, whole_run, capsys):
     newest = as_killed_before_the_manifest(copied_run, "")
     (newest / item / "commit_success.txt").unlink()
@@ -161,7 +162,7 @@ def test_a_marker_left_beside_a_manifest_does_not_hide_its_loss(copied_run, text
     assert "checkpoint 12 is damaged and not used" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", [truncate, lose_manifest])
+@pytest.mark.parametrize("damage", slow_unless((truncate,), (truncate, lose_manifest)))
 def test_training_goes_on_from_the_checkpoint_before(damage, copied_run, text, whole_run, capsys):
     newest = copied_run / "checkpoints" / "12"
     path, reason = damage(newest)

@@ -39,7 +39,8 @@ def disk(tmp_path):
     ("options", "saved"),
     [
         ("size=450k", [4]),  # the second checkpoint fails
-        ("nr_inodes=6", []),  # metrics.jsonl, or a file before it
+        # metrics.jsonl, or a file before it
+        pytest.param("nr_inodes=6", [], marks=pytest.mark.slow),
         pytest.param("nr_inodes=70", [4], marks=pytest.mark.exhaustive),
         pytest.param("size=60k", [], marks=pytest.mark.exhaustive),  # the first checkpoint
         pytest.param("size=4k", [], marks=pytest.mark.exhaustive),  # config.json
@@ -86,6 +87,7 @@ def test_the_command_says_one_line_and_ends_with_4(options, disk, text):
     assert f"TensorBoard is left out from here on: {FULL}" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_record_that_cannot_be_written_ends_the_run_saved_and_lacks_no_line_later(
     disk, text, tmp_path
 ):

@@ -152,6 +152,7 @@ def losses_of(output):
     return np.array([record["loss"] for record in small.records(output)])
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one_and_one_can_continue(text, whole_run, tmp_path):
     mesh = ("--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.model", "2")
     run_on_eight_devices(text, tmp_path, "--train.steps", "5", *mesh)

@@ -20,6 +20,7 @@ from multiscreen_jax.train import last_words as last_words_module
 from multiscreen_jax.train.last_words import _GAVE_UP as GAVE_UP
 from multiscreen_jax.train.last_words import last_words
 from multiscreen_jax.train.reading import steps_in
+from tests.marks import slow_unless
 from tests.train import hosts, small
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,7 @@ def four(text, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_each_process_gets_the_rows_its_devices_hold():
     first, second = (out.splitlines() for out in run(2, "rows"))
     assert {first[0], second[0]} == {"process 0 of 2", "process 1 of 2"}
@@ -388,7 +390,10 @@ def initialized(**variables):
     )
 
 
-@pytest.mark.parametrize(("name", "value"), [("PROCID", "2"), ("PROCID", "x"), ("NTASKS", "")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    slow_unless((("PROCID", "2"),), (("PROCID", "2"), ("PROCID", "x"), ("NTASKS", ""))),
+)
 def test_a_cluster_that_cannot_be_is_refused_by_name(name, value):
     ended = initialized(**{**SLURM, f"SLURM_{name}": value})
     line = ended.stderr.splitlines()[-1]
@@ -397,6 +402,7 @@ def test_a_cluster_that_cannot_be_is_refused_by_name(name, value):
     assert "SLURM_STEP_NODELIST is 'node[01-02]'" in line
 
 
+@pytest.mark.slow
 # Of a batch script without srun JAX takes no notice: one process, with all of its node's GPUs.
 @pytest.mark.parametrize("variables", [{}, {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "16"}])
 def test_no_cluster_is_one_process(variables):

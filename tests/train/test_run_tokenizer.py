@@ -68,6 +68,7 @@ def test_the_copy_is_there_before_the_first_step(make, name, settled, tmp_path, 
     assert run_tokenizer.kept(tmp_path / "run").fingerprint == copy.fingerprint
 
 
+@pytest.mark.slow
 def test_a_new_character_in_the_corpus_changes_nothing_of_the_run(place, monkeypatch):
     before = open_run("run").tokenizer
     with Path("corpus.txt").open("a") as corpus:

@@ -1,5 +1,6 @@
 """What a run writes: validation, best checkpoints, health, samples; and continued pretraining."""
 
+import functools
 import json
 import math
 
@@ -40,9 +41,10 @@ def test_validation_is_the_mean_loss_and_bits_per_byte(evaluated):
     params, model, config = load_params(evaluated)
     pipeline = open_pipeline(config.data, "valid")
     nats = tokens = text_bytes = 0.0
+    token_losses = jax.jit(functools.partial(losses.token_losses, model))
     for index in range(3):
         batch = pipeline.batch(index)
-        values, weights = losses.token_losses(model, params, batch)
+        values, weights = token_losses(params, batch)
         nats += float(np.sum(values * weights))
         tokens += float(np.sum(weights))
         text_bytes += pipeline.target_bytes(batch)
@@ -68,6 +70,7 @@ def test_the_best_and_the_last_checkpoint_are_kept(text, tmp_path, monkeypatch):
     assert logged == scripted
 
 
+@pytest.mark.slow
 def test_what_the_run_ran_on_is_recorded_at_every_start(evaluated, text, tmp_path):
     (line,) = (evaluated / "environment.jsonl").read_text().splitlines()
     record = json.loads(line)
@@ -93,6 +96,7 @@ def test_samples_pictures_and_tensorboard_are_written(evaluated):
     assert list((evaluated / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_a_model_with_more_tokens_than_the_tokenizer_ends_with_its_sample(text, tmp_path):
     options = ["--data.tokenizer", "characters", "--train.sample-prompts", "the key"]
     train(small.config(text, tmp_path, *options, "--train.steps", "1"))
@@ -151,6 +155,7 @@ def test_continued_pretraining_inherits_state_and_updates_the_trained_length(
         train(small.config(text, tmp_path / "other", *options, "--model.num-layers", "3"))
 
 
+@pytest.mark.slow
 def test_the_longest_trained_length_is_inherited(whole_run, text, tmp_path, capsys):
     options = ["--train.init-from", str(whole_run[0]), "--data.sequence-length", "8"]
     for steps in ("1", "2"):  # a new run, and its continuation

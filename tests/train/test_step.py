@@ -143,6 +143,7 @@ def test_stop_speaks_of_no_checkpoint_where_there_is_none(poisoned, text, tmp_pa
         train(small.config(text, tmp_path, "--train.checkpoint-every", "0"))
 
 
+@pytest.mark.slow
 def test_skip_goes_on_and_counts(poisoned, text, tmp_path, capsys):
     train(small.config(text, tmp_path, "--train.on-nonfinite", "skip", "--train.steps", "8"))
     assert "step 7 is not finite: its update is skipped" in capsys.readouterr().out

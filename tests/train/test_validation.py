@@ -73,6 +73,7 @@ def test_what_the_tokenizer_loses_is_said_beside_bits_per_byte(pipeline):
     assert said.endswith("; the tokenizer lost 3.10% of the bytes")
 
 
+@pytest.mark.slow
 def test_a_run_warns_of_what_its_tokenizer_loses(tmp_path, capsys):
     text = tmp_path / "c.txt"
     text.write_text("The cat sat on the mat. " * 200 + "한국어 " * 60)
