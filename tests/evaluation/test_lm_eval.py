@@ -81,6 +81,7 @@ def test_every_architecture_is_tried():
     assert {type(config) for config in CONFIGS.values()} == set(MODELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", slow_unless(FAST[:1], CONFIGS, exhaustive=CONFIGS.keys() - {"transformer"})
 )
@@ -284,6 +285,7 @@ def tasks(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_whole_tasks(tasks):
     """What the model says of each question is right for some, and wrong for others."""
     model, params = small("transformer")

@@ -128,7 +128,7 @@ def test_a_row_with_more_documents_than_allowed_is_nan():
     assert np.isfinite(np.asarray(state.levels)[1]).all()
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", slow_unless(("gated_delta_rule",), OPS))
 def test_levels_are_for_documents_not_for_rows(op):
     x = inputs(LENGTH, 7)  # 64 tokens
     ids = segments(64, 64)
@@ -140,6 +140,7 @@ def test_levels_are_for_documents_not_for_rows(op):
     assert np.isnan(np.asarray(y)[0, :125]).all()
 
 
+@pytest.mark.slow
 def test_documents_are_counted_where_no_bound_is_given():
     """Also in a jitted function that closes over the segment ids."""
     x = jax.tree.map(jnp.asarray, inputs(9, 5))

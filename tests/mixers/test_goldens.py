@@ -34,8 +34,10 @@ def cases(op):
 
 def case(name, dtype):
     """float64 of every file; float32, which is that and rounding, of a few."""
-    few = dtype == "float64" or name.endswith(IN_FLOAT32)
-    return pytest.param(name, dtype, marks=() if few else pytest.mark.exhaustive)
+    if dtype == "float64":
+        return pytest.param(name, dtype)
+    few = name.endswith(IN_FLOAT32)
+    return pytest.param(name, dtype, marks=pytest.mark.slow if few else pytest.mark.exhaustive)
 
 
 def check_scan(name, dtype, run):

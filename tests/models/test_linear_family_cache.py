@@ -41,6 +41,7 @@ def test_every_split_of_a_short_row(name):
     cache_suite.check_every_split(*_model(name), TOKENS[:, :9], tolerance=5e-5)
 
 
+@pytest.mark.slow
 @few_models
 def test_documents_cut_by_chunks(name):
     """They begin with a chunk of one token, with a longer one, and inside one."""
@@ -57,12 +58,14 @@ def test_ragged_batch(name):
     cache_suite.check_ragged_batch(*_model(name), TOKENS, (11, 4), tolerance=5e-5)
 
 
+@pytest.mark.slow
 @few_models
 def test_overflow_is_loud(name):
     model, params = _model(name)
     cache_suite.check_overflow_is_loud(model, params, TOKENS[:, :6])
 
 
+@pytest.mark.slow
 @few_models
 def test_greedy_generation_is_the_argmax_of_full_forwards(name):
     model, params = _model(name)

@@ -134,7 +134,7 @@ def test_initial_loss_is_where_the_specification_puts_it(psi, vocab_size, loss):
     assert abs(float(given) - loss) < 0.3
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_unless(("bfloat16",), ("float32", "bfloat16")))
 def test_no_future_token_leaks(dtype):
     model, params = small_model(
         dtype=dtype, windows=(2.5, 40.0, 300.0, 1e9), implementation="chunked"
@@ -296,6 +296,7 @@ def test_tiles_as_wide_and_as_narrow_as_numbers_go_stay_finite(implementation):
             np.testing.assert_allclose(out.logits[:, 0], whole[:, t], rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_zero_row_of_the_embedding_is_harmless():
     model, params = small_model()
     params["embedding"]["rows"] = params["embedding"]["rows"].at[5].set(0)

@@ -58,6 +58,7 @@ def test_exact_counts():
     assert sum(leaf.size for leaf in jax.tree.leaves(params_of(CONFIG))) == CONFIG.parameter_count()
 
 
+@pytest.mark.slow
 def test_initial_scales():
     config = TransformerConfig(vocab_size=256, model_dim=64, num_layers=2, num_heads=4)
     params = jax.jit(Transformer(config).init)(jax.random.key(0), TOKENS)["params"]
@@ -202,6 +203,7 @@ def test_cache_every_split():
     cache_suite.check_every_split(Transformer(CONFIG), params_of(CONFIG), TOKENS[:, :9])
 
 
+@pytest.mark.slow
 def test_cache_documents_cut_by_chunks():
     segment_ids = jnp.asarray([[1] * 5 + [2] * 9 + [3] * 6 + [0] * 3, [1] * 20 + [2] * 3])
     cache_suite.check_uneven_chunks(
@@ -214,6 +216,7 @@ def test_cache_ragged_batch():
     cache_suite.check_ragged_batch(model, params, TOKENS, (11, 4))
 
 
+@pytest.mark.slow
 def test_cache_overflow_is_loud():
     cache_suite.check_overflow_is_loud(Transformer(CONFIG), params_of(CONFIG), TOKENS[:, :6])
 

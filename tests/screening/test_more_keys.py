@@ -118,6 +118,7 @@ def test_keys_before_a_gap_give_what_they_give_among_all(implementation, packed)
                 assert error < 2e-5, f"gap {gap}, {name}: relative error {error:.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "implementation",
     ["chunked", pytest.param("pallas_tpu", marks=pytest.mark.exhaustive), "pallas_gpu"],

@@ -97,6 +97,7 @@ def test_bfloat16(key_dim, value_dim, length):
         np.testing.assert_allclose(x, exact, rtol=1e-4, atol=1e-4 * np.abs(exact).max())
 
 
+@pytest.mark.slow
 def test_windows_that_end_at_the_edges_of_tiles():
     edges = [n + step for n in (32, 64, 96) for step in (-0.5, 0, 0.5, 1, 1.5)]
     check(None, make(130, edges))

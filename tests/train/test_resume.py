@@ -103,6 +103,7 @@ def test_a_signal_saves_and_stops_at_the_step_boundary(
     assert_same_run(output, train(small.config(text, output)).params, whole_run)
 
 
+@pytest.mark.slow
 def test_a_finished_run_continues_when_more_steps_are_asked_for(text, whole_run, tmp_path, capsys):
     output = tmp_path / "run"
     train(small.config(text, output, "--train.steps", "7", "--train.checkpoint-every", "0"))
