@@ -21,10 +21,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # passes stay; it is LLVM that optimises less.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # of operations: XLA copies them
-# This one flag halves what XLA needs for interpreted kernels; a version that does not know a flag
-# ends the process.
+# Programs as small as these are not worth dividing. The second flag halves what XLA needs for
+# interpreted kernels, and a version that does not know a flag ends the process.
+_FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
 if version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
 
 COMPAT = Path(__file__).with_name("compat.txt")  # the names of the tests marked compat
