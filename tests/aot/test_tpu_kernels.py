@@ -58,7 +58,7 @@ def test_bfloat16_kernels_keep_to_schedule_and_memory(chip, length):
 @pytest.mark.parametrize(
     ("chip", "dtype", "key_dim", "value_dim"),
     [
-        pytest.param("v5e", "float32", 128, 128, marks=pytest.mark.slow),
+        pytest.param("v5e", "float32", 128, 128, marks=pytest.mark.exhaustive),
         pytest.param("v6e", "bfloat16", 128, 64, marks=pytest.mark.slow),
         pytest.param("tpu7x", "bfloat16", 64, 64, marks=pytest.mark.exhaustive),
         pytest.param("v5e", "float32", 16, 64, marks=pytest.mark.exhaustive),
@@ -72,7 +72,7 @@ def test_no_register_spills(chip, dtype, key_dim, value_dim):
     assert {row["spills"] for row in kernels.values()} == {0}
 
 
-@pytest.mark.parametrize("chip", slow_unless((), ("v5e", "v6e"), exhaustive=("v6e",)))
+@pytest.mark.parametrize("chip", slow_unless((), ("v5e", "v6e"), exhaustive=("v5e", "v6e")))
 def test_keys_of_other_devices_take_the_time_of_own(chip):
     kernels = compiled(chip, 4096, "bfloat16", 16, 64, "gap", "packed")
     own = compiled(chip, 4096, "bfloat16", 16, 64, "packed")

@@ -156,7 +156,7 @@ def test_a_continued_state_is_the_whole():
     assert_close(got, {name: whole[name] for name in got})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_vmap():
     case = make_case("ssd", 20, batch=3)
     wanted = interpreted("ssd", case)["y"]

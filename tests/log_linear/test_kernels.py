@@ -46,6 +46,7 @@ def test_longer_segments_of_many_levels(op, monkeypatch):
     check(op, inputs(1100, level_count(1100), groups=1, batch=1))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("op", LAST)
 def test_strong_decay(op):
     x = inputs(400, 10, decay=3.0)

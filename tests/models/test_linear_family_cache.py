@@ -18,10 +18,7 @@ FEW = ("mamba2", "gdn+attention")
 HELD_BY_OTHERS = ("gdn", "log-linear-mamba2", "log-linear-gdn")
 models = pytest.mark.parametrize("name", slow_unless(FEW[1:], NAMES, exhaustive=HELD_BY_OTHERS))
 # What is the cursor's or the loop's, whatever the mixers.
-few_models = pytest.mark.parametrize(
-    "name",
-    slow_unless(FEW[1:], NAMES, exhaustive=set(NAMES) - {"log-linear-gdn+screening"}),
-)
+few_models = pytest.mark.parametrize("name", slow_unless(FEW[1:], NAMES, exhaustive=NAMES))
 
 
 def _model(name):
