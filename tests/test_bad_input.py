@@ -279,6 +279,7 @@ def test_targets_that_jit_hides_turn_to_nan(params):
     assert np.isfinite(loss(params, {"tokens": tokens, "loss_mask": jnp.array([[1.0, 0.0]])}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, pytest.param(np.int8, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("make", [pytest.param(multiscreen, marks=pytest.mark.slow), transformer])
 def test_narrow_tokens_are_the_same_tokens(make, dtype):

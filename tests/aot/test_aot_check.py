@@ -49,6 +49,7 @@ def test_the_report_names_what_it_found(found):
     assert "What helps" not in text
 
 
+@pytest.mark.slow
 def test_the_least_time_takes_the_cheapest_branches(found, monkeypatch):
     text = CONDITIONAL.replace(
         "BRANCHES", "conditional(%y), branch_computations={%everything, %neighbour}"

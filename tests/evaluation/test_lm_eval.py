@@ -103,6 +103,7 @@ def test_loglikelihoods_are_the_models_own(name):
     assert not found[-1][1]
 
 
+@pytest.mark.slow
 def test_long_inputs_lose_their_beginning():
     model, params = small("transformer")
     adaptor = adaptor_of("transformer", max_length=8)
@@ -142,6 +143,7 @@ def test_rolling_loglikelihood_is_our_own_evaluation(tmp_path):
     assert -found[1] / ours["tokens"] == pytest.approx(ours["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", slow_unless(FAST[:1], (*FAST, "gdn", "log-linear-gdn"), exhaustive=("log-linear-gdn",))
 )

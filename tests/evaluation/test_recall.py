@@ -43,6 +43,7 @@ def count_right():
     return counts
 
 
+@pytest.mark.slow
 def test_accuracy_of_every_part_and_of_all():
     counts = count_right()
     seen = []

@@ -58,6 +58,7 @@ def test_greedy_is_the_argmax_of_full_forwards(name):
         assert row.tolist() == _greedy_by_full_forwards(model, params, prompt, 9)
 
 
+@pytest.mark.slow
 def test_one_prompt_gives_one_row():
     model, params = _model("transformer")
     batch = mj.generate(model, params, PROMPTS, max_new_tokens=5)

@@ -32,7 +32,7 @@ def gradients(op, x, ids, chunk_size=16):
     return jax.grad(loss, has_aux=True)(x)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", slow_unless(("gated_delta_rule",), OPS))
 @pytest.mark.parametrize("start", slow_unless((64,), (1, 37, 63, 64, 65), exhaustive=(63, 65)))
 def test_a_packed_document_is_the_document_alone(op, start):
     x = inputs(LENGTH, 9)

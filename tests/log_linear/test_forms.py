@@ -51,6 +51,7 @@ def test_chunked_is_the_reference(op, length, chunk_size):
         assert_close(gradient, want[2][name], 1e-4, f"d{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", FEW)
 @pytest.mark.parametrize("length", slow_unless((113,), (9, 64, 113, 200), exhaustive=(9, 64)))
 def test_the_tree_is_the_scan(op, length):

@@ -205,5 +205,6 @@ def test_an_array_is_no_batch():
         losses.next_token(None, {}, np.zeros((2, 5), np.int32))
 
 
+@pytest.mark.slow
 def test_eight_devices_divide_any_vocabulary():
     run_module("tests.losses.divided")

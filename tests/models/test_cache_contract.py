@@ -45,7 +45,7 @@ def test_documents_cut_by_chunks():
     cache_suite.check_uneven_chunks(*_model(6.0), TOKENS, (7, 1, 7, 1, 7), segment_ids)
 
 
-@pytest.mark.parametrize("block_summaries", [False, True])
+@pytest.mark.parametrize("block_summaries", slow_unless((False,), (False, True)))
 def test_ragged_batch(block_summaries):
     cache_suite.check_ragged_batch(*_model(6.0, block_summaries), TOKENS, (11, 4))
 

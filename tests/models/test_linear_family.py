@@ -188,6 +188,7 @@ def test_remat_and_loop_change_nothing(name, fields):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
 
 
+@pytest.mark.slow
 def test_equal_level_weights_are_the_parent():
     """With lambda the same for all levels only the scale of the queries differs, and the norm of
     the output takes it away."""

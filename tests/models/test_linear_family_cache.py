@@ -50,6 +50,7 @@ def test_documents_cut_by_chunks(name):
     )
 
 
+@pytest.mark.slow
 @few_models
 def test_ragged_batch(name):
     cache_suite.check_ragged_batch(*_model(name), TOKENS, (11, 4), tolerance=5e-5)
@@ -84,6 +85,7 @@ def test_decode_after_a_prefill_of_eight_tokens():
     cache_suite.check_uneven_chunks(model, params, TOKENS[:, :12], (8, 1, 1, 1, 1))
 
 
+@pytest.mark.slow
 def test_sizes_and_dtypes():
     model, params = _model("log-linear-mamba2")
     cache = model.init_cache(params, 3, 100, dtype="bfloat16")

@@ -158,6 +158,7 @@ def test_no_future_token_leaks_beyond_8192():
     assert (before[:, 8300:] != after[:, 8300:]).any()
 
 
+@pytest.mark.slow
 def test_no_future_token_leaks_in_decoding():
     model, params = small_model(dtype="bfloat16", implementation="chunked")
     tokens = random_tokens(300)
@@ -307,6 +308,7 @@ def test_a_zero_row_of_the_embedding_is_harmless():
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", slow_unless(("mixer",), ("full", "dots", "mixer")))
 def test_remat_changes_nothing(remat):
     plain, params = small_model()

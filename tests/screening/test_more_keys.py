@@ -78,6 +78,7 @@ def test_is_a_part_of_the_whole(implementation, queries, packed):
         assert error < 2e-5, f"{name}: relative error {error:.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", slow_unless((True,), (False, True), exhaustive=(False,)))
 @pytest.mark.parametrize(
     "implementation",

@@ -43,6 +43,7 @@ def pair():
     return model, config
 
 
+@pytest.mark.slow
 def test_logits_loss_and_every_gradient(pair):
     torch_model, config = pair
     params = convert.from_torch(SOURCE, torch_model.state_dict(), config)

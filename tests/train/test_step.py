@@ -151,6 +151,7 @@ def test_skip_goes_on_and_counts(poisoned, text, tmp_path, capsys):
     assert float(small.records(tmp_path)[-1]["loss"]) > 0
 
 
+@pytest.mark.slow
 def test_continue_goes_on_regardless(poisoned, text, tmp_path):
     train(small.config(text, tmp_path, "--train.on-nonfinite", "continue", "--train.steps", "8"))
     assert small.records(tmp_path)[-1]["loss"] == "nan"
