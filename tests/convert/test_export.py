@@ -17,6 +17,7 @@ def export(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_run_as_one_file(tmp_path):
     settings = dict(output_dir=str(tmp_path / "run"), steps=1, tensorboard=False)
     config = override(tiny.config(), train=settings, model=dict(implementation="reference"))

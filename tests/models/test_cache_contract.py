@@ -40,6 +40,7 @@ def test_every_split(block_summaries):
     cache_suite.check_every_split(*_model(6.0, block_summaries), TOKENS[:, :12])
 
 
+@pytest.mark.slow
 def test_documents_cut_by_chunks():
     segment_ids = jnp.asarray([[1] * 5 + [2] * 9 + [3] * 6 + [0] * 3, [1] * 20 + [2] * 3])
     cache_suite.check_uneven_chunks(*_model(6.0), TOKENS, (7, 1, 7, 1, 7), segment_ids)
