@@ -5,6 +5,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from experiments.configs import tiny
 from multiscreen_jax import convert
