@@ -104,4 +104,5 @@ def decode_attention(
 
 def _block(cache, layer, at, size: int):
     _, batch, groups, _, dim = cache.shape
-    return jax.lax.dynamic_slice(cache, (layer, 0, 0, at, 0), (1, batch, groups, size, dim))[0]
+    start = [jnp.asarray(i, jnp.int32) for i in (layer, 0, 0, at, 0)]  # of one type in 64 bits too
+    return jax.lax.dynamic_slice(cache, start, (1, batch, groups, size, dim))[0]

@@ -139,6 +139,13 @@ def test_float64_throughout():
         assert "f32" not in str(jaxpr)
         logits = apply(config, TOKENS, params=params)
         np.testing.assert_allclose(logits, apply(CONFIG, TOKENS), rtol=1e-4, atol=1e-4)
+        model, steps = Transformer(config), []
+        cache = model.init_cache(params, *TOKENS.shape)
+        for chunk in jnp.split(TOKENS, [9, 10], axis=1):
+            out = model.apply({"params": params}, chunk, cache=cache)
+            cache = out.cache
+            steps.append(out.logits)
+        np.testing.assert_allclose(jnp.concatenate(steps, axis=1), logits, rtol=1e-11, atol=1e-11)
 
 
 @functools.cache
