@@ -1,7 +1,7 @@
-"""Which device holds what: a mesh, and two tables.
+"""Which device holds what: a mesh, and one table.
 
-    PARAMETER_AXES   parameter path (a regular expression) -> logical axes of the array
-    LogicalAxes      logical axis -> mesh axes
+    layers.parameters   logical axes of a parameter, named where it is made
+    LogicalAxes         logical axis -> mesh axes
 
 Mesh axes: `data` (copies of the model), `fsdp` (shares of parameters and optimizer state, the
 batch is divided over these too), `seq` (shares of a sequence: activations alone), `model` (shares
@@ -11,7 +11,6 @@ leaves that axis whole. Nothing here touches a device before `make_mesh`.
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,40 +40,6 @@ class LogicalAxes:
     tap: tuple[str, ...] | None = None
     feed_forward: tuple[str, ...] | None = ("model",)
     gain: tuple[str, ...] | None = None
-
-
-# Where a pattern of several layers is repeated, each of them has a name of its own.
-_LAYER = r"layers(/layer_\d+)?"
-
-# The first pattern that matches the whole path (layers/tiles/query, ...) decides.
-PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"(un)?embedding/rows", ("vocabulary", "embed")),
-    (r"embedding/log_(input|output)_scale", ()),
-    (rf"{_LAYER}/tiles/(query|key)", ("layers", "embed", "heads", "key")),
-    (rf"{_LAYER}/tiles/(value|gate)", ("layers", "embed", "heads", "value")),
-    (rf"{_LAYER}/tiles/output", ("layers", "heads", "value", "embed")),
-    (rf"{_LAYER}/tiles/(log_window|logit_width|log_output_scale)", ("layers", "heads")),
-    (rf"{_LAYER}/attention/query", ("layers", "embed", "heads", "key")),
-    (rf"{_LAYER}/attention/(key|value)", ("layers", "embed", "key_heads", "key")),
-    (rf"{_LAYER}/attention/output", ("layers", "heads", "key", "embed")),
-    (rf"{_LAYER}/mixer/(query|key)", ("layers", "embed", "key_heads", "key")),
-    (rf"{_LAYER}/mixer/(value|gate)", ("layers", "embed", "heads", "value")),
-    (rf"{_LAYER}/mixer/(beta|step)", ("layers", "embed", "heads")),
-    (rf"{_LAYER}/mixer/level", ("layers", "embed", "heads", "level")),
-    (rf"{_LAYER}/mixer/output", ("layers", "heads", "value", "embed")),
-    (rf"{_LAYER}/mixer/(query|key)_conv/kernel", ("layers", "tap", "key_heads", "key")),
-    (rf"{_LAYER}/mixer/value_conv/kernel", ("layers", "tap", "heads", "value")),
-    (rf"{_LAYER}/mixer/(query|key)_conv/bias", ("layers", "key_heads", "key")),
-    (rf"{_LAYER}/mixer/value_conv/bias", ("layers", "heads", "value")),
-    (rf"{_LAYER}/mixer/(log_rate|step_bias|skip)", ("layers", "heads")),
-    (rf"{_LAYER}/mixer/level_gain", ("layers", "heads", "level")),
-    (rf"{_LAYER}/mixer/output_norm/scale", ("layers", "value")),
-    (rf"{_LAYER}/mixer/output_norm/head_scale", ("layers", "heads", "value")),
-    (rf"{_LAYER}/feed_forward/(gate|up)", ("layers", "embed", "feed_forward")),
-    (rf"{_LAYER}/feed_forward/down", ("layers", "feed_forward", "embed")),
-    (rf"{_LAYER}/(attention|tiles|mixer|feed_forward)_norm/scale", ("layers", "gain")),
-    (r"final_norm/scale", ("gain",)),
-)
 
 
 def divide_cpu(devices: int) -> None:
@@ -146,44 +111,30 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def logical_axes(path: str, rank: int) -> tuple[str, ...]:
-    """Logical axes of the parameter at a path.
+def parameter_shardings(params: Any, facts: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every parameter of a tree of arrays or ShapeDtypeStructs.
 
-    Raises:
-      ValueError: no pattern of PARAMETER_AXES matches, or the rank is not the table's.
+    Args:
+      facts: those of every parameter, as `layers.parameters.facts_of` gives them.
     """
-    for pattern, axes in PARAMETER_AXES:
-        if re.fullmatch(pattern, path):
-            if len(axes) != rank:
-                raise ValueError(
-                    f"parameter {path} has {rank} axes; sharding.PARAMETER_AXES names "
-                    f"{len(axes)}: {axes}"
-                )
-            return axes
-    raise ValueError(f"parameter {path} matches no pattern of sharding.PARAMETER_AXES; add one")
+    return jax.tree.map(
+        lambda leaf, its: NamedSharding(mesh, partition(its.axes, leaf.shape, mesh)), params, facts
+    )
 
 
-def parameter_shardings(params: Any, mesh: Mesh, rules: LogicalAxes | None = None) -> Any:
-    """A NamedSharding for every parameter of a tree of arrays or ShapeDtypeStructs."""
-    rules = rules or LogicalAxes()
-
-    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        axes = logical_axes(path_name(path), len(leaf.shape))
-        return NamedSharding(mesh, partition(axes, leaf.shape, mesh, rules))
-
-    return jax.tree_util.tree_map_with_path(place, params)
-
-
-def partition(
-    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, rules: LogicalAxes
-) -> PartitionSpec:
+def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axes."""
     entries = []
     for axis, size in zip(axes, shape, strict=True):
-        names = getattr(rules, axis)
+        names = mesh_axes(axis)
         parts = _parts(mesh, names)
         entries.append(names if parts > 1 and size % parts == 0 else None)
     return PartitionSpec(*entries)
+
+
+def mesh_axes(axis: str | None) -> tuple[str, ...]:
+    """The mesh axes that a logical axis is divided over."""
+    return (getattr(LogicalAxes(), axis) if axis is not None else None) or ()
 
 
 def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
@@ -208,10 +159,10 @@ def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def batch_sharding(mesh: Mesh, rules: LogicalAxes | None = None) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are divided over `data` and `fsdp`; devices of `seq` have whole rows, since
     tokens are few bytes and inputs and targets begin at different ones."""
-    return NamedSharding(mesh, PartitionSpec((rules or LogicalAxes()).batch))
+    return NamedSharding(mesh, PartitionSpec(LogicalAxes().batch))
 
 
 def activation_axes(batch: int, length: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -308,21 +259,23 @@ def check_batch(rows: int, length: int, mesh: Mesh) -> None:
         )
 
 
-def check_parameters(params: Any, mesh: Mesh) -> str | None:
+def check_parameters(params: Any, facts: Any, mesh: Mesh) -> str | None:
     """What a user should know of parameters that a mesh does not divide evenly; None if it does.
 
     Args:
       params: arrays or ShapeDtypeStructs.
+      facts: of every parameter, see `layers.parameters.facts_of`.
 
     Raises:
       ValueError: an axis of the mesh divides no parameter at all.
     """
-    rules, whole, used, total, held = LogicalAxes(), {}, set(), 0, 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        axes, parts = logical_axes(path_name(path), len(leaf.shape)), 1
-        spec = partition(axes, leaf.shape, mesh, rules)
-        for axis, size, divided in zip(axes, leaf.shape, spec, strict=True):
-            names = [name for name in getattr(rules, axis) or () if mesh.shape[name] > 1]
+    whole, used, total, held = {}, set(), 0, 0
+    for leaf, its in zip(jax.tree.leaves(params), jax.tree.leaves(facts), strict=True):
+        parts = 1
+        for axis, size, divided in zip(
+            its.axes, leaf.shape, partition(its.axes, leaf.shape, mesh), strict=True
+        ):
+            names = [name for name in mesh_axes(axis) if mesh.shape[name] > 1]
             if divided:
                 used.update(names)
                 parts *= _parts(mesh, tuple(names))

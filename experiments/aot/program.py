@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from multiscreen_jax import sharding
+from multiscreen_jax.layers.parameters import facts_of
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.train.config import ExperimentConfig, resolved
 from multiscreen_jax.train.optimizer import make_optimizer
@@ -79,8 +80,9 @@ def trace_step(config: ExperimentConfig, mesh: Mesh) -> Trace:
     batch = dict.fromkeys(names, tokens)
     # Ops ask this mesh which chips they are for.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), record_choices() as choices:
-        optimizer = make_optimizer(config.optim, config.train.steps)
-        state = abstract_state(build(config.model), optimizer, mesh)
+        model = build(config.model)
+        optimizer = make_optimizer(config.optim, config.train.steps, facts_of(model))
+        state = abstract_state(model, optimizer, mesh)
         traced = jit_step(experiment_step(config), state, mesh).trace(state, batch)
     return Trace(state, batch, traced, choices)
 

@@ -42,9 +42,10 @@ class FadingMean(RecurrentMixer):
     @nn.compact
     def __call__(self, x, layer, context):
         c = self.config
-        value = self.project_gate("value", x, c.num_heads, c.value_dim)  # [B, T, H, V], float32
-        gate = jax.nn.silu(self.project_gate("gate", x, c.num_heads, c.value_dim))
-        logit = self.param("logit_fading", spread, (c.num_heads, c.value_dim))
+        sizes = {"heads": c.num_heads, "value": c.value_dim}
+        value = self.project_gate("value", x, **sizes)  # [B, T, H, V], float32
+        gate = jax.nn.silu(self.project_gate("gate", x, **sizes))
+        logit = self.weight("logit_fading", spread, tuple(sizes.values()), sizes, decay=False)
         fading = jax.nn.sigmoid(logit.astype(value.dtype))
 
         begins = (context.positions == 0)[..., None, None]
@@ -74,7 +75,7 @@ class FadingMean(RecurrentMixer):
         return 6 * length * config.model_dim * config.num_heads * config.value_dim
 
 
-def spread(key, shape):
+def spread(key, shape, dtype="float32"):
     """Means over about 1 to 50 tokens to begin with."""
     return jnp.linspace(0.0, 4.0, shape[0] * shape[1]).reshape(shape)
 

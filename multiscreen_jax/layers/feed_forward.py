@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from multiscreen_jax.layers.parameters import weight
+
 
 class SwiGLU(nn.Module):
     """y = (silu(x G) * (x U)) D without biases. (arXiv:2002.05202, eq. 6)
@@ -22,13 +24,14 @@ class SwiGLU(nn.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
 
-        def product(name: str, x: Array, columns: int, init: Any) -> Array:
-            weight = self.param(name, init, (x.shape[-1], columns), jnp.dtype(c.param_dtype))
-            return jnp.dot(x.astype(dtype), weight.astype(dtype), precision=c.precision)
+        def product(name: str, x: Array, columns: int, axes: tuple[str, str], init: Any) -> Array:
+            matrix = weight(self, name, init, (x.shape[-1], columns), axes, c.param_dtype)
+            return jnp.dot(x.astype(dtype), matrix.astype(dtype), precision=c.precision)
 
-        gate = product("gate", x, c.feed_forward_dim, c.weight_init())
-        up = product("up", x, c.feed_forward_dim, c.weight_init())
-        return product("down", jax.nn.silu(gate) * up, c.model_dim, c.output_init(2))
+        inward, outward = ("embed", "feed_forward"), ("feed_forward", "embed")
+        gate = product("gate", x, c.feed_forward_dim, inward, c.weight_init())
+        up = product("up", x, c.feed_forward_dim, inward, c.weight_init())
+        return product("down", jax.nn.silu(gate) * up, c.model_dim, outward, c.output_init(2))
 
     @staticmethod
     def parameter_count(config: Any) -> int:

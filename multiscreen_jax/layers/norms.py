@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from multiscreen_jax.layers.parameters import weight
 from pallas_kernels.common.numerics import accumulation_dtype
 
 
@@ -32,18 +33,20 @@ class RMSNorm(nn.Module):
         eps: inside the root.
         dtype, param_dtype: of the result, and of the gain.
         gain: whether there is a learned `scale` [D], initially one.
+        axis: what the last axis is, see `sharding.LogicalAxes`.
     """
 
     eps: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     gain: bool = True
+    axis: str = "gain"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         x = rms_normalize(x, self.eps)
         if self.gain:
-            scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+            scale = _gain(self, "scale", x.shape[-1:], (self.axis,))
             x = x * scale.astype(x.dtype)
         return x.astype(self.dtype)
 
@@ -63,7 +66,7 @@ class NormThenGate(nn.Module):
     def __call__(
         self, x: Float[Array, "B T H V"], gate: Float[Array, "B T H V"]
     ) -> Float[Array, "B T H V"]:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+        scale = _gain(self, "scale", x.shape[-1:], ("value",))
         y = rms_normalize(x, self.eps)
         return (y * scale.astype(y.dtype) * jax.nn.silu(gate.astype(y.dtype))).astype(self.dtype)
 
@@ -85,8 +88,12 @@ class GateThenNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "B T H V"], gate: Float[Array, "B T H V"]
     ) -> Float[Array, "B T H V"]:
-        scale = self.param("head_scale", nn.initializers.ones, x.shape[-2:], self.param_dtype)
+        scale = _gain(self, "head_scale", x.shape[-2:], ("heads", "value"))
         y = x.astype(accumulation_dtype(x))
         y = y * jax.nn.silu(gate.astype(y.dtype))
         y = rms_normalize(y.reshape(*y.shape[:2], self.groups, -1), self.eps).reshape(y.shape)
         return (y * scale.astype(y.dtype)).astype(self.dtype)
+
+
+def _gain(norm: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Array:
+    return weight(norm, name, nn.initializers.ones, shape, axes, norm.param_dtype, decay=False)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from multiscreen_jax.layers.parameters import weight
 from pallas_kernels.common.numerics import accumulation_dtype
 
 
@@ -19,12 +20,14 @@ class ShortConvolution(nn.Module):
 
     Attributes:
         width: W.
+        axes: what the channels *C are, see `sharding.LogicalAxes`.
         kernel_init: of `kernel` [W, *C]; `bias` [*C] starts at zero.
         use_bias: whether there is one.
         dtype, param_dtype: of inputs and result, and of the parameters.
     """
 
     width: int
+    axes: tuple[str | None, ...]
     kernel_init: Any
     use_bias: bool
     dtype: jnp.dtype
@@ -48,7 +51,10 @@ class ShortConvolution(nn.Module):
                 None is all. Read only where there are `segment_ids`.
         """
         channels = x.shape[2:]
-        kernel = self.param("kernel", self.kernel_init, (self.width, *channels), self.param_dtype)
+        kernel = weight(
+            self, "kernel", self.kernel_init, (self.width, *channels), ("tap", *self.axes),
+            self.param_dtype,
+        )  # fmt: skip
         x = x.astype(self.dtype)
         before = jnp.zeros((x.shape[0], self.width - 1, *channels), x.dtype)
         if window is not None:
@@ -64,7 +70,10 @@ class ShortConvolution(nn.Module):
                 tap = jnp.where(_over_channels(same, tap), tap, 0)
             y = y + tap * kernel[i].astype(y.dtype)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, channels, self.param_dtype)
+            bias = weight(
+                self, "bias", nn.initializers.zeros, channels, self.axes, self.param_dtype,
+                decay=False,
+            )  # fmt: skip
             y = y + bias.astype(y.dtype)
         y = jax.nn.silu(y).astype(self.dtype)
         if window is None:

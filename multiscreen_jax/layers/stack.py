@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from multiscreen_jax.layers.parameters import stacked
 from multiscreen_jax.sharding import shard_activations
 
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
@@ -94,7 +95,8 @@ class LayerStack(nn.Module):
         x = shard_activations(x)
         if self.unroll and not self.is_initializing():
             return self._loop(x, cache, shared)
-        return self.block(x, cache, shared)
+        with stacked("layers"):
+            return self.block(x, cache, shared)
 
     def _loop(self, x: Array, cache: Any, shared: Any) -> tuple[Array, Any]:
         stacked = self.variables["params"]

@@ -46,9 +46,10 @@ class Attention(Mixer):
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
         """The mixed tokens and, with a cache, the entries to write."""
         c = self.config
-        q = rotate(self.project("query", x, c.num_heads, c.head_dim), context.prepared)
-        k = rotate(self.project("key", x, c.num_kv_heads, c.head_dim), context.prepared)
-        v = self.project("value", x, c.num_kv_heads, c.head_dim)
+        shared = {"key_heads": c.num_kv_heads, "key": c.head_dim}
+        q = rotate(self.project("query", x, heads=c.num_heads, key=c.head_dim), context.prepared)
+        k = rotate(self.project("key", x, **shared), context.prepared)
+        v = self.project("value", x, **shared)
         cache, chunk = context.cache, context.chunk
         if chunk is None:
             y = causal_attention(q, k, v, context.segment_ids, precision=c.precision)
@@ -57,7 +58,7 @@ class Attention(Mixer):
                 q, k, v, cache.keys, cache.values, layer, cache.cursor.start, cache.cursor.length,
                 chunk.segment_ids, chunk.continues, precision=c.precision,
             )  # fmt: skip
-        y = mark_mixer_output(self.project_out("output", y))
+        y = mark_mixer_output(self.project_out("output", y, "key"))
         return y, None if chunk is None else (k, v)
 
     @staticmethod

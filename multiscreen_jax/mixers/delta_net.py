@@ -42,15 +42,15 @@ class DeltaNetMixer(RecurrentMixer):
         c = self.config
         new = {}
 
-        def convolved(name: str, dim: int) -> Array:
-            y = self.project(name, x, c.num_heads, dim)
-            y, new[f"{name}_conv"] = self.convolve(f"{name}_conv", y, layer, context, bias=False)
+        def convolved(name: str, **sizes: int) -> Array:
+            y, conv = self.project(name, x, **sizes), f"{name}_conv"
+            y, new[conv] = self.convolve(conv, y, tuple(sizes), layer, context, bias=False)
             return y
 
-        q = l2_normalize(convolved("query", c.key_dim))
-        k = l2_normalize(convolved("key", c.key_dim))
-        v = convolved("value", c.value_dim)
-        beta = jax.nn.sigmoid(self.project_gate("beta", x, c.num_heads))
+        q = l2_normalize(convolved("query", key_heads=c.num_heads, key=c.key_dim))
+        k = l2_normalize(convolved("key", key_heads=c.num_heads, key=c.key_dim))
+        v = convolved("value", heads=c.num_heads, value=c.value_dim)
+        beta = jax.nn.sigmoid(self.project_gate("beta", x, heads=c.num_heads))
         if c.negative_eigenvalues:
             beta = 2 * beta
         y, new["state"] = self.recur(
@@ -71,8 +71,8 @@ class DeltaNetMixer(RecurrentMixer):
         c = self.config
         settings = (c.norm_eps, jnp.dtype(c.dtype), jnp.dtype(c.param_dtype))
         if not c.output_gate:
-            return RMSNorm(*settings, name="output_norm")(y)
-        gate = self.project("gate", x, c.num_heads, c.value_dim)
+            return RMSNorm(*settings, axis="value", name="output_norm")(y)
+        gate = self.project("gate", x, heads=c.num_heads, value=c.value_dim)
         return NormThenGate(*settings, name="output_norm")(y, gate)
 
     @classmethod

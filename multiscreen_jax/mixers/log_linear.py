@@ -14,9 +14,11 @@ from pallas_kernels.log_linear import LogLinearState, empty_state, level_count
 def level_scales(mixer: Mixer, x: Float[Array, "B T D"]) -> Float[Array, "B T H L"]:
     """`positive_scales` of the projection x W, one for each level, head and token."""
     c = mixer.config
-    shape = (c.num_heads, c.num_levels)
-    gain = mixer.param("level_gain", nn.initializers.ones, shape, jnp.dtype(c.param_dtype))
-    return positive_scales(mixer.project_gate("level", x, *shape), gain)
+    sizes = {"heads": c.num_heads, "level": c.num_levels}
+    gain = mixer.weight(
+        "level_gain", nn.initializers.ones, tuple(sizes.values()), tuple(sizes), decay=False
+    )
+    return positive_scales(mixer.project_gate("level", x, **sizes), gain)
 
 
 def positive_scales(

@@ -43,17 +43,17 @@ class Mamba2Mixer(RecurrentMixer):
         c = self.config
         new = {}
 
-        def convolved(name: str, heads: int, dim: int) -> Array:
-            y = self.project(name, x, heads, dim)
-            y, new[f"{name}_conv"] = self.convolve(f"{name}_conv", y, layer, context, bias=True)
+        def convolved(name: str, **sizes: int) -> Array:
+            y, conv = self.project(name, x, **sizes), f"{name}_conv"
+            y, new[conv] = self.convolve(conv, y, tuple(sizes), layer, context, bias=True)
             return y
 
-        gate = self.project("gate", x, c.num_heads, c.value_dim)
-        v = convolved("value", c.num_heads, c.value_dim)
-        k = convolved("key", c.num_groups, c.key_dim)
-        q = convolved("query", c.num_groups, c.key_dim)
+        gate = self.project("gate", x, heads=c.num_heads, value=c.value_dim)
+        v = convolved("value", heads=c.num_heads, value=c.value_dim)
+        k = convolved("key", key_heads=c.num_groups, key=c.key_dim)
+        q = convolved("query", key_heads=c.num_groups, key=c.key_dim)
         step, g = self.step_and_decay(x, c.num_heads, self.rate_init)
-        skip = self.param("skip", nn.initializers.ones, (c.num_heads,), jnp.dtype(c.param_dtype))
+        skip = self.weight("skip", nn.initializers.ones, (c.num_heads,), ("heads",), decay=False)
         v = v.astype(step.dtype)
         y, new["state"] = self.recur(
             x, q, k, step[..., None] * v, g,

@@ -1,5 +1,6 @@
 """What a token mixer is to the decoder: a module, its part of the cache, and its counts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from multiscreen_jax.cache import Chunk, Cursor, check_cursor
+from multiscreen_jax.layers import parameters
 from pallas_kernels.common.numerics import accumulation_dtype
 
 
@@ -98,31 +100,52 @@ class Mixer(nn.Module):
         """FLOPs of one layer for one token after `context` others, with a cache."""
         return cls.forward_flops(config, context + 1) - cls.forward_flops(config, context)
 
-    def project(self, name: str, x: Float[Array, "B T D"], *shape: int) -> Float[Array, "..."]:
-        """x W, [B, T, *shape], in the config's dtype; W is the parameter `name` [D, *shape]."""
-        dtype = jnp.dtype(self.config.dtype)
-        return self._product(name, x, shape, dtype)
+    def weight(
+        self,
+        name: str,
+        init: Any,
+        shape: Sequence[int],
+        axes: Sequence[str | None],
+        *,
+        decay: bool = True,
+        rule: str = "adamw",
+    ) -> Array:
+        """A parameter in the config's `param_dtype`, with its facts: see `parameters.weight`."""
+        dtype = self.config.param_dtype
+        return parameters.weight(self, name, init, shape, axes, dtype, decay=decay, rule=rule)
 
-    def project_gate(self, name: str, x: Float[Array, "B T D"], *shape: int) -> Float[Array, "..."]:
+    def project(self, name: str, x: Float[Array, "B T D"], **sizes: int) -> Float[Array, "..."]:
+        """x W in the config's dtype; W is the parameter `name`.
+
+        `project("query", x, heads=H, key=K)` gives [B, T, H, K] by a W [D, H, K]: each name is
+        that of an axis (see `sharding.LogicalAxes`), with its size.
+        """
+        return self._product(name, x, sizes, jnp.dtype(self.config.dtype))
+
+    def project_gate(
+        self, name: str, x: Float[Array, "B T D"], **sizes: int
+    ) -> Float[Array, "..."]:
         """The same, accumulated and kept in `promote_types(dtype, float32)`: for gates."""
-        return self._product(name, x, shape, accumulation_dtype(x))
+        return self._product(name, x, sizes, accumulation_dtype(x))
 
-    def project_out(self, name: str, y: Float[Array, "B T H V"]) -> Float[Array, "B T D"]:
-        """y W summed over heads; W is the parameter `name` [H, V, D]."""
+    def project_out(
+        self, name: str, y: Float[Array, "B T H V"], dim: str = "value"
+    ) -> Float[Array, "B T D"]:
+        """y W summed over heads; W is the parameter `name` [H, V, D], and `dim` its second axis."""
         c = self.config
         dtype = jnp.dtype(c.dtype)
         shape = (*y.shape[2:], c.model_dim)
-        weight = self.param(name, c.output_init(len(shape)), shape, jnp.dtype(c.param_dtype))
+        matrix = self.weight(name, c.output_init(len(shape)), shape, ("heads", dim, "embed"))
         return jnp.einsum(
-            "bthv,hvd->btd", y.astype(dtype), weight.astype(dtype), precision=c.precision
+            "bthv,hvd->btd", y.astype(dtype), matrix.astype(dtype), precision=c.precision
         )
 
-    def _product(self, name: str, x: Array, shape: tuple[int, ...], out: jnp.dtype) -> Array:
+    def _product(self, name: str, x: Array, sizes: dict[str, int], out: jnp.dtype) -> Array:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        shape = (x.shape[-1], *shape)
-        weight = self.param(name, c.weight_init(), shape, jnp.dtype(c.param_dtype))
+        shape = (x.shape[-1], *sizes.values())
+        matrix = self.weight(name, c.weight_init(), shape, ("embed", *sizes))
         return jnp.einsum(
-            "btd,d...->bt...", x.astype(dtype), weight.astype(dtype),
+            "btd,d...->bt...", x.astype(dtype), matrix.astype(dtype),
             precision=c.precision, preferred_element_type=out,
         )  # fmt: skip

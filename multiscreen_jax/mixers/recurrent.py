@@ -75,13 +75,19 @@ class RecurrentMixer(Mixer):
         return cls.forward_flops(config, 1)
 
     def convolve(
-        self, name: str, x: Float[Array, "B T H K"], layer: Any, context: Context, bias: bool
+        self,
+        name: str,
+        x: Float[Array, "B T H K"],
+        axes: tuple[str, str],
+        layer: Any,
+        context: Context,
+        bias: bool,
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B W H K"] | None]:
-        """silu(short convolution of x), and the next window of this name."""
+        """silu(short convolution of x), and the next window of this name; `axes` are x's last."""
         c = self.config
         convolution = ShortConvolution(
-            c.conv_width, c.weight_init(), bias, jnp.dtype(c.dtype), jnp.dtype(c.param_dtype),
-            name=name,
+            c.conv_width, axes, c.weight_init(), bias, jnp.dtype(c.dtype),
+            jnp.dtype(c.param_dtype), name=name,
         )  # fmt: skip
         window = None if layer is None else layer[name]
         return convolution(x, context.segment_ids, window, continues(context))
@@ -90,10 +96,10 @@ class RecurrentMixer(Mixer):
         self, x: Float[Array, "B T D"], heads: int, rate_init: Any
     ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
         """`decay` of the projection x W."""
-        dtype = jnp.dtype(self.config.param_dtype)
-        bias = self.param("step_bias", initial_step_bias, (heads,), dtype)
-        log_rate = self.param("log_rate", rate_init, (heads,), dtype)
-        return decay(self.project_gate("step", x, heads), bias, log_rate)
+        each = (heads,), ("heads",)
+        bias = self.weight("step_bias", initial_step_bias, *each, decay=False)
+        log_rate = self.weight("log_rate", rate_init, *each, decay=False)
+        return decay(self.project_gate("step", x, heads=heads), bias, log_rate)
 
 
 def decay(

@@ -37,10 +37,10 @@ class Retention(RecurrentMixer):
         self, x: Float[Array, "B T D"], layer: Any, context: Context
     ) -> tuple[Float[Array, "B T D"], Any]:
         c = self.config
-        q = rotate(self.project("query", x, c.num_heads, c.key_dim), context.prepared)
-        k = rotate(self.project("key", x, c.num_heads, c.key_dim), context.prepared)
-        v = self.project("value", x, c.num_heads, c.value_dim)
-        gate = self.project("gate", x, c.num_heads, c.value_dim)
+        q = rotate(self.project("query", x, key_heads=c.num_heads, key=c.key_dim), context.prepared)
+        k = rotate(self.project("key", x, key_heads=c.num_heads, key=c.key_dim), context.prepared)
+        v = self.project("value", x, heads=c.num_heads, value=c.value_dim)
+        gate = self.project("gate", x, heads=c.num_heads, value=c.value_dim)
         y, state = retention(
             q, k, v, retention_decays(c.num_heads, accumulation_dtype(v)),
             initial_state=None if layer is None else carried(layer["state"], context),

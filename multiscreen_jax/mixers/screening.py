@@ -77,22 +77,26 @@ class ScreeningTiles(Mixer):
     def setup(self) -> None:
         c = self.config
 
-        def matrix(name, deviation, *shape):
-            init = nn.initializers.normal(deviation)
-            return self.param(name, init, shape, jnp.dtype(c.param_dtype))
+        sizes = {
+            "embed": c.model_dim, "heads": c.num_heads, "key": c.key_dim, "value": c.value_dim
+        }  # fmt: skip
 
-        inward = (c.model_dim, c.num_heads)
-        self.query = matrix("query", 0.1 / c.key_dim**0.5, *inward, c.key_dim)
-        self.key = matrix("key", 0.1 / c.key_dim**0.5, *inward, c.key_dim)
-        self.value = matrix("value", 0.1 / c.value_dim**0.5, *inward, c.value_dim)
-        self.gate = matrix("gate", 0.1, *inward, c.value_dim)
-        outward = (c.num_heads, c.value_dim, c.model_dim)
-        self.output = matrix("output", 0.1 / c.model_dim**0.5, *outward)
-        self.log_window = self.param("log_window", _initial_log_window, c)
-        self.logit_width = self.param("logit_width", _constant_per_tile, c, 0.0)
-        self.log_output_scale = self.param(
-            "log_output_scale", _constant_per_tile, c, -np.log(c.num_heads * c.num_layers) / 2
-        )
+        def matrix(name, deviation, *axes):
+            shape = [sizes[axis] for axis in axes]
+            return self.weight(name, nn.initializers.normal(deviation), shape, axes)
+
+        def scalars(name, init):
+            return self.weight(name, init, (c.num_heads,), ("heads",), decay=False)
+
+        self.query = matrix("query", 0.1 / c.key_dim**0.5, "embed", "heads", "key")
+        self.key = matrix("key", 0.1 / c.key_dim**0.5, "embed", "heads", "key")
+        self.value = matrix("value", 0.1 / c.value_dim**0.5, "embed", "heads", "value")
+        self.gate = matrix("gate", 0.1, "embed", "heads", "value")
+        self.output = matrix("output", 0.1 / c.model_dim**0.5, "heads", "value", "embed")
+        self.log_window = scalars("log_window", initial_log_window(c.window_threshold))
+        self.logit_width = scalars("logit_width", nn.initializers.zeros)
+        scale = -np.log(c.num_heads * c.num_layers) / 2
+        self.log_output_scale = scalars("log_output_scale", nn.initializers.constant(scale))
 
     def __call__(
         self,
@@ -248,17 +252,14 @@ def _matrix_product(x, weight, precision):
     return product.reshape(*x.shape[:2], *weight.shape[1:])
 
 
-def _initial_log_window(key: Array, config: "MultiscreenConfig") -> Float[Array, "H"]:
-    """linspace(0, log w_th, H) in every layer: windows from 2 to w_th + 1."""
-    del key
-    return jnp.linspace(
-        0, np.log(config.window_threshold), config.num_heads, dtype=jnp.dtype(config.param_dtype)
-    )
+def initial_log_window(threshold: float) -> Any:
+    """Initialiser linspace(0, log w_th, H): windows from 2 to w_th + 1 in every layer."""
 
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "H"]:
+        del key
+        return jnp.linspace(0, np.log(threshold), *shape, dtype=dtype)
 
-def _constant_per_tile(key: Array, config: "MultiscreenConfig", value: float) -> Float[Array, "H"]:
-    del key
-    return jnp.full(config.num_heads, value, jnp.dtype(config.param_dtype))
+    return init
 
 
 @struct.dataclass

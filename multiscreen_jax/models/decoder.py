@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from multiscreen_jax.cache import check_rows, place
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, lookup
 from multiscreen_jax.layers.norms import RMSNorm
+from multiscreen_jax.layers.parameters import weight
 from multiscreen_jax.layers.positions import document_positions
 from multiscreen_jax.layers.stack import LayerStack, check_remat
 from multiscreen_jax.mixers.mixer import Context
@@ -171,7 +172,8 @@ class Table(nn.Module):
     def setup(self) -> None:
         c = self.config
         shape = (c.vocab_size, c.model_dim)
-        self.rows = self.param("rows", c.weight_init(), shape, jnp.dtype(c.param_dtype))
+        axes = ("vocabulary", "embed")
+        self.rows = weight(self, "rows", c.weight_init(), shape, axes, c.param_dtype)
 
 
 class Vocabulary(nn.Module):

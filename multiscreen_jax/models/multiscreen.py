@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from multiscreen_jax.cache import check_rows, place
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, lookup
+from multiscreen_jax.layers.parameters import weight
 from multiscreen_jax.layers.positions import POSITION_RULES, document_positions
 from multiscreen_jax.layers.stack import LayerStack, check_remat
 from multiscreen_jax.mixers.mixer import Context
@@ -149,15 +150,17 @@ class TiedEmbedding(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        dtype = jnp.dtype(c.param_dtype)
         deviation = c.embedding_init_scale / c.model_dim**0.5
-        self.rows = self.param(
-            "rows", nn.initializers.normal(deviation), (c.vocab_size, c.model_dim), dtype
-        )
-        self.log_input_scale = self.param("log_input_scale", nn.initializers.zeros, (), dtype)
-        self.log_output_scale = self.param(
-            "log_output_scale", nn.initializers.constant(np.log(c.model_dim) / 2), (), dtype
-        )
+        shape, axes = (c.vocab_size, c.model_dim), ("vocabulary", "embed")
+        init = nn.initializers.normal(deviation)
+        self.rows = weight(self, "rows", init, shape, axes, c.param_dtype)
+
+        def scale(name: str, value: float) -> Array:
+            init = nn.initializers.constant(value)
+            return weight(self, name, init, (), (), c.param_dtype, decay=False)
+
+        self.log_input_scale = scale("log_input_scale", 0)
+        self.log_output_scale = scale("log_output_scale", np.log(c.model_dim) / 2)
 
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         rows = unit_norm(lookup(self.rows, tokens))

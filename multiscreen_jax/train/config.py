@@ -42,6 +42,8 @@ class OptimConfig:
     """Added to Adam's denominator."""
     weight_decay: float = 0.0
     """Decoupled decay, times the learning rate, of matrices; scalars and gains never decay."""
+    sign_rate: float = 1e-3
+    """How far parameters that follow the sign of their gradient move a step (biases of routers)."""
     clip_norm: float | None = None
     """Largest global gradient norm; None: gradients are not clipped."""
 
@@ -57,6 +59,7 @@ class OptimConfig:
         checks.number("optim.b2", self.b2, 0, 1, below=True)
         checks.number("optim.eps", self.eps, 0, above=True)
         checks.number("optim.weight_decay", self.weight_decay, 0)
+        checks.number("optim.sign_rate", self.sign_rate, 0)
         if self.clip_norm is not None:
             checks.number("optim.clip_norm", self.clip_norm, 0, above=True)
 

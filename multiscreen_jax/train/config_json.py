@@ -1,5 +1,6 @@
 """ExperimentConfig <-> JSON, and the comparison of two of them."""
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -106,6 +107,24 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     }
 
 
+def completed(old: dict[str, Any]) -> dict[str, Any]:
+    """A config's dict, or some of its sections, with the fields that came later, at their defaults.
+
+    A section that is no section now stays as it is.
+    """
+    hints = typing.get_type_hints(ExperimentConfig)
+    sections = {}
+    for name, values in old.items():
+        sections[name] = values
+        with contextlib.suppress(TypeError, ValueError):
+            if name == "model":
+                sections[name] = model_to_dict(model_from_dict(values))
+            else:
+                whole = dataclasses.asdict(_section(name, hints[name], values))
+                sections[name] = json.loads(json.dumps(whole))
+    return sections
+
+
 def is_harmless(name: str) -> bool:
     """Whether a run may be continued with another value of this field."""
     section = name.split(".")[0]
@@ -120,7 +139,7 @@ def refuse_changes(
     """ValueError naming every field that matters and differs between two configs' dicts."""
     changed = {
         name: values
-        for name, values in differences(old, new).items()
+        for name, values in differences(completed(old), new).items()
         if name not in allowed and not is_harmless(name)
     }
     if changed:

@@ -6,24 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multiscreen_jax.sharding import path_name
 from multiscreen_jax.train.config import OptimConfig
-
-# A matrix multiplies activations. Everything else (scales, gains, windows, widths) is a scalar per
-# layer, head or channel, and pulling it to zero is not regularisation.
-_NEVER_DECAYED = (
-    "bias",
-    "head_scale",
-    "level_gain",
-    "log_input_scale",
-    "log_output_scale",
-    "log_rate",
-    "log_window",
-    "logit_width",
-    "scale",
-    "skip",
-    "step_bias",
-)
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -53,17 +36,16 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     return schedule
 
 
-def decay_mask(params: Any) -> Any:
-    """True for the parameters that weight decay applies to: all matrices, embeddings included."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: path_name(path).split("/")[-1] not in _NEVER_DECAYED, params
-    )
+def make_optimizer(config: OptimConfig, steps: int, facts: Any) -> optax.GradientTransformation:
+    """Optional clipping by the global norm, then AdamW, for all parameters without a rule of
+    their own.
 
+    Those of rule "sign" move by `sign_rate` against the sign of their gradient, those of "frozen"
+    not at all, and neither counts in the norm. The state has the same structure for every config,
+    so that another run can inherit it, and knows of rules only where a model has several.
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Optional clipping by the global norm, then AdamW.
-
-    The state has the same structure for every config, so that another run can inherit it.
+    Args:
+      facts: of every parameter, see `layers.parameters.facts_of`.
     """
     adamw = optax.adamw(
         make_schedule(config, steps),
@@ -71,14 +53,23 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         b2=config.b2,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        mask=decay_mask,
+        mask=jax.tree.map(lambda its: its.decay, facts),
     )
     clip = (
         optax.identity()
         if config.clip_norm is None
         else optax.clip_by_global_norm(config.clip_norm)
     )
-    return optax.chain(clip, adamw)
+    rules = {
+        "adamw": optax.chain(clip, adamw),
+        "sign": optax.chain(optax.scale_by_sign(), optax.scale(-config.sign_rate)),
+        "frozen": optax.set_to_zero(),
+    }
+    followed = jax.tree.map(lambda its: its.rule, facts)
+    present = set(jax.tree.leaves(followed))
+    if present == {"adamw"}:
+        return rules["adamw"]
+    return optax.multi_transform({name: rules[name] for name in sorted(present)}, followed)
 
 
 def update_count(optimizer_state: Any) -> jax.Array:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline, Tokenizer, describe_data, open_pipeline
 from multiscreen_jax.data.pipeline import device_arrays
+from multiscreen_jax.layers.parameters import facts_of
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.ownership import FolderInUse
 from multiscreen_jax.paths import checked_path
@@ -77,7 +78,9 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     """
     rows = config.data.batch_size // config.train.accumulate
     sharding.check_batch(rows, config.data.sequence_length, mesh)
-    if note := sharding.check_parameters(abstract_params(build(config.model)), mesh):
+    model = build(config.model)
+    facts = facts_of(model)
+    if note := sharding.check_parameters(abstract_params(model), facts, mesh):
         say(note)
     where = sharding.batch_sharding(mesh)
     pipeline = together.all_or_none(lambda: _open(config, "train", where))
@@ -103,7 +106,7 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     if is_held_out:
         held_out = together.all_or_none(lambda: _open(config, "valid", where))
         together.agree({"content of the validation split": held_out.fingerprint})
-    optimizer = make_optimizer(config.optim, config.train.steps)
+    optimizer = make_optimizer(config.optim, config.train.steps, facts)
     state, start, skipped, trained_length, origin = _restore_or_create(
         config, optimizer, mesh, checkpoints, pipeline, held_out, say
     )

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from multiscreen_jax import sharding
+from multiscreen_jax.layers.parameters import facts_of
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -33,7 +34,7 @@ def abstract_state(
     """ShapeDtypeStructs of a state with the sharding of every array on this mesh."""
     shapes = jax.eval_shape(functools.partial(_initial, model, optimizer), jax.random.key(0))
     whole = NamedSharding(mesh, PartitionSpec())
-    params = sharding.parameter_shardings(shapes.params, mesh)
+    params = sharding.parameter_shardings(shapes.params, facts_of(model), mesh)
     placed = shapes.replace(
         step=whole,
         params=params,

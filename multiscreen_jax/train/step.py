@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from multiscreen_jax import losses
+from multiscreen_jax.layers.parameters import facts_of
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.train.config import ExperimentConfig
 from multiscreen_jax.train.optimizer import make_optimizer, make_schedule, update_count
@@ -96,9 +97,10 @@ def experiment_step(
     config: ExperimentConfig,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step that a config trains with."""
+    model = build(config.model)
     return make_train_step(
-        build(config.model),
-        make_optimizer(config.optim, config.train.steps),
+        model,
+        make_optimizer(config.optim, config.train.steps, facts_of(model)),
         make_schedule(config.optim, config.train.steps),
         config.train.accumulate,
         config.train.on_nonfinite == "skip",

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 import multiscreen_jax as mj
 from experiments.aot import libtpu
 from multiscreen_jax import sharding
+from multiscreen_jax.layers.parameters import facts_of
 from pallas_kernels.common.dispatch import record_choices
 
 
@@ -32,7 +33,7 @@ def main(topology: str, implementation: str) -> None:
     params = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         shapes,
-        sharding.parameter_shardings(shapes, mesh),
+        sharding.parameter_shardings(shapes, facts_of(model), mesh),
     )
     tokens = jax.ShapeDtypeStruct((4, 1025), np.int32, sharding=sharding.batch_sharding(mesh))
 

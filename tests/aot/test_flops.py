@@ -10,6 +10,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
 from experiments.aot.flops import count, screening_formula
 from experiments.aot.program import trace_step
 from experiments.aot_check import find_config
+from multiscreen_jax.layers.parameters import facts_of
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.sharding import MESH_AXES
 from multiscreen_jax.train import override
@@ -143,7 +144,8 @@ def test_a_step_counts_what_the_models_formula_says(name, length):
     """Within 10 %, where the loops over bands or blocks, whose lengths are only known when they
     run, are left out on both sides: a formula of one token at a time, T times."""
     config = override(find_config(name), data={"sequence_length": length})
-    model, optimizer = build(config.model), make_optimizer(config.optim, config.train.steps)
+    model = build(config.model)
+    optimizer = make_optimizer(config.optim, config.train.steps, facts_of(model))
 
     def initial(key):
         params = model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]

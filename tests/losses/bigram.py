@@ -4,6 +4,8 @@ import dataclasses
 
 import flax.linen as nn
 
+from multiscreen_jax.layers.parameters import weight
+
 
 @dataclasses.dataclass(frozen=True)
 class BigramConfig:
@@ -18,8 +20,12 @@ class Rows(nn.Module):
 
     def setup(self):
         shape = (self.config.vocab_size, 8)
-        self.rows = self.param("rows", nn.initializers.normal(1.0), shape)
-        self.log_input_scale = self.param("log_input_scale", nn.initializers.zeros, ())
+        init, axes = nn.initializers.normal(1.0), ("vocabulary", "embed")
+        self.rows = weight(self, "rows", init, shape, axes, "float32")
+        zeros = nn.initializers.zeros
+        self.log_input_scale = weight(
+            self, "log_input_scale", zeros, (), (), "float32", decay=False
+        )
 
     def __call__(self):
         return self.rows

@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from multiscreen_jax import sharding
-from multiscreen_jax.models.registry import create, preset_names
+from multiscreen_jax.layers.parameters import facts_of
+from multiscreen_jax.models.registry import create
 from multiscreen_jax.train import train
 from multiscreen_jax.train.state import abstract_params
 from tests.programs import EIGHT_DEVICES, OPTIMIZED, run_module
@@ -34,9 +34,11 @@ def abstract_mesh(data=1, fsdp=1, seq=1, model=1):
         ("transformer-8m", {"tie_embeddings": False, "final_norm_gain": True}),
     ],
 )
-def test_every_parameter_is_in_the_table(name, overrides):
+def test_parameters_are_divided_by_their_axes(name, overrides):
     model, _ = create(name, **overrides)
-    shardings = sharding.parameter_shardings(abstract_params(model), abstract_mesh(model=2, fsdp=2))
+    shardings = sharding.parameter_shardings(
+        abstract_params(model), facts_of(model), abstract_mesh(model=2, fsdp=2)
+    )
     specs = {
         sharding.path_name(path): leaf.spec
         for path, leaf in jax.tree_util.tree_flatten_with_path(shardings)[0]
@@ -48,16 +50,6 @@ def test_every_parameter_is_in_the_table(name, overrides):
         assert specs["embedding/rows"] == PartitionSpec(None, ("fsdp",))
     else:
         assert specs["layers/feed_forward/down"] == PartitionSpec(None, None, ("fsdp",))
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_every_parameter_of_every_preset_matches_one_pattern(name):
-    model, _ = create(name)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(abstract_params(model))[0]:
-        path = sharding.path_name(path)
-        found = [axes for p, axes in sharding.PARAMETER_AXES if re.fullmatch(p, path)]
-        assert len(found) == 1, (path, found)
-        assert len(found[0]) == len(leaf.shape), (path, found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +87,6 @@ def test_slices_are_joined_by_data_and_then_by_fsdp():
         sharding.make_mesh(1, 1, 1, 8, devices=devices(2))
 
 
-def test_an_unknown_parameter_and_a_wrong_rank_are_errors_that_name_it():
-    params = {"layers": {"surprise": jax.ShapeDtypeStruct((2,), jnp.float32)}}
-    with pytest.raises(ValueError, match="layers/surprise matches no pattern"):
-        sharding.parameter_shardings(params, abstract_mesh())
-    params = {"embedding": {"rows": jax.ShapeDtypeStruct((2,), jnp.float32)}}
-    with pytest.raises(ValueError, match="embedding/rows has 1 axes"):
-        sharding.parameter_shardings(params, abstract_mesh())
-
-
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
@@ -118,7 +101,8 @@ def test_an_unknown_parameter_and_a_wrong_rank_are_errors_that_name_it():
 )
 def test_a_mesh_that_does_not_divide_the_parameters_is_said(mesh, message):
     model, _ = create("multiscreen-28m")
-    found = sharding.check_parameters(abstract_params(model), abstract_mesh(**mesh))
+    params, facts = abstract_params(model), facts_of(model)
+    found = sharding.check_parameters(params, facts, abstract_mesh(**mesh))
     assert re.search(message, found) if message else found is None
 
 
@@ -132,7 +116,7 @@ def test_a_mesh_that_does_not_divide_the_parameters_is_said(mesh, message):
 def test_a_mesh_axis_that_divides_no_parameter_is_refused(mesh, message):
     model, _ = create("multiscreen-28m")
     with pytest.raises(ValueError, match=message) as error:
-        sharding.check_parameters(abstract_params(model), abstract_mesh(**mesh))
+        sharding.check_parameters(abstract_params(model), facts_of(model), abstract_mesh(**mesh))
     assert "\n" not in str(error.value)
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from multiscreen_jax.models.registry import create
+from multiscreen_jax.layers.parameters import Facts
 from multiscreen_jax.train import OptimConfig, transformer_recipe
 from multiscreen_jax.train.optimizer import (
-    decay_mask,
     make_optimizer,
     make_schedule,
     update_count,
 )
-from multiscreen_jax.train.state import abstract_params
+
+MATRIX, SCALE = Facts(("embed", "heads")), Facts(("heads",), decay=False)
 
 
 def rates(steps, **fields):
@@ -40,30 +40,12 @@ def test_cosine_and_linear_end_at_the_fraction_and_stay():
     np.testing.assert_allclose(cosine, expected, atol=1e-6)
 
 
-def test_matrices_decay_and_nothing_else():
-    names = {"multiscreen-tiny": 0, "transformer-tiny": 0}
-    for name in names:
-        try:
-            model, _ = create(name)
-        except ValueError:
-            model, _ = create("transformer-8m", vocab_size=64)
-        params = abstract_params(model)
-        for (path, decays), leaf in zip(
-            jax.tree_util.tree_flatten_with_path(decay_mask(params))[0],
-            jax.tree.leaves(params),
-            strict=True,
-        ):
-            text = jax.tree_util.keystr(path)
-            matrix = not any(word in text for word in ("log_", "logit_", "norm"))
-            assert decays == matrix, text
-            assert not decays or leaf.ndim >= 2
-
-
 def test_the_optimizer_is_adamw_with_clipping():
     config = transformer_recipe(0.1, warmup_steps=0, clip_norm=0.5)
     params = {"layers": {"query": jnp.array([[1.0, -2.0]]), "scale": jnp.array([3.0])}}
     gradients = {"layers": {"query": jnp.array([[3.0, 4.0]]), "scale": jnp.array([0.0])}}
-    optimizer = make_optimizer(config, 10)
+    facts = {"layers": {"query": MATRIX, "scale": SCALE}}
+    optimizer = make_optimizer(config, 10, facts)
     updates, state = optimizer.update(gradients, optimizer.init(params), params)
     # At the first step Adam's direction is sign(g), whatever the clipping; decay adds 0.1 p.
     np.testing.assert_allclose(
@@ -77,9 +59,33 @@ def test_the_optimizer_is_adamw_with_clipping():
 
 def test_every_config_has_a_state_of_the_same_structure():
     params = {"rows": jnp.ones((2, 2))}
-    plain = make_optimizer(OptimConfig(), 10).init(params)
-    other = make_optimizer(transformer_recipe(1e-3, schedule="cosine"), 10).init(params)
+    facts = {"rows": MATRIX}
+    plain = make_optimizer(OptimConfig(), 10, facts).init(params)
+    other = make_optimizer(transformer_recipe(1e-3, schedule="cosine"), 10, facts).init(params)
     assert jax.tree.structure(plain) == jax.tree.structure(other)
+
+
+def test_rules_by_group():
+    """The sign's group moves by its rate, what is frozen stays, and neither is clipped with."""
+    params = {"bias": jnp.array([0.5, 0.5]), "fixed": jnp.ones(2), "query": jnp.ones((1, 2))}
+    gradients = {"bias": jnp.array([9.0, -1e-3]), "fixed": jnp.ones(2), "query": jnp.ones((1, 2))}
+    facts = {
+        "bias": Facts(("heads",), decay=False, rule="sign"),
+        "fixed": Facts(("heads",), rule="frozen"),
+        "query": MATRIX,
+    }
+    config = transformer_recipe(0.1, warmup_steps=0, clip_norm=0.5, sign_rate=0.01)
+    optimizer = make_optimizer(config, 10, facts)
+    updates, state = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["bias"], [-0.01, 0.01])
+    np.testing.assert_array_equal(updates["fixed"], 0)
+    alone = make_optimizer(config, 10, {"query": MATRIX})
+    only = {"query": params["query"]}
+    wanted, _ = alone.update({"query": gradients["query"]}, alone.init(only), only)
+    np.testing.assert_array_equal(updates["query"], wanted["query"])
+    assert update_count(state) == 1
+    moments = jax.tree.leaves(optax.tree_utils.tree_get(state, "mu"))
+    assert [leaf.shape for leaf in moments] == [(1, 2)]
 
 
 @pytest.mark.parametrize("peak", [1e-3, 6e-4])

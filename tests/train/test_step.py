@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from multiscreen_jax import losses
+from multiscreen_jax.layers.parameters import facts_of
 from multiscreen_jax.models.registry import build, config_for
 from multiscreen_jax.sharding import make_mesh
 from multiscreen_jax.train import NonFiniteLoss, OptimConfig, manifest, train
@@ -67,7 +68,7 @@ def test_many_parts_of_bfloat16_parameters_add_up_in_float32():
 @pytest.mark.parametrize("skip", [True, False])
 def test_a_nonfinite_update_is_skipped_or_applied(skip, model, batch):
     config = OptimConfig(learning_rate=0.1, warmup_steps=2)
-    optimizer = make_optimizer(config, 10)
+    optimizer = make_optimizer(config, 10, facts_of(model))
     step = jax.jit(
         make_train_step(model, optimizer, make_schedule(config, 10), skip_nonfinite=skip)
     )
