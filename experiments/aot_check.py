@@ -20,7 +20,7 @@ from experiments.aot.findings import check, check_mesh, check_sizes
 from experiments.aot.program import Program
 from experiments.bench.report import command, machine_facts
 from experiments.configs import _paper
-from multiscreen_jax.models.fields import unknown_name
+from multiscreen_jax.fields import unknown_name
 from multiscreen_jax.models.registry import preset_names
 from multiscreen_jax.sharding import MESH_AXES
 from multiscreen_jax.train import (

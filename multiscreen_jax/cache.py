@@ -1,12 +1,11 @@
 """How far each row of a cache has been written, and how a new chunk of tokens continues it.
 
-Every model's cache holds a `Cursor`; what the mixers keep (keys and values, rings, states) is
-their own. Rows are independent, so prompts of different lengths share a batch: shorter rows end in
-padding tokens (segment id 0), which are not written and not counted.
+A model's cache is a `ModelCache`: one `Cursor`, and what its mixers keep (keys and values, rings,
+states), which is their own. Rows are independent, so prompts of different lengths share a batch:
+shorter rows end in padding tokens (segment id 0), which are not written and not counted.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,6 +33,19 @@ class Cursor:
     segment: Int[Array, "B"]
     start: Int[Array, "B"]
     max_length: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class ModelCache:
+    """What a model has read so far.
+
+    Attributes:
+        parts: by stage, what each mixer of the stage's pattern keeps, stacked over its repeats.
+        cursor: progress of each row.
+    """
+
+    parts: dict[str, tuple[Any, ...]]
+    cursor: Cursor
 
 
 @struct.dataclass
@@ -76,21 +88,30 @@ def new_cursor(batch: int, max_length: int) -> Cursor:
     )
 
 
-def check_cursor(cache: Any) -> None:
-    """ValueError unless `cache` is a mixer's cache, with a cursor."""
+def check_cache(cache: Any, patterns: dict[str, int], batch: int) -> None:
+    """ValueError unless `cache` is a `ModelCache` of `batch` rows with these parts.
+
+    Args:
+        patterns: by stage, how many mixers its pattern has.
+    """
     cursor = getattr(cache, "cursor", None)
-    if not isinstance(cursor, Cursor):
+    if not isinstance(cache, ModelCache) or not isinstance(cursor, Cursor):
         raise ValueError(f"cache must be what init_cache makes, got {type(cache).__name__}")
     if getattr(cursor.length, "ndim", None) != 1:
         given = getattr(cursor.length, "shape", cursor.length)
         raise ValueError(f"cursor.length of the cache must be [B], got {given}: {_OF_MODEL}")
-
-
-def check_rows(cursor: Cursor, batch: int) -> None:
-    """ValueError unless the cache was made for `batch` rows."""
+    given = {name: len(parts) for name, parts in cache.parts.items()}
+    if given != patterns:
+        raise ValueError(
+            f"parts of the cache must be {_listed(patterns)}, got {_listed(given)}: {_OF_MODEL}"
+        )
     rows = cursor.length.shape[0]
     if rows != batch:
         raise ValueError(f"tokens must have the cache's {rows} rows, got {batch}")
+
+
+def _listed(patterns: dict[str, int]) -> str:
+    return ", ".join(f"{count} of {name}" for name, count in patterns.items())
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -98,13 +119,6 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
     return {name(path): jnp.shape(x) for path, x in leaves}
-
-
-def check_made(cache: Any, init_cache: Callable[[int, int], Any]) -> None:
-    """ValueError unless `cache` is what `init_cache(batch, max_length)` makes of its size."""
-    check_cursor(cache)
-    batch, max_length = cache.cursor.length.shape[0], cache.cursor.max_length
-    check_like(cache, jax.eval_shape(lambda: init_cache(batch, max_length)))
 
 
 def check_like(cache: Any, needed: Any) -> None:

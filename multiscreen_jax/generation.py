@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from multiscreen_jax.cache import last_real
-from multiscreen_jax.models.fields import is_integer, is_number
+from multiscreen_jax.fields import is_integer, is_number
 from multiscreen_jax.models.fit import check_model, check_params
 from multiscreen_jax.sampling import sample
 
@@ -121,12 +121,11 @@ def _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_d
             f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}: "
             f"together more than max_length = {max_length}"
         )
-    fits = model.longest_document
-    if fits is not None and needed - 1 > fits:  # the last new token is not read
+    limit = model.document_limit
+    if limit is not None and needed - 1 > limit[0]:  # the last new token is not read
         raise ValueError(
             f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but "
-            f"the model's {model.config.num_levels} levels hold {fits} tokens; more need more of "
-            'them, or beyond_levels="clamp" or "extend"'
+            f"{limit[1]}"
         )
     keys = _row_keys(settings.key, batch)
     check_params(model, params)

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from experiments.bench import gpu_compiler
-from multiscreen_jax.models.fields import unknown_name
+from multiscreen_jax.fields import unknown_name
 
 
 @dataclasses.dataclass(frozen=True)

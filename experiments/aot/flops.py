@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from jax.interpreters import partial_eval
 
-from multiscreen_jax.mixers.screening import ScreeningTiles
 from multiscreen_jax.models.multiscreen import MultiscreenConfig
 
 Formula = Callable[[str, Sequence[Any]], float | None]
@@ -163,6 +162,6 @@ def screening_formula(config: Any, length: int, on_last: bool = False) -> Formul
 
 def _pairs(config: MultiscreenConfig, length: int) -> float:
     """Pairs of one layer and sequence inside the initial windows."""
-    projections = ScreeningTiles.forward_flops(config, length, np.zeros(config.num_heads))
-    pairs = ScreeningTiles.forward_flops(config, length) - projections
+    tiles = config.tiles().build(config.common)
+    pairs = tiles.forward_flops(length) - tiles.forward_flops(length, np.zeros(config.num_heads))
     return pairs / (2 * (config.key_dim + config.value_dim))

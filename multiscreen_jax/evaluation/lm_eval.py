@@ -21,9 +21,9 @@ import numpy as np
 from multiscreen_jax import losses
 from multiscreen_jax.data.config import import_package
 from multiscreen_jax.data.tokenizers import Tokenizer
+from multiscreen_jax.fields import is_integer
 from multiscreen_jax.generation import stream
 from multiscreen_jax.jitted import jitted
-from multiscreen_jax.models.fields import is_integer
 
 import_package("lm_eval", "mj.evaluation.lm_eval")  # says what to install
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from multiscreen_jax.fields import is_integer
 from multiscreen_jax.inspect.blocks import fold_windows
 from multiscreen_jax.inspect.tiles import as_batch, check_model, scan_tiles
 from multiscreen_jax.jitted import jitted
 from multiscreen_jax.layers.positions import document_positions
-from multiscreen_jax.models.fields import is_integer
 from pallas_kernels.screening.reference import relevance
 
 MAP_BYTES_LIMIT = 2**30

@@ -10,8 +10,10 @@ from jaxtyping import Array, Int
 
 from multiscreen_jax.layers.embedding import check_segments, check_tokens
 from multiscreen_jax.layers.positions import document_positions
+from multiscreen_jax.mixers.mixer import Context
 from multiscreen_jax.models.fit import check_params
-from multiscreen_jax.models.multiscreen import Multiscreen, ScreeningLayer
+from multiscreen_jax.models.multiscreen import Multiscreen
+from multiscreen_jax.models.trunk import TrunkLayer
 
 
 def scan_tiles(
@@ -28,13 +30,14 @@ def scan_tiles(
     that of one layer, however deep the model. Meant for use inside jit.
     """
     check_params(model, params)
-    layer = ScreeningLayer(model.config)
-    positions = document_positions(segment_ids, *tokens.shape)
-    shared = (segment_ids, positions, None, None)
+    (stage,) = model.config.stages()
+    layer = TrunkLayer(model.config.common, *stage.pattern)
+    context = Context(segment_ids, document_positions(segment_ids, *tokens.shape))
+    own = jnp.int32(0), None  # a depth that these layers do not ask for, and no cache
 
     def step(x: Array, layer_params: Any) -> tuple[Array, Any]:
         (x, _), sown = layer.apply(
-            {"params": layer_params}, x, None, shared, mutable=["intermediates"]
+            {"params": layer_params}, x, own, context, mutable=["intermediates"]
         )
         return x, read(sown["intermediates"]["tiles"])
 

@@ -1,43 +1,56 @@
 """SwiGLU feed-forward layer."""
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from multiscreen_jax.layers.parameters import weight
+from multiscreen_jax import fields
+from multiscreen_jax.layers.branch import Branch, Common, Spec
 
 
-class SwiGLU(nn.Module):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SwiGLUSpec(Spec):
     """y = (silu(x G) * (x U)) D without biases. (arXiv:2002.05202, eq. 6)
 
     Attributes:
-        config: has model_dim D, feed_forward_dim F, dtypes, precision and initialisers.
+        feed_forward_dim: F.
     """
 
-    config: Any
+    feed_forward_dim: int
+
+    tree_name: ClassVar[str] = "feed_forward"
+
+    def __post_init__(self) -> None:
+        fields.positive_integers(self, "feed_forward_dim")
+
+    def build(self, common: Common, **how: Any) -> "SwiGLU":
+        return SwiGLU(self, common, **how)
+
+
+class SwiGLU(Branch):
+    """The module of `SwiGLUSpec`: [B, T, D] -> [B, T, D], each token alone."""
+
+    spec: SwiGLUSpec
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        c = self.config
+    def __call__(self, x: Float[Array, "B T D"], context: Any = None) -> Float[Array, "B T D"]:
+        del context
+        c, width = self.common, self.spec.feed_forward_dim
         dtype = jnp.dtype(c.dtype)
 
-        def product(name: str, x: Array, columns: int, axes: tuple[str, str], init: Any) -> Array:
-            matrix = weight(self, name, init, (x.shape[-1], columns), axes, c.param_dtype)
+        def product(name: str, x: Array, columns: int, *axes: str) -> Array:
+            shape = (x.shape[-1], columns)
+            matrix = self.weight(name, c.init(name, shape), shape, axes)
             return jnp.dot(x.astype(dtype), matrix.astype(dtype), precision=c.precision)
 
-        inward, outward = ("embed", "feed_forward"), ("feed_forward", "embed")
-        gate = product("gate", x, c.feed_forward_dim, inward, c.weight_init())
-        up = product("up", x, c.feed_forward_dim, inward, c.weight_init())
-        return product("down", jax.nn.silu(gate) * up, c.model_dim, outward, c.output_init(2))
+        gate = product("gate", x, width, "embed", "feed_forward")
+        up = product("up", x, width, "embed", "feed_forward")
+        return product("down", jax.nn.silu(gate) * up, c.model_dim, "feed_forward", "embed")
 
-    @staticmethod
-    def parameter_count(config: Any) -> int:
-        return 3 * config.model_dim * config.feed_forward_dim
-
-    @staticmethod
-    def forward_flops(config: Any, length: int) -> float:
+    def forward_flops(self, length: int) -> float:
         """FLOPs over one sequence (a multiply-add counts two)."""
-        return 2 * length * SwiGLU.parameter_count(config)
+        return 6 * length * self.common.model_dim * self.spec.feed_forward_dim

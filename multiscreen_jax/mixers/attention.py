@@ -1,20 +1,69 @@
 """Grouped-query softmax attention with rotary positions, and its key-value cache."""
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.cache import Chunk, Cursor, check_made, new_cursor
+from multiscreen_jax import fields
+from multiscreen_jax.cache import Chunk, Cursor
+from multiscreen_jax.layers.branch import Common, Spec
 from multiscreen_jax.layers.rotary import Rotation, rotary_angles, rotate
 from multiscreen_jax.layers.stack import mark_mixer_output
-from multiscreen_jax.mixers.mixer import Context, Mixer
+from multiscreen_jax.mixers.mixer import Context, Mixed, Mixer
 from pallas_kernels.attention import causal_attention, decode_attention
 
-if TYPE_CHECKING:
-    from multiscreen_jax.models.transformer import TransformerConfig
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionSpec(Spec):
+    """Softmax attention with rotary positions.
+
+    Attributes:
+        num_heads: H.
+        num_kv_heads: G, a divisor of H; None is H.
+        head_dim: K, even; None is D / H.
+        rope_theta: base of the rotary frequencies.
+        rope_factor: positions are divided by it (position interpolation).
+    """
+
+    num_heads: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    rope_theta: float = 10000.0
+    rope_factor: float = 1.0
+
+    tree_name: ClassVar[str] = "attention"
+
+    def __post_init__(self) -> None:
+        fields.positive_integers(self, "num_heads")
+        for field in ("num_kv_heads", "head_dim"):
+            if getattr(self, field) is not None:
+                fields.positive_integers(self, field)
+        if self.num_heads % (self.num_kv_heads or 1):
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads, got num_heads={self.num_heads}, "
+                f"num_kv_heads={self.num_kv_heads}"
+            )
+        fields.positive_numbers(self, "rope_theta", "rope_factor")
+
+    def fitted(self, model_dim: int) -> "AttentionSpec":
+        """The same with G and K as they are in a model of this width."""
+        if self.head_dim is None and model_dim % self.num_heads:
+            raise ValueError(
+                f"model_dim must be a multiple of num_heads unless head_dim is given, got "
+                f"model_dim={model_dim}, num_heads={self.num_heads}"
+            )
+        head_dim = self.head_dim or model_dim // self.num_heads
+        if head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary pairs, got {head_dim}")
+        kv_heads = self.num_kv_heads or self.num_heads
+        return dataclasses.replace(self, num_kv_heads=kv_heads, head_dim=head_dim)
+
+    def build(self, common: Common, **how: Any) -> "Attention":
+        return Attention(self.fitted(common.model_dim), common, **how)
 
 
 @struct.dataclass
@@ -22,85 +71,66 @@ class AttentionCache:
     """Keys (rotated) and values of all layers.
 
     Attributes:
-        keys, values: [N, B, G, S, K]; row b holds tokens 0 <= s < cursor.length[b].
-        cursor: progress of each row; its limit is S.
+        keys, values: [N, B, G, S, K]; row b holds tokens 0 <= s < cursor.length[b], and S is the
+            cursor's limit.
     """
 
     keys: Float[Array, "N B G S K"]
     values: Float[Array, "N B G S K"]
-    cursor: Cursor
 
 
 class Attention(Mixer):
     """y = concat_h(attention_h(x)) W_O, causal, without biases.
 
-    Heads h of one group h // (H/G) share keys and values. Projections run in the config's dtype;
+    Heads h of one group h // (H/G) share keys and values. Projections run in the model's dtype;
     rotation, scores and softmax in `promote_types(dtype, float32)`.
     """
 
-    config: "TransformerConfig"
+    spec: AttentionSpec
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T D"], layer: Int[Array, ""] | None, context: Context
-    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
-        """The mixed tokens and, with a cache, the entries to write."""
-        c = self.config
-        shared = {"key_heads": c.num_kv_heads, "key": c.head_dim}
-        q = rotate(self.project("query", x, heads=c.num_heads, key=c.head_dim), context.prepared)
+    ) -> Mixed:
+        s, precision = self.spec, self.common.precision
+        shared = {"key_heads": s.num_kv_heads, "key": s.head_dim}
+        q = rotate(self.project("query", x, heads=s.num_heads, key=s.head_dim), context.prepared)
         k = rotate(self.project("key", x, **shared), context.prepared)
         v = self.project("value", x, **shared)
-        cache, chunk = context.cache, context.chunk
+        cache, cursor, chunk = context.cache, context.cursor, context.chunk
         if chunk is None:
-            y = causal_attention(q, k, v, context.segment_ids, precision=c.precision)
+            y = causal_attention(q, k, v, context.segment_ids, precision=precision)
         else:
             y = decode_attention(
-                q, k, v, cache.keys, cache.values, layer, cache.cursor.start, cache.cursor.length,
-                chunk.segment_ids, chunk.continues, precision=c.precision,
+                q, k, v, cache.keys, cache.values, layer, cursor.start, cursor.length,
+                chunk.segment_ids, chunk.continues, precision=precision,
             )  # fmt: skip
         y = mark_mixer_output(self.project_out("output", y, "key"))
-        return y, None if chunk is None else (k, v)
+        return Mixed(y, None if chunk is None else (k, v))
 
-    @staticmethod
-    def prepare(
-        config: "TransformerConfig", positions: Int[Array, "B T"], dtype: jnp.dtype
-    ) -> Rotation:
-        c = config
-        return rotary_angles(positions, c.head_dim, c.rope_theta, c.rope_factor, dtype)
+    def prepare(self, positions: Int[Array, "B T"], dtype: jnp.dtype) -> Rotation:
+        s = self.spec
+        return rotary_angles(positions, s.head_dim, s.rope_theta, s.rope_factor, dtype)
 
-    @classmethod
     def init_cache(
-        cls,
-        config: "TransformerConfig",
-        params: Any,
-        layers: int,
-        batch: int,
-        max_length: int,
-        dtype: jnp.dtype,
-    ) -> AttentionCache:
-        """An empty cache: 2 N B G max_length K numbers."""
+        self, params: Any, layers: int, batch: int, max_length: int, dtype: jnp.dtype
+    ) -> tuple[AttentionCache, int]:
+        """2 N B G max_length K zeros."""
         del params
-        cursor = new_cursor(batch, max_length)
-        shape = (layers, batch, config.num_kv_heads, max_length, config.head_dim)
-        return AttentionCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), cursor)
+        shape = (layers, batch, self.spec.num_kv_heads, max_length, self.spec.head_dim)
+        return AttentionCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)), max_length
 
-    @classmethod
-    def check_cache(cls, config: "TransformerConfig", layers: int, cache: Any) -> None:
-        dtype = jnp.dtype(config.dtype)
-        check_made(cache, lambda *sizes: cls.init_cache(config, None, layers, *sizes, dtype))
-
-    @classmethod
-    def split_cache(cls, cache: AttentionCache) -> tuple[Int[Array, "N"], AttentionCache]:
+    def split_cache(self, part: AttentionCache) -> tuple[Int[Array, "N"], AttentionCache]:
         """Layers read the one cache in place, by number, and hand back what is to be written."""
-        return jnp.arange(cache.keys.shape[0]), cache
+        return jnp.arange(part.keys.shape[0]), part
 
-    @classmethod
     def write_cache(
-        cls, cache: AttentionCache, chunk: Chunk, cursor: Cursor, written: tuple[Array, Array]
+        self, part: AttentionCache, chunk: Chunk, cursor: Cursor, written: tuple[Array, Array]
     ) -> AttentionCache:
         """All layers in one write; `written` are keys and values [N, B, T, G, K]."""
+        del cursor
         # Padding, and what does not fit, goes past the end, where the write is dropped.
-        place = jnp.where(chunk.segment_ids != 0, chunk.index, cache.keys.shape[3])
+        place = jnp.where(chunk.segment_ids != 0, chunk.index, part.keys.shape[3])
         row = jnp.arange(place.shape[0])[:, None]
 
         def write(old: Array, new: Array) -> Array:
@@ -109,16 +139,11 @@ class Attention(Mixer):
             return old.at[:, row, :, place].set(new, mode="drop")
 
         keys, values = written
-        return AttentionCache(write(cache.keys, keys), write(cache.values, values), cursor)
+        return AttentionCache(write(part.keys, keys), write(part.values, values))
 
-    @classmethod
-    def parameter_count(cls, config: "TransformerConfig") -> int:
-        heads = 2 * config.num_heads + 2 * config.num_kv_heads
-        return config.model_dim * heads * config.head_dim
-
-    @classmethod
-    def forward_flops(cls, config: "TransformerConfig", length: int) -> float:
+    def forward_flops(self, length: int) -> float:
         """Projections, plus 4 K for every head and every query with a key not in its future."""
+        s = self.spec
+        weights = self.common.model_dim * (2 * s.num_heads + 2 * s.num_kv_heads) * s.head_dim
         pairs = length * (length + 1) / 2
-        products = 4 * config.num_heads * config.head_dim * pairs
-        return 2 * length * cls.parameter_count(config) + products
+        return 2 * length * weights + 4 * s.num_heads * s.head_dim * pairs

@@ -1,25 +1,57 @@
 """The delta rule with short convolutions, the mixer of DeltaNet (arXiv:2406.06484)."""
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from multiscreen_jax.layers.norms import NormThenGate, RMSNorm, l2_normalize
+from multiscreen_jax import fields
+from multiscreen_jax.layers.branch import Common, Spec
+from multiscreen_jax.layers.norms import NormThenGate, l2_normalize
 from multiscreen_jax.layers.stack import mark_mixer_output
 from multiscreen_jax.mixers.costs import delta_flops
-from multiscreen_jax.mixers.mixer import Context
+from multiscreen_jax.mixers.mixer import Context, Mixed
 from multiscreen_jax.mixers.recurrent import (
     RecurrentMixer,
     carried,
+    check_states,
     state_zeros,
     window_zeros,
 )
 from pallas_kernels import delta_rule
 
-CONVOLVED = ("query", "key", "value")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaNetSpec(Spec):
+    """The delta rule with short convolutions.
+
+    Attributes:
+        num_heads, key_dim, value_dim: H, and K and V of each head.
+        conv_width: of the short convolutions.
+        output_gate: multiply the normalised output by silu(x W_G).
+        negative_eigenvalues: beta in (0, 2) instead of (0, 1). (arXiv:2411.12537)
+        implementation: of the op, see `pallas_kernels`.
+    """
+
+    num_heads: int
+    key_dim: int
+    value_dim: int
+    conv_width: int = 4
+    output_gate: bool = False
+    negative_eigenvalues: bool = False
+    implementation: str | tuple[str, ...] | None = None
+
+    tree_name: ClassVar[str] = "mixer"
+
+    def __post_init__(self) -> None:
+        check_states(self)
+        fields.booleans(self, "output_gate", "negative_eigenvalues")
+
+    def build(self, common: Common, **how: Any) -> "DeltaNetMixer":
+        return DeltaNetMixer(self, common, **how)
 
 
 class DeltaNetMixer(RecurrentMixer):
@@ -35,32 +67,31 @@ class DeltaNetMixer(RecurrentMixer):
     in `promote_types(dtype, float32)`. Its gated and log-linear forms replace `recur`.
     """
 
+    spec: DeltaNetSpec
+
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], layer: Any, context: Context
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        c = self.config
-        new = {}
+    def __call__(self, x: Float[Array, "B T D"], layer: Any, context: Context) -> Mixed:
+        s, new = self.spec, {}
 
         def convolved(name: str, **sizes: int) -> Array:
             y, conv = self.project(name, x, **sizes), f"{name}_conv"
             y, new[conv] = self.convolve(conv, y, tuple(sizes), layer, context, bias=False)
             return y
 
-        q = l2_normalize(convolved("query", key_heads=c.num_heads, key=c.key_dim))
-        k = l2_normalize(convolved("key", key_heads=c.num_heads, key=c.key_dim))
-        v = convolved("value", heads=c.num_heads, value=c.value_dim)
-        beta = jax.nn.sigmoid(self.project_gate("beta", x, heads=c.num_heads))
-        if c.negative_eigenvalues:
+        q = l2_normalize(convolved("query", key_heads=s.num_heads, key=s.key_dim))
+        k = l2_normalize(convolved("key", key_heads=s.num_heads, key=s.key_dim))
+        v = convolved("value", heads=s.num_heads, value=s.value_dim)
+        beta = jax.nn.sigmoid(self.project_gate("beta", x, heads=s.num_heads))
+        if s.negative_eigenvalues:
             beta = 2 * beta
         y, new["state"] = self.recur(
             x, q, k, v, beta,
             initial_state=None if layer is None else carried(layer["state"], context),
             return_state=layer is not None, segment_ids=context.segment_ids,
-            implementation=c.implementation, precision=c.precision,
+            implementation=s.implementation, precision=self.common.precision,
         )  # fmt: skip
         y = self._normalize(x, mark_mixer_output(y))
-        return self.project_out("output", y), None if layer is None else new
+        return Mixed(self.project_out("output", y), None if layer is None else new)
 
     def recur(self, x: Array, q: Array, k: Array, v: Array, beta: Array, **how: Any) -> Any:
         """(y [B, T, H, V], the state after it)."""
@@ -68,57 +99,36 @@ class DeltaNetMixer(RecurrentMixer):
         return delta_rule(q, k, v, beta, **how)
 
     def _normalize(self, x: Array, y: Array) -> Array:
-        c = self.config
-        settings = (c.norm_eps, jnp.dtype(c.dtype), jnp.dtype(c.param_dtype))
-        if not c.output_gate:
-            return RMSNorm(*settings, axis="value", name="output_norm")(y)
-        gate = self.project("gate", x, heads=c.num_heads, value=c.value_dim)
-        return NormThenGate(*settings, name="output_norm")(y, gate)
+        s, c = self.spec, self.common
+        if not s.output_gate:
+            return c.norm("output_norm", axis="value")(y)
+        gate = self.project("gate", x, heads=s.num_heads, value=s.value_dim)
+        return NormThenGate(*c.norm_settings, name="output_norm")(y, gate)
 
-    @classmethod
-    def empty_state(cls, config: Any, batch: int, max_length: int, dtype: jnp.dtype) -> Any:
+    def empty_state(self, batch: int, max_length: int, dtype: jnp.dtype) -> Any:
         del max_length
-        return state_zeros(config, batch, dtype)
+        return state_zeros(self.spec, batch, dtype)
 
-    @classmethod
-    def empty_layer(
-        cls, config: Any, batch: int, max_length: int, dtype: jnp.dtype
-    ) -> dict[str, Any]:
-        dims = {"query": config.key_dim, "key": config.key_dim, "value": config.value_dim}
+    def empty_layer(self, batch: int, max_length: int, dtype: jnp.dtype) -> dict[str, Any]:
+        s = self.spec
+        dims = {"query": s.key_dim, "key": s.key_dim, "value": s.value_dim}
         windows = {
-            f"{name}_conv": window_zeros(config, batch, config.num_heads, dim, dtype)
+            f"{name}_conv": window_zeros(s, batch, s.num_heads, dim, dtype)
             for name, dim in dims.items()
         }
-        return {**windows, "state": cls.empty_state(config, batch, max_length, dtype)}
+        return {**windows, "state": self.empty_state(batch, max_length, dtype)}
 
-    @classmethod
-    def gates(cls, config: Any) -> int:
+    @property
+    def gates(self) -> int:
         """Numbers for each head that are projected from x."""
-        del config
         return 1
 
-    @classmethod
-    def _weights(cls, config: Any) -> int:
-        c = config
-        values = 3 if c.output_gate else 2
-        per_head = 2 * c.key_dim + values * c.value_dim + cls.gates(c)
-        return c.model_dim * c.num_heads * per_head
+    def forward_flops(self, length: int) -> float:
+        s = self.spec
+        values = 3 if s.output_gate else 2
+        weights = self.common.model_dim * (2 * s.key_dim + values * s.value_dim + self.gates)
+        kernels = (2 * s.key_dim + s.value_dim) * s.conv_width
+        return 2 * length * s.num_heads * (weights + kernels) + self.op_flops(length)
 
-    @classmethod
-    def _kernels(cls, config: Any) -> int:
-        c = config
-        return c.num_heads * (2 * c.key_dim + c.value_dim) * c.conv_width
-
-    @classmethod
-    def parameter_count(cls, config: Any) -> int:
-        return cls._weights(config) + cls._kernels(config) + config.value_dim
-
-    @classmethod
-    def forward_flops(cls, config: Any, length: int) -> float:
-        return 2 * length * (cls._weights(config) + cls._kernels(config)) + cls.op_flops(
-            config, length
-        )
-
-    @classmethod
-    def op_flops(cls, config: Any, length: int) -> float:
-        return delta_flops(length, config.num_heads, config.key_dim, config.value_dim)
+    def op_flops(self, length: int) -> float:
+        return delta_flops(length, self.spec.num_heads, self.spec.key_dim, self.spec.value_dim)

@@ -7,14 +7,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from multiscreen_jax import fields
 from multiscreen_jax.mixers.mixer import Mixer
 from pallas_kernels.log_linear import LogLinearState, empty_state, level_count
+from pallas_kernels.log_linear.levels import BEYOND_LEVELS
+
+
+def check_levels(spec: Any) -> None:
+    """Checks the fields that a log-linear spec adds to its parent's."""
+    fields.positive_integers(spec, "num_levels", "max_documents")
+    fields.one_of("beyond_levels", spec.beyond_levels, BEYOND_LEVELS)
+
+
+def level_limit(spec: Any) -> tuple[int, str] | None:
+    """`Mixer.document_limit` of a log-linear mixer."""
+    fits = 2 ** (spec.num_levels - 1)
+    why = (
+        f"the model's {spec.num_levels} levels hold {fits} tokens; more need more of them, or "
+        'beyond_levels="clamp" or "extend"'
+    )
+    return (fits, why) if spec.beyond_levels == "error" else None
 
 
 def level_scales(mixer: Mixer, x: Float[Array, "B T D"]) -> Float[Array, "B T H L"]:
     """`positive_scales` of the projection x W, one for each level, head and token."""
-    c = mixer.config
-    sizes = {"heads": c.num_heads, "level": c.num_levels}
+    sizes = {"heads": mixer.spec.num_heads, "level": mixer.spec.num_levels}
     gain = mixer.weight(
         "level_gain", nn.initializers.ones, tuple(sizes.values()), tuple(sizes), decay=False
     )
@@ -32,23 +49,22 @@ def positive_scales(
     return jax.nn.softplus(gain.astype(level.dtype) * level)
 
 
-def level_settings(config: Any, x: Float[Array, "B T D"], segment_ids: Any) -> dict[str, Any]:
-    """Arguments of the log-linear ops that follow from the config."""
-    documents = None if segment_ids is None else min(config.max_documents, x.shape[1])
-    return {"beyond_levels": config.beyond_levels, "max_documents": documents}
+def level_settings(spec: Any, x: Float[Array, "B T D"], segment_ids: Any) -> dict[str, Any]:
+    """Arguments of the log-linear ops that follow from the spec."""
+    documents = None if segment_ids is None else min(spec.max_documents, x.shape[1])
+    return {"beyond_levels": spec.beyond_levels, "max_documents": documents}
 
 
-def level_step_flops(config: Any, products: int) -> float:
+def level_step_flops(spec: Any, products: int) -> float:
     """`products` products of a vector with the state of every level, empty ones included."""
-    c = config
-    return 2 * c.num_levels * products * c.num_heads * c.key_dim * c.value_dim
+    s = spec
+    return 2 * s.num_levels * products * s.num_heads * s.key_dim * s.value_dim
 
 
-def empty_levels(config: Any, batch: int, max_length: int, dtype: jnp.dtype) -> LogLinearState:
+def empty_levels(spec: Any, batch: int, max_length: int, dtype: jnp.dtype) -> LogLinearState:
     """The state before the first token, with the levels that `max_length` tokens need."""
-    c = config
-    levels = c.num_levels
-    if c.beyond_levels == "extend":
+    s, levels = spec, spec.num_levels
+    if s.beyond_levels == "extend":
         levels = max(levels, level_count(max_length))
     dtype = jnp.promote_types(dtype, jnp.float32)
-    return empty_state(batch, c.num_heads, levels, c.key_dim, c.value_dim, dtype)
+    return empty_state(batch, s.num_heads, levels, s.key_dim, s.value_dim, dtype)

@@ -1,19 +1,46 @@
 """The mixer of Log-Linear Gated DeltaNet (arXiv:2506.04761, section 3.4)."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from multiscreen_jax.layers.branch import Common
 from multiscreen_jax.mixers.costs import log_linear_delta_flops
-from multiscreen_jax.mixers.gated_delta_net import GatedDeltaNetMixer
+from multiscreen_jax.mixers.gated_delta_net import GatedDeltaNetMixer, GatedDeltaNetSpec
 from multiscreen_jax.mixers.log_linear import (
+    check_levels,
     empty_levels,
+    level_limit,
     level_scales,
     level_settings,
     level_step_flops,
 )
 from pallas_kernels import log_linear_gated_delta_rule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogLinearGatedDeltaNetSpec(GatedDeltaNetSpec):
+    """Log-Linear Gated DeltaNet: the fields of `GatedDeltaNetSpec`, and levels.
+
+    Attributes:
+        num_levels: L; documents of 2^(L-1) tokens fit.
+        beyond_levels: what longer ones do: "error" (NaN where the length is known only at run
+            time), "clamp" or "extend", see `pallas_kernels.log_linear_ssd`.
+        max_documents: a packed row may hold; one that holds more is NaN. Each costs up to a chunk.
+    """
+
+    num_levels: int = 15
+    beyond_levels: str = "error"
+    max_documents: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_levels(self)
+
+    def build(self, common: Common, **how: Any) -> "LogLinearGatedDeltaNetMixer":
+        return LogLinearGatedDeltaNetMixer(self, common, **how)
 
 
 class LogLinearGatedDeltaNetMixer(GatedDeltaNetMixer):
@@ -25,31 +52,30 @@ class LogLinearGatedDeltaNetMixer(GatedDeltaNetMixer):
     Queries are not scaled by K^-0.5 here: the authors divide lambda by the same number.
     """
 
+    spec: LogLinearGatedDeltaNetSpec
+
     def recur(self, x: Array, q: Array, k: Array, v: Array, beta: Array, **how: Any) -> Any:
-        settings = level_settings(self.config, x, how["segment_ids"])
+        settings = level_settings(self.spec, x, how["segment_ids"])
         return log_linear_gated_delta_rule(
             q, k, v, self.decay(x), beta, level_scales(self, x), **settings, **how
         )
 
-    @classmethod
-    def empty_state(cls, config: Any, batch: int, max_length: int, dtype: jnp.dtype) -> Any:
-        return empty_levels(config, batch, max_length, dtype)
+    @property
+    def document_limit(self) -> tuple[int, str] | None:
+        return level_limit(self.spec)
 
-    @classmethod
-    def gates(cls, config: Any) -> int:
-        return super().gates(config) + config.num_levels
+    def empty_state(self, batch: int, max_length: int, dtype: jnp.dtype) -> Any:
+        return empty_levels(self.spec, batch, max_length, dtype)
 
-    @classmethod
-    def parameter_count(cls, config: Any) -> int:
-        return super().parameter_count(config) + config.num_heads * config.num_levels
+    @property
+    def gates(self) -> int:
+        return super().gates + self.spec.num_levels
 
-    @classmethod
-    def op_flops(cls, config: Any, length: int) -> float:
-        c = config
-        return log_linear_delta_flops(length, c.num_heads, c.key_dim, c.value_dim)
+    def op_flops(self, length: int) -> float:
+        s = self.spec
+        return log_linear_delta_flops(length, s.num_heads, s.key_dim, s.value_dim)
 
-    @classmethod
-    def decode_flops(cls, config: Any, context: int) -> float:
+    def decode_flops(self, context: int) -> float:
         """A key is looked up and erased in every state, and every state is read."""
-        states = level_step_flops(config, products=3)
-        return super().decode_flops(config, context) + states
+        states = level_step_flops(self.spec, products=3)
+        return super().decode_flops(context) + states

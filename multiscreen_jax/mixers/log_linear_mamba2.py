@@ -1,20 +1,47 @@
 """The mixer of Log-Linear Mamba-2 (arXiv:2506.04761, section 3.3)."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from multiscreen_jax.layers.branch import Common
 from multiscreen_jax.mixers.costs import log_linear_ssd_flops
 from multiscreen_jax.mixers.log_linear import (
+    check_levels,
     empty_levels,
+    level_limit,
     level_scales,
     level_settings,
     level_step_flops,
 )
-from multiscreen_jax.mixers.mamba2 import Mamba2Mixer
+from multiscreen_jax.mixers.mamba2 import Mamba2Mixer, Mamba2Spec
 from multiscreen_jax.mixers.recurrent import log_counting_rate
 from pallas_kernels import log_linear_ssd
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogLinearMamba2Spec(Mamba2Spec):
+    """Log-Linear Mamba-2: the fields of `Mamba2Spec`, and levels.
+
+    Attributes:
+        num_levels: L; documents of 2^(L-1) tokens fit.
+        beyond_levels: what longer ones do: "error" (NaN where the length is known only at run
+            time), "clamp" or "extend", see `pallas_kernels.log_linear_ssd`.
+        max_documents: a packed row may hold; one that holds more is NaN. Each costs up to a chunk.
+    """
+
+    num_levels: int = 15
+    beyond_levels: str = "error"
+    max_documents: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_levels(self)
+
+    def build(self, common: Common, **how: Any) -> "LogLinearMamba2Mixer":
+        return LogLinearMamba2Mixer(self, common, **how)
 
 
 class LogLinearMamba2Mixer(Mamba2Mixer):
@@ -24,31 +51,29 @@ class LogLinearMamba2Mixer(Mamba2Mixer):
     y_t    = sum over levels l of lambda_t[l] S_t[l]^T q_t + skip v_t
     """
 
+    spec: LogLinearMamba2Spec
     rate_init = staticmethod(log_counting_rate)
 
     def recur(self, x: Array, q: Array, k: Array, v: Array, g: Array, **how: Any) -> Any:
-        settings = level_settings(self.config, x, how["segment_ids"])
+        settings = level_settings(self.spec, x, how["segment_ids"])
         return log_linear_ssd(q, k, v, g, level_scales(self, x), **settings, **how)
 
-    @classmethod
-    def empty_state(cls, config: Any, batch: int, max_length: int, dtype: jnp.dtype) -> Any:
-        return empty_levels(config, batch, max_length, dtype)
+    @property
+    def document_limit(self) -> tuple[int, str] | None:
+        return level_limit(self.spec)
 
-    @classmethod
-    def gates(cls, config: Any) -> int:
-        return super().gates(config) + config.num_levels
+    def empty_state(self, batch: int, max_length: int, dtype: jnp.dtype) -> Any:
+        return empty_levels(self.spec, batch, max_length, dtype)
 
-    @classmethod
-    def parameter_count(cls, config: Any) -> int:
-        return super().parameter_count(config) + config.num_heads * config.num_levels
+    @property
+    def gates(self) -> int:
+        return super().gates + self.spec.num_levels
 
-    @classmethod
-    def op_flops(cls, config: Any, length: int) -> float:
-        c = config
-        return log_linear_ssd_flops(length, c.num_heads, c.num_groups, c.key_dim, c.value_dim)
+    def op_flops(self, length: int) -> float:
+        s = self.spec
+        return log_linear_ssd_flops(length, s.num_heads, s.num_groups, s.key_dim, s.value_dim)
 
-    @classmethod
-    def decode_flops(cls, config: Any, context: int) -> float:
+    def decode_flops(self, context: int) -> float:
         """Every state is read."""
-        states = level_step_flops(config, products=1)
-        return super().decode_flops(config, context) + states
+        states = level_step_flops(self.spec, products=1)
+        return super().decode_flops(context) + states

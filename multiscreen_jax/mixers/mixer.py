@@ -1,16 +1,14 @@
-"""What a token mixer is to the decoder: a module, its part of the cache, and its counts."""
+"""What a token mixer is to the trunk: a module, its part of the cache, and its counts."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.cache import Chunk, Cursor, check_cursor
-from multiscreen_jax.layers import parameters
-from pallas_kernels.common.numerics import accumulation_dtype
+from multiscreen_jax.cache import Chunk, Cursor, check_like
+from multiscreen_jax.layers.branch import Branch
 
 
 @struct.dataclass
@@ -24,6 +22,7 @@ class Context:
         prepared: what the mixer's `prepare` made, once for all layers.
         cache: what its `split_cache` leaves whole, read in place by all layers.
         chunk: where the tokens come in a cache; None without one.
+        cursor: of the cache before these tokens; None without one.
     """
 
     segment_ids: Int[Array, "B T"] | None
@@ -31,121 +30,63 @@ class Context:
     prepared: Any = None
     cache: Any = None
     chunk: Chunk | None = None
+    cursor: Cursor | None = None
 
 
-class Mixer(nn.Module):
-    """y_t depends on x_s for s <= t only; [B, T, D] -> [B, T, D].
-
-    A mixer defines `__call__`, `init_cache`, `split_cache` and `write_cache`, and the two counts.
+class Mixed(NamedTuple):
+    """What a mixer returns.
 
     Attributes:
-        config: of the model, or of the part of it that these layers are.
+        y: [B, T, D].
+        written: what `write_cache` takes of this layer; None without a cache.
     """
 
-    config: Any
+    y: Float[Array, "B T D"]
+    written: Any = None
 
-    def __call__(
-        self, x: Float[Array, "B T D"], layer: Any, context: Context
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        """Mixed tokens, and what `write_cache` takes of this layer (None without a cache).
 
-        `layer` is this layer's share of the cache.
-        """
+class Mixer(Branch):
+    """y_t depends on x_s for s <= t only; [B, T, D] -> [B, T, D].
+
+    A mixer defines `__call__`, `forward_flops` and, where it can decode, its part of the cache:
+    `init_cache`, `split_cache` and `write_cache`. These and `prepare` need no parameters; they are
+    called on the unbound module, `spec.build(common)`.
+    """
+
+    def __call__(self, x: Float[Array, "B T D"], layer: Any, context: Context) -> Mixed:
+        """Mixed tokens; `layer` is this layer's share of the cache, None without one."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
-    @staticmethod
-    def prepare(config: Any, positions: Int[Array, "B T"], dtype: jnp.dtype) -> Any:
+    def prepare(self, positions: Int[Array, "B T"], dtype: jnp.dtype) -> Any:
         """What layers share and need not compute again, for example rotations."""
-        del config, positions, dtype
+        del positions, dtype
         return None
 
-    @classmethod
+    @property
+    def document_limit(self) -> tuple[int, str] | None:
+        """Most tokens that a document may have, and why, in a few words; None: any number."""
+        return None
+
     def init_cache(
-        cls, config: Any, params: Any, layers: int, batch: int, max_length: int, dtype: jnp.dtype
-    ) -> Any:
-        """An empty cache of `layers` layers, a pytree with a `cursor`."""
-        raise NotImplementedError(f"{cls.__name__} does not define init_cache")
+        self, params: Any, layers: int, batch: int, max_length: int, dtype: jnp.dtype
+    ) -> tuple[Any, int]:
+        """(an empty part of a cache for so many layers, most tokens that a row of it may hold).
 
-    @classmethod
-    def check_cache(cls, config: Any, layers: int, cache: Any) -> None:
-        """ValueError for a cache that `init_cache` does not make for this config, another model's.
-
-        This one sees whether it is a cache at all; mixers that know more look closer.
+        `params` are the layers' own, stacked. None where they are not known, and what depends on
+        them raises ValueError.
         """
-        del config, layers
-        check_cursor(cache)
+        raise NotImplementedError(f"{type(self).__name__} does not define init_cache")
 
-    @classmethod
-    def split_cache(cls, cache: Any) -> tuple[Any, Any]:
+    def check_cache(self, part: Any, layers: int, cursor: Cursor) -> None:
+        """ValueError for a part that `init_cache` does not make for this mixer, another model's."""
+        size = cursor.length.shape[0], cursor.max_length
+        dtype = jnp.dtype(self.common.dtype)
+        check_like(part, jax.eval_shape(lambda: self.init_cache(None, layers, *size, dtype)[0]))
+
+    def split_cache(self, part: Any) -> tuple[Any, Any]:
         """(leaves stacked by layer, each layer gets its own; what every layer sees whole)."""
-        raise NotImplementedError(f"{cls.__name__} does not define split_cache")
+        raise NotImplementedError(f"{type(self).__name__} does not define split_cache")
 
-    @classmethod
-    def write_cache(cls, cache: Any, chunk: Chunk, cursor: Cursor, written: Any) -> Any:
-        """The cache after a chunk; `written` is stacked by layer, `cursor` the one after it."""
-        raise NotImplementedError(f"{cls.__name__} does not define write_cache")
-
-    @classmethod
-    def parameter_count(cls, config: Any) -> int:
-        """Numbers in one layer's parameters, without the norm before it."""
-        raise NotImplementedError(f"{cls.__name__} does not define parameter_count")
-
-    @classmethod
-    def forward_flops(cls, config: Any, length: int) -> float:
-        """FLOPs of one layer over one sequence (a multiply-add counts two)."""
-        raise NotImplementedError(f"{cls.__name__} does not define forward_flops")
-
-    @classmethod
-    def decode_flops(cls, config: Any, context: int) -> float:
-        """FLOPs of one layer for one token after `context` others, with a cache."""
-        return cls.forward_flops(config, context + 1) - cls.forward_flops(config, context)
-
-    def weight(
-        self,
-        name: str,
-        init: Any,
-        shape: Sequence[int],
-        axes: Sequence[str | None],
-        *,
-        decay: bool = True,
-        rule: str = "adamw",
-    ) -> Array:
-        """A parameter in the config's `param_dtype`, with its facts: see `parameters.weight`."""
-        dtype = self.config.param_dtype
-        return parameters.weight(self, name, init, shape, axes, dtype, decay=decay, rule=rule)
-
-    def project(self, name: str, x: Float[Array, "B T D"], **sizes: int) -> Float[Array, "..."]:
-        """x W in the config's dtype; W is the parameter `name`.
-
-        `project("query", x, heads=H, key=K)` gives [B, T, H, K] by a W [D, H, K]: each name is
-        that of an axis (see `sharding.LogicalAxes`), with its size.
-        """
-        return self._product(name, x, sizes, jnp.dtype(self.config.dtype))
-
-    def project_gate(
-        self, name: str, x: Float[Array, "B T D"], **sizes: int
-    ) -> Float[Array, "..."]:
-        """The same, accumulated and kept in `promote_types(dtype, float32)`: for gates."""
-        return self._product(name, x, sizes, accumulation_dtype(x))
-
-    def project_out(
-        self, name: str, y: Float[Array, "B T H V"], dim: str = "value"
-    ) -> Float[Array, "B T D"]:
-        """y W summed over heads; W is the parameter `name` [H, V, D], and `dim` its second axis."""
-        c = self.config
-        dtype = jnp.dtype(c.dtype)
-        shape = (*y.shape[2:], c.model_dim)
-        matrix = self.weight(name, c.output_init(len(shape)), shape, ("heads", dim, "embed"))
-        return jnp.einsum(
-            "bthv,hvd->btd", y.astype(dtype), matrix.astype(dtype), precision=c.precision
-        )
-
-    def _product(self, name: str, x: Array, sizes: dict[str, int], out: jnp.dtype) -> Array:
-        c = self.config
-        dtype = jnp.dtype(c.dtype)
-        shape = (x.shape[-1], *sizes.values())
-        matrix = self.weight(name, c.weight_init(), shape, ("embed", *sizes))
-        return jnp.einsum(
-            "btd,d...->bt...", x.astype(dtype), matrix.astype(dtype),
-            precision=c.precision, preferred_element_type=out,
-        )  # fmt: skip
+    def write_cache(self, part: Any, chunk: Chunk, cursor: Cursor, written: Any) -> Any:
+        """The part after a chunk; `written` is stacked by layer, `cursor` the one after it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define write_cache")

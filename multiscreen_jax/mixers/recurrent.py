@@ -1,78 +1,55 @@
-"""What mixers with a state share: their cache, short convolutions and decay rates."""
+"""What mixers with a state share: their part of the cache, short convolutions and decay rates."""
 
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from multiscreen_jax.cache import Chunk, Cursor, check_made, new_cursor
+from multiscreen_jax import fields
+from multiscreen_jax.cache import Chunk, Cursor
 from multiscreen_jax.layers.short_convolution import ShortConvolution
 from multiscreen_jax.mixers.mixer import Context, Mixer
+from pallas_kernels.common.dispatch import check_implementation
 
 # Of the step softplus(step_bias): log-uniform between the first two, and at least the third.
 _STEP_MIN, _STEP_MAX, _STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
 
-@struct.dataclass
-class StateCache:
-    """Windows of short convolutions and states, of all layers.
-
-    Attributes:
-        layers: a mixer's own names -> [N, B, ...]. Their size does not depend on the context, but
-            for the number of levels of log-linear states.
-        cursor: progress of each row.
-    """
-
-    layers: dict[str, Any]
-    cursor: Cursor
-
-
 class RecurrentMixer(Mixer):
-    """A mixer whose cache is a `StateCache`; it defines `empty_layer`.
+    """A mixer that keeps windows and states of a fixed size; it defines `empty_layer`.
 
     With a cache it gets its layer's windows and states, and returns the new ones in the same
-    structure.
+    structure, a dict. Their size does not depend on the context, but for the number of levels of
+    log-linear states.
     """
 
-    @classmethod
-    def empty_layer(cls, config: Any, batch: int, max_length: int, dtype: jnp.dtype) -> Any:
+    def empty_layer(self, batch: int, max_length: int, dtype: jnp.dtype) -> dict[str, Any]:
         """Windows in `dtype` and states in `promote_types(dtype, float32)`, of one layer."""
-        raise NotImplementedError(f"{cls.__name__} does not define empty_layer")
+        raise NotImplementedError(f"{type(self).__name__} does not define empty_layer")
 
-    @classmethod
     def init_cache(
-        cls, config: Any, params: Any, layers: int, batch: int, max_length: int, dtype: jnp.dtype
-    ) -> StateCache:
+        self, params: Any, layers: int, batch: int, max_length: int, dtype: jnp.dtype
+    ) -> tuple[dict[str, Any], int]:
         del params
-        cursor = new_cursor(batch, max_length)
-        empty = cls.empty_layer(config, batch, max_length, dtype)
+        empty = self.empty_layer(batch, max_length, dtype)
         stacked = jax.tree.map(lambda x: jnp.zeros((layers, *x.shape), x.dtype), empty)
-        return StateCache(stacked, cursor)
+        return stacked, max_length
 
-    @classmethod
-    def check_cache(cls, config: Any, layers: int, cache: Any) -> None:
-        dtype = jnp.dtype(config.dtype)
-        check_made(cache, lambda *sizes: cls.init_cache(config, None, layers, *sizes, dtype))
+    def split_cache(self, part: dict[str, Any]) -> tuple[dict[str, Any], None]:
+        return part, None
 
-    @classmethod
-    def split_cache(cls, cache: StateCache) -> tuple[Any, None]:
-        return cache.layers, None
-
-    @classmethod
     def write_cache(
-        cls, cache: StateCache, chunk: Chunk, cursor: Cursor, written: Any
-    ) -> StateCache:
-        del chunk
-        return cache.replace(layers=written, cursor=cursor)
+        self, part: dict[str, Any], chunk: Chunk, cursor: Cursor, written: dict[str, Any]
+    ) -> dict[str, Any]:
+        del part, chunk, cursor
+        return written
 
-    @classmethod
-    def decode_flops(cls, config: Any, context: int) -> float:
+    def decode_flops(self, context: int) -> float:
         """One step of the recurrence; it does not depend on the context."""
         del context
-        return cls.forward_flops(config, 1)
+        return self.forward_flops(1)
 
     def convolve(
         self,
@@ -84,9 +61,9 @@ class RecurrentMixer(Mixer):
         bias: bool,
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B W H K"] | None]:
         """silu(short convolution of x), and the next window of this name; `axes` are x's last."""
-        c = self.config
+        c, width = self.common, self.spec.conv_width
         convolution = ShortConvolution(
-            c.conv_width, axes, c.weight_init(), bias, jnp.dtype(c.dtype),
+            width, axes, c.init(name, (width, *x.shape[2:])), bias, jnp.dtype(c.dtype),
             jnp.dtype(c.param_dtype), name=name,
         )  # fmt: skip
         window = None if layer is None else layer[name]
@@ -135,15 +112,25 @@ def carried(state: Any, context: Context) -> Any:
     return jax.tree.map(reset, state)
 
 
-def window_zeros(config: Any, batch: int, heads: int, dim: int, dtype: jnp.dtype) -> Array:
+def window_zeros(spec: Any, batch: int, heads: int, dim: int, dtype: jnp.dtype) -> Array:
     """The window of a short convolution before the first token."""
-    return jnp.zeros((batch, config.conv_width - 1, heads, dim), dtype)
+    return jnp.zeros((batch, spec.conv_width - 1, heads, dim), dtype)
 
 
-def state_zeros(config: Any, batch: int, dtype: jnp.dtype) -> Float[Array, "B H K V"]:
+def state_zeros(spec: Any, batch: int, dtype: jnp.dtype) -> Float[Array, "B H K V"]:
     """A state before the first token, in `promote_types(dtype, float32)`."""
-    shape = (batch, config.num_heads, config.key_dim, config.value_dim)
+    shape = (batch, spec.num_heads, spec.key_dim, spec.value_dim)
     return jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32))
+
+
+def check_states(spec: Any) -> None:
+    """Checks what all specs of these mixers share: heads, their sizes, and the op's form."""
+    fields.positive_integers(spec, "num_heads", "key_dim", "value_dim")
+    if hasattr(spec, "conv_width"):
+        fields.positive_integers(spec, "conv_width", at_least=2)
+    check_implementation(spec.implementation)
+    if isinstance(spec.implementation, list):  # specs are hashable
+        object.__setattr__(spec, "implementation", tuple(spec.implementation))
 
 
 def initial_step_bias(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:

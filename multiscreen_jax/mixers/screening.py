@@ -4,7 +4,8 @@ One layer holds H tiles ("heads") that read the same input and whose outputs are
 projections are batched over tiles.
 """
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,26 +14,85 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.cache import Chunk, Cursor, check_cursor, check_like, check_size, new_cursor
-from multiscreen_jax.layers.positions import mipe, mipe_turns
+from multiscreen_jax import fields
+from multiscreen_jax.cache import Chunk, Cursor, check_like, check_size
+from multiscreen_jax.layers.branch import Common, Spec
+from multiscreen_jax.layers.positions import POSITION_RULES, mipe, mipe_turns
 from multiscreen_jax.layers.stack import mark_mixer_output
-from multiscreen_jax.mixers.mixer import Context, Mixer
+from multiscreen_jax.mixers.mixer import Context, Mixed, Mixer
 from multiscreen_jax.sharding import flat_tokens
 from pallas_kernels import screening
+from pallas_kernels.common.dispatch import check_implementation
 from pallas_kernels.common.numerics import accumulation_dtype, tanh_norm, unit_norm
 from pallas_kernels.screening import screening_decode
 from pallas_kernels.screening.decode import ring_slots
 from pallas_kernels.screening.reference import trim
 from pallas_kernels.screening.summaries import BlockSummaries, summarize, update_summaries
 
-if TYPE_CHECKING:
-    from multiscreen_jax.models.multiscreen import MultiscreenConfig
-
 _SLOTS_MULTIPLE = 128  # of a cache, so that a TPU reads whole vectors of it
 
 
-def tile_window(config: "MultiscreenConfig", log_window: Float[Array, "*H"]) -> Float[Array, "*H"]:
-    """w = exp(s_w) + 1 in tokens; infinite beyond the trained length if the config says so.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScreeningSpec(Spec):
+    """H gated screening tiles.
+
+    Attributes:
+        num_heads: H.
+        key_dim, value_dim: K >= 2 and V of every tile.
+        window_threshold: w_th, in tokens: windows start below it, and a tile whose window exceeds
+            it has no position encoding.
+        position_rule: "absolute" (the paper's) or "wrap", the rule of two PyTorch ports, in which
+            positions from `wrap_length` on count modulo the window.
+        trained_length: longest training sequence so far, in tokens.
+        infinite_windows: inference rule: windows above `trained_length` become infinite.
+        implementation: of the screening op, see `pallas_kernels.screening`. Cached tokens take the
+            platform's decode kernel where there is one.
+        block_summaries: keep summaries of blocks of keys in the cache. Decoding then rejects most
+            blocks of an infinite tile unread, and gives the same result; see
+            `pallas_kernels.screening.summaries`.
+    """
+
+    num_heads: int
+    key_dim: int = 16
+    value_dim: int = 64
+    window_threshold: float = 256.0
+    position_rule: str = "absolute"
+    wrap_length: int | None = None
+    trained_length: int | None = None
+    infinite_windows: bool = False
+    implementation: str | tuple[str, ...] | None = None
+    block_summaries: bool = False
+
+    tree_name: ClassVar[str] = "tiles"
+
+    def __post_init__(self) -> None:
+        fields.positive_integers(self, "num_heads", "value_dim")
+        fields.positive_integers(self, "key_dim", at_least=2)  # MiPE turns two coordinates
+        fields.positive_numbers(self, "window_threshold")
+        if self.window_threshold <= 1:
+            raise ValueError(f"window_threshold must be > 1 token, got {self.window_threshold}")
+        fields.one_of("position_rule", self.position_rule, POSITION_RULES)
+        if (self.position_rule == "wrap") != (self.wrap_length is not None):
+            raise ValueError(
+                'wrap_length must be given with position_rule="wrap" and only then, got '
+                f"position_rule={self.position_rule!r}, wrap_length={self.wrap_length!r}"
+            )
+        for field in ("wrap_length", "trained_length"):
+            if getattr(self, field) is not None:
+                fields.positive_integers(self, field)
+        if self.infinite_windows and self.trained_length is None:
+            raise ValueError("infinite_windows=True needs trained_length, got None")
+        fields.booleans(self, "infinite_windows", "block_summaries")
+        check_implementation(self.implementation)
+        if isinstance(self.implementation, list):  # specs are hashable
+            object.__setattr__(self, "implementation", tuple(self.implementation))
+
+    def build(self, common: Common, **how: Any) -> "ScreeningTiles":
+        return ScreeningTiles(self, common, **how)
+
+
+def tile_window(spec: ScreeningSpec, log_window: Float[Array, "*H"]) -> Float[Array, "*H"]:
+    """w = exp(s_w) + 1 in tokens; infinite beyond the trained length if the spec says so.
 
     The second part is the paper's inference rule (v1 section 3.2): a tile whose window outgrew
     every training sequence looks at everything, without position encoding.
@@ -45,8 +105,8 @@ def tile_window(config: "MultiscreenConfig", log_window: Float[Array, "*H"]) -> 
     smallest = 1 + jnp.finfo(log_window.dtype).eps
     window = jnp.maximum(jnp.exp(jnp.where(overflows, 0, log_window)) + 1, smallest)
     window = jnp.where(overflows, jnp.inf, window)
-    if config.infinite_windows:
-        window = jnp.where(window > config.trained_length, jnp.inf, window)
+    if spec.infinite_windows:
+        window = jnp.where(window > spec.trained_length, jnp.inf, window)
     return window
 
 
@@ -68,17 +128,16 @@ class ScreeningTiles(Mixer):
         u       = TanhNorm(screening(q, k, v, w, r))
         y       = sum_h (u * tanh(silu(x WG))) exp(s_O) WO
 
-    Projections run in the config's dtype; unit lengths, positions, trim, mask and TanhNorm in
+    Projections run in the model's dtype; unit lengths, positions, trim, mask and TanhNorm in
     `promote_types(dtype, float32)`.
     """
 
-    config: "MultiscreenConfig"
+    spec: ScreeningSpec
 
     def setup(self) -> None:
-        c = self.config
-
+        s, c = self.spec, self.common
         sizes = {
-            "embed": c.model_dim, "heads": c.num_heads, "key": c.key_dim, "value": c.value_dim
+            "embed": c.model_dim, "heads": s.num_heads, "key": s.key_dim, "value": s.value_dim
         }  # fmt: skip
 
         def matrix(name, deviation, *axes):
@@ -86,16 +145,16 @@ class ScreeningTiles(Mixer):
             return self.weight(name, nn.initializers.normal(deviation), shape, axes)
 
         def scalars(name, init):
-            return self.weight(name, init, (c.num_heads,), ("heads",), decay=False)
+            return self.weight(name, init, (s.num_heads,), ("heads",), decay=False)
 
-        self.query = matrix("query", 0.1 / c.key_dim**0.5, "embed", "heads", "key")
-        self.key = matrix("key", 0.1 / c.key_dim**0.5, "embed", "heads", "key")
-        self.value = matrix("value", 0.1 / c.value_dim**0.5, "embed", "heads", "value")
+        self.query = matrix("query", 0.1 / s.key_dim**0.5, "embed", "heads", "key")
+        self.key = matrix("key", 0.1 / s.key_dim**0.5, "embed", "heads", "key")
+        self.value = matrix("value", 0.1 / s.value_dim**0.5, "embed", "heads", "value")
         self.gate = matrix("gate", 0.1, "embed", "heads", "value")
         self.output = matrix("output", 0.1 / c.model_dim**0.5, "heads", "value", "embed")
-        self.log_window = scalars("log_window", initial_log_window(c.window_threshold))
+        self.log_window = scalars("log_window", initial_log_window(s.window_threshold))
         self.logit_width = scalars("logit_width", nn.initializers.zeros)
-        scale = -np.log(c.num_heads * c.num_layers) / 2
+        scale = -np.log(s.num_heads * c.num_layers) / 2
         self.log_output_scale = scalars("log_output_scale", nn.initializers.constant(scale))
 
     def __call__(
@@ -103,25 +162,27 @@ class ScreeningTiles(Mixer):
         x: Float[Array, "B T D"],
         layer: tuple[Int[Array, "H"], Int[Array, "H"]] | None,
         context: Context,
-    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
+    ) -> Mixed:
         """Sum of the tiles' outputs, and the keys and values to write if a cache is read.
 
         `layer` are the offsets and sizes of the layer's rings.
         """
         if self.is_initializing():  # the parameters exist by now; nothing has to be compiled
-            return jnp.zeros_like(x), None
-        c = self.config
+            return Mixed(jnp.zeros_like(x))
+        s, c = self.spec, self.common
         dtype = jnp.dtype(c.dtype)
-        window, width = tile_window(c, self.log_window), tile_width(self.logit_width)
+        window, width = tile_window(s, self.log_window), tile_width(self.logit_width)
 
         def project(weight):
             return _matrix_product(x.astype(dtype), weight.astype(dtype), c.precision)
 
+        # Of every row: the gradient of a window is summed over rows before devices add it up.
+        positions = jnp.broadcast_to(context.positions, x.shape[:2])
         turns = mipe_turns(
-            context.positions,
+            positions,
             window.astype(accumulation_dtype(x)),
-            c.window_threshold,
-            c.wrap_length if c.position_rule == "wrap" else None,
+            s.window_threshold,
+            s.wrap_length if s.position_rule == "wrap" else None,
         )
         q = mipe(unit_norm(project(self.query)), turns).astype(dtype)
         k = mipe(unit_norm(project(self.key)), turns).astype(dtype)
@@ -130,7 +191,7 @@ class ScreeningTiles(Mixer):
         if layer is None:
             h = screening(
                 q, k, v, window, width, context.segment_ids,
-                implementation=c.implementation, precision=c.precision,
+                implementation=s.implementation, precision=c.precision,
             )  # fmt: skip
         else:
             h = self._screen_with_cache(q, k, v, window, width, layer, context)
@@ -152,94 +213,78 @@ class ScreeningTiles(Mixer):
             "screening_output": u, "gate": gate, "delta": y,
         }.items():  # fmt: skip
             self.sow("intermediates", name, value, reduce_fn=lambda _, new: new)
-        return y, None if layer is None else (k, v)
+        return Mixed(y, None if layer is None else (k, v))
 
     def _screen_with_cache(self, q, k, v, window, width, rings, context):
         """Old keys from the rings plus the new tokens' own keys: the sums simply add."""
-        c, cache, chunk = self.config, context.cache, context.chunk
+        s, c = self.spec, self.common
+        cache, cursor, chunk = context.cache, context.cursor, context.chunk
         old = screening_decode(
             q, cache.keys, cache.values, jnp.where(chunk.continues, chunk.index, -1),
-            cache.cursor.length, cache.cursor.start,
+            cursor.length, cursor.start,
             *rings, window, width,
             summaries=cache.summaries, precision=c.precision,
         )  # fmt: skip
         if q.shape[1] == 1:  # a token reads itself at distance 0, where the mask is one
-            s = jnp.sum(q.astype(old.dtype) * k.astype(old.dtype), axis=-1)
-            alpha = trim(s.transpose(0, 2, 1)[..., None], width)[..., 0].transpose(0, 2, 1)
+            similarity = jnp.sum(q.astype(old.dtype) * k.astype(old.dtype), axis=-1)
+            alpha = trim(similarity.transpose(0, 2, 1)[..., None], width)[..., 0].transpose(0, 2, 1)
             alpha = jnp.where(chunk.segment_ids[..., None] != 0, alpha, 0)
             return old + alpha[..., None] * v.astype(old.dtype)
         new = screening(
             q, k, v.astype(old.dtype), window, width, context.segment_ids,
-            implementation=c.implementation, precision=c.precision,
+            implementation=s.implementation, precision=c.precision,
         )  # fmt: skip
         return old + new
 
-    @classmethod
     def init_cache(
-        cls,
-        config: "MultiscreenConfig",
-        params: Any,
-        layers: int,
-        batch: int,
-        max_length: int,
-        dtype: jnp.dtype,
-    ) -> "ScreeningCache":
-        """An empty cache for the windows in `params`, those of all `layers`; not under jit."""
-        c = config
+        self, params: Any, layers: int, batch: int, max_length: int, dtype: jnp.dtype
+    ) -> tuple["ScreeningCache", int]:
+        """An empty part for the windows in `params`, those of all `layers`; not under jit."""
         if params is None:
             raise ValueError(
                 "init_cache sizes its rings from the learned windows, so it needs params, got None"
             )
-        window = tile_window(c, params["log_window"])
+        window = tile_window(self.spec, params["log_window"])
+        dims = self.spec.key_dim, self.spec.value_dim
         return init_screening_cache(
-            window, batch, max_length, c.key_dim, c.value_dim, dtype, c.block_summaries
+            window, batch, max_length, *dims, dtype, self.spec.block_summaries
         )
 
-    @classmethod
-    def check_cache(cls, config: "MultiscreenConfig", layers: int, cache: Any) -> None:
-        c = config
-        check_cursor(cache)
+    def check_cache(self, part: Any, layers: int, cursor: Cursor) -> None:
         # The size of the buffer is that of the windows it was made for.
-        keys = jax.tree.leaves(getattr(cache, "keys", None))
+        keys = jax.tree.leaves(getattr(part, "keys", None))
         slots = keys[0].shape[1] if keys and keys[0].ndim == 3 else _SLOTS_MULTIPLE
 
         def empty() -> ScreeningCache:
-            table = jnp.zeros((layers, c.num_heads), jnp.int32)
-            dims = (slots, c.key_dim, c.value_dim)
-            return _empty_cache(
-                table, table, cache.cursor, dims, jnp.dtype(c.dtype), c.block_summaries
-            )
+            table = jnp.zeros((layers, self.spec.num_heads), jnp.int32)
+            shape = (cursor.length.shape[0], slots, self.spec.key_dim, self.spec.value_dim)
+            dtype = jnp.dtype(self.common.dtype)
+            return _empty_cache(table, table, shape, dtype, self.spec.block_summaries)
 
-        check_like(cache, jax.eval_shape(empty))
+        check_like(part, jax.eval_shape(empty))
 
-    @classmethod
-    def split_cache(cls, cache: "ScreeningCache") -> tuple[tuple[Array, Array], "ScreeningCache"]:
-        return (cache.offset, cache.size), cache
+    def split_cache(
+        self, part: "ScreeningCache"
+    ) -> tuple[tuple[Int[Array, "N H"], Int[Array, "N H"]], "ScreeningCache"]:
+        return (part.offset, part.size), part
 
-    @classmethod
     def write_cache(
-        cls, cache: "ScreeningCache", chunk: Chunk, cursor: Cursor, written: tuple[Array, Array]
+        self, part: "ScreeningCache", chunk: Chunk, cursor: Cursor, written: tuple[Array, Array]
     ) -> "ScreeningCache":
-        return write_screening_cache(cache, chunk, cursor, *written)
+        return write_screening_cache(part, chunk, cursor, *written)
 
-    @classmethod
-    def parameter_count(cls, config: "MultiscreenConfig") -> int:
-        c = config
-        return c.num_heads * (c.model_dim * (2 * c.key_dim + 3 * c.value_dim) + 3)
-
-    @classmethod
-    def forward_flops(cls, config: "MultiscreenConfig", length: int, windows: Any = None) -> float:
+    def forward_flops(self, length: int, windows: Any = None) -> float:
         """Projections, plus 2 (K + V) for every pair inside a window; a multiply-add counts two.
 
         `windows` [..., H] in tokens, of any number of layers; None stands for the initial ones.
         """
-        c = config
+        s = self.spec
         if windows is None:
-            windows = np.exp(np.linspace(0, np.log(c.window_threshold), c.num_heads)) + 1
+            windows = np.exp(np.linspace(0, np.log(s.window_threshold), s.num_heads)) + 1
         reach = np.minimum(np.ceil(np.asarray(windows, np.float64)), length)
         pairs = np.sum(reach * length - reach * (reach - 1) / 2)
-        per_token = 2 * c.model_dim * (2 * c.key_dim + 3 * c.value_dim) * reach.size
-        return float(per_token * length + 2 * (c.key_dim + c.value_dim) * pairs)
+        per_token = 2 * self.common.model_dim * (2 * s.key_dim + 3 * s.value_dim) * reach.size
+        return float(per_token * length + 2 * (s.key_dim + s.value_dim) * pairs)
 
 
 def _matrix_product(x, weight, precision):
@@ -273,8 +318,6 @@ class ScreeningCache:
     Attributes:
         keys, values: the slots; tile (n, h) owns [offset[n, h], offset[n, h] + size[n, h]).
         offset, size: the table of rings.
-        cursor: progress of each row. Its limit is `max_length` if some ring is smaller than its
-            window, and none otherwise.
         summaries: of blocks of keys, by which decoding rejects whole blocks unread; or None.
     """
 
@@ -282,7 +325,6 @@ class ScreeningCache:
     values: Float[Array, "B S V"]
     offset: Int[Array, "N H"]
     size: Int[Array, "N H"]
-    cursor: Cursor
     summaries: BlockSummaries | None
 
 
@@ -294,9 +336,12 @@ def init_screening_cache(
     value_dim: int,
     dtype: jnp.dtype,
     block_summaries: bool,
-) -> ScreeningCache:
-    """An empty cache for concrete windows; bytes = batch (K + V) itemsize sum of ring sizes,
-    rounded up to a multiple of 128."""
+) -> tuple[ScreeningCache, int]:
+    """An empty cache for concrete windows, and the most tokens that a row may hold.
+
+    That is `max_length` if some ring is smaller than its window, and any number otherwise. Bytes =
+    batch (K + V) itemsize sum of ring sizes, rounded up to a multiple of 128.
+    """
     if isinstance(window, jax.core.Tracer):
         raise TypeError(
             "init_cache sizes its rings from the learned windows, so it needs concrete parameters: "
@@ -309,32 +354,27 @@ def init_screening_cache(
     size = np.minimum(needed, max_length).astype(np.int32)
     offset = (np.cumsum(size.ravel()) - size.ravel()).reshape(size.shape).astype(np.int32)
     lossless = bool((needed <= max_length).all())
-    cursor = new_cursor(batch, np.iinfo(np.int32).max if lossless else max_length)
     slots = -(-int(size.sum()) // _SLOTS_MULTIPLE) * _SLOTS_MULTIPLE
-    dims = (slots, key_dim, value_dim)
-    return _empty_cache(
-        jnp.asarray(offset), jnp.asarray(size), cursor, dims, dtype, block_summaries
-    )
+    shape = (batch, slots, key_dim, value_dim)
+    empty = _empty_cache(jnp.asarray(offset), jnp.asarray(size), shape, dtype, block_summaries)
+    return empty, np.iinfo(np.int32).max if lossless else max_length
 
 
 def _empty_cache(
     offset: Int[Array, "N H"],
     size: Int[Array, "N H"],
-    cursor: Cursor,
-    dims: tuple[int, int, int],
+    shape: tuple[int, int, int, int],
     dtype: jnp.dtype,
     block_summaries: bool,
 ) -> ScreeningCache:
-    """Zeros [B, S, K] and [B, S, V], for S, K, V = `dims`."""
-    slots, key_dim, value_dim = dims
-    batch = cursor.length.shape[0]
+    """Zeros [B, S, K] and [B, S, V], for B, S, K, V = `shape`."""
+    batch, slots, key_dim, value_dim = shape
     keys = jnp.zeros((batch, slots, key_dim), dtype)
     return ScreeningCache(
         keys=keys,
         values=jnp.zeros((batch, slots, value_dim), dtype),
         offset=offset,
         size=size,
-        cursor=cursor,
         summaries=summarize(keys) if block_summaries else None,
     )
 
@@ -364,6 +404,5 @@ def write_screening_cache(
     return cache.replace(
         keys=new_keys,
         values=cache.values.at[row, index].set(values.astype(cache.values.dtype), mode="drop"),
-        cursor=cursor,
         summaries=summaries,
     )

@@ -1,46 +1,24 @@
-"""Architectures, one per file, and the registry that names their presets."""
+"""Architectures, one per file, and the registry that names their presets.
 
-from multiscreen_jax.models.decoder import Decoder
-from multiscreen_jax.models.delta_net import DeltaNet, DeltaNetConfig
-from multiscreen_jax.models.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
+The lines with a star are the one list of them: a file that ends with its record, and a line here,
+are a new architecture.
+"""
+
+from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.decoder import Decoder, DecoderConfig
+from multiscreen_jax.models.delta_net import *
+from multiscreen_jax.models.gated_delta_net import *
+from multiscreen_jax.models.hybrid import *
 from multiscreen_jax.models.linear import AttentionLayers, LinearConfig, ScreeningLayers
-from multiscreen_jax.models.log_linear import (
-    LogLinearGatedDeltaNet,
-    LogLinearGatedDeltaNetConfig,
-    LogLinearMamba2,
-    LogLinearMamba2Config,
-)
-from multiscreen_jax.models.mamba2 import Mamba2, Mamba2Config
-from multiscreen_jax.models.multiscreen import Multiscreen, MultiscreenConfig
+from multiscreen_jax.models.log_linear_gated_delta_net import *
+from multiscreen_jax.models.log_linear_mamba2 import *
+from multiscreen_jax.models.mamba2 import *
+from multiscreen_jax.models.multiscreen import *
 from multiscreen_jax.models.output import ModelOutput
-from multiscreen_jax.models.registry import build, config_for, create, preset_names
-from multiscreen_jax.models.retnet import RetNet, RetNetConfig
-from multiscreen_jax.models.transformer import Transformer, TransformerConfig
+from multiscreen_jax.models.retnet import *
+from multiscreen_jax.models.transformer import *
+from multiscreen_jax.models.trunk import Layer, Stage
 
-__all__ = [
-    "AttentionLayers",
-    "Decoder",
-    "DeltaNet",
-    "DeltaNetConfig",
-    "GatedDeltaNet",
-    "GatedDeltaNetConfig",
-    "LinearConfig",
-    "LogLinearGatedDeltaNet",
-    "LogLinearGatedDeltaNetConfig",
-    "LogLinearMamba2",
-    "LogLinearMamba2Config",
-    "Mamba2",
-    "Mamba2Config",
-    "ModelOutput",
-    "Multiscreen",
-    "MultiscreenConfig",
-    "RetNet",
-    "RetNetConfig",
-    "ScreeningLayers",
-    "Transformer",
-    "TransformerConfig",
-    "build",
-    "config_for",
-    "create",
-    "preset_names",
-]
+# isort: split
+# Last, since it takes the records of all files above.
+from multiscreen_jax.models.registry import build, config_for, create, preset_names

@@ -7,17 +7,12 @@ x = x + swiglu(norm(x))
 import dataclasses
 from typing import Any
 
-from multiscreen_jax.mixers.delta_net import DeltaNetMixer
-from multiscreen_jax.models import fields
+from multiscreen_jax.mixers.delta_net import DeltaNetSpec
+from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
-from multiscreen_jax.models.linear import LinearConfig, preset
+from multiscreen_jax.models.linear import LinearConfig
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 2, "key_dim": 32,
-        "value_dim": 32, "feed_forward_dim": 176,
-    },
-}  # fmt: skip
+__all__ = ["DeltaNet", "DeltaNetConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,22 +29,30 @@ class DeltaNetConfig(LinearConfig):
     output_gate: bool = False
     negative_eigenvalues: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        fields.positive_integers(self, "conv_width", at_least=2)
-        fields.booleans(self, "output_gate", "negative_eigenvalues")
-
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "DeltaNetConfig":
         """A named shape: "tiny"."""
-        return preset(cls, "DeltaNet", PRESETS, name, overrides)
+        return ARCHITECTURE.preset(name, **overrides)
 
-    @property
-    def mixer_class(self) -> type[DeltaNetMixer]:
-        return DeltaNetMixer
+    def mixer(self) -> DeltaNetSpec:
+        return DeltaNetSpec(**self.own_fields(DeltaNetSpec))
 
 
 class DeltaNet(Decoder):
     """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
 
     config: DeltaNetConfig
+
+
+ARCHITECTURE = Architecture(
+    name="deltanet",
+    config=DeltaNetConfig,
+    model=DeltaNet,
+    presets={
+        "tiny": {
+            "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 2, "key_dim": 32,
+            "value_dim": 32, "feed_forward_dim": 176,
+        },
+    },
+    paper="Parallelizing Linear Transformers with the Delta Rule, arXiv:2406.06484",
+)  # fmt: skip

@@ -7,22 +7,13 @@ x = x + swiglu(norm(x))
 import dataclasses
 from typing import Any
 
-from multiscreen_jax.mixers.gated_delta_net import GatedDeltaNetMixer
+from multiscreen_jax.mixers.gated_delta_net import GatedDeltaNetSpec
+from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.delta_net import DeltaNetConfig
-from multiscreen_jax.models.linear import preset
+from multiscreen_jax.models.linear import AttentionLayers, ScreeningLayers
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 2, "key_dim": 24,
-        "value_dim": 48, "feed_forward_dim": 176,
-    },
-    # The baseline of the Log-Linear Attention paper, 793M.
-    "800m": {
-        "vocab_size": 32000, "model_dim": 1536, "num_layers": 21, "num_heads": 6, "key_dim": 192,
-        "value_dim": 384, "initializer_range": 0.006,
-    },
-}  # fmt: skip
+__all__ = ["GatedDeltaNet", "GatedDeltaNetConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,14 +25,42 @@ class GatedDeltaNetConfig(DeltaNetConfig):
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "GatedDeltaNetConfig":
         """A named shape: "tiny", "800m"."""
-        return preset(cls, "Gated DeltaNet", PRESETS, name, overrides)
+        return ARCHITECTURE.preset(name, **overrides)
 
-    @property
-    def mixer_class(self) -> type[GatedDeltaNetMixer]:
-        return GatedDeltaNetMixer
+    def mixer(self) -> GatedDeltaNetSpec:
+        return GatedDeltaNetSpec(**self.own_fields(GatedDeltaNetSpec))
 
 
 class GatedDeltaNet(Decoder):
     """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
 
     config: GatedDeltaNetConfig
+
+
+_TINY = {
+    "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 2, "key_dim": 24,
+    "value_dim": 48, "feed_forward_dim": 176,
+}  # fmt: skip
+_THREE = ("mixer",) * 3  # every fourth layer is of another kind
+
+ARCHITECTURE = Architecture(
+    name="gdn",
+    config=GatedDeltaNetConfig,
+    model=GatedDeltaNet,
+    presets={
+        "tiny": _TINY,
+        "attention-tiny": {
+            **_TINY, "pattern": (*_THREE, "attention"), "attention": AttentionLayers(num_heads=4)
+        },
+        "screening-tiny": {
+            **_TINY, "pattern": (*_THREE, "screening"),
+            "screening": ScreeningLayers(num_heads=4, value_dim=32),
+        },
+        # The baseline of the Log-Linear Attention paper, 793M.
+        "800m": {
+            "vocab_size": 32000, "model_dim": 1536, "num_layers": 21, "num_heads": 6,
+            "key_dim": 192, "value_dim": 384, "initializer_range": 0.006,
+        },
+    },
+    paper="Gated Delta Networks, arXiv:2412.06464",
+)  # fmt: skip

@@ -62,13 +62,24 @@ class LanguageModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not define output_rows")
 
     @property
+    def document_limit(self) -> tuple[int, str] | None:
+        """Most tokens that a document may have, and why; None: any number."""
+        limits = [
+            mixer.document_limit
+            for stage in self.config.stages()
+            for mixer in stage.mixers(self.config.common)
+        ]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
     def longest_document(self) -> int | None:
-        """Tokens that a document may have; None: any number."""
-        return None
+        """Most tokens that a document may have; None: any number."""
+        return self.document_limit[0] if self.document_limit else None
 
     def for_one_document(self) -> "LanguageModel":
         """The same model where no row holds more than one document, as in generation."""
-        return self
+        config = getattr(self.config, "for_one_document", lambda: self.config)()
+        return self if config is self.config else self.clone(config=config)
 
 
 def _of_jax(leaf: Any) -> Any:

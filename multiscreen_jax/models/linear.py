@@ -10,40 +10,20 @@ by this architecture's feed-forward.
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
-
-from multiscreen_jax.layers.feed_forward import SwiGLU
-from multiscreen_jax.mixers.attention import Attention
-from multiscreen_jax.mixers.mixer import Mixer
-from multiscreen_jax.mixers.screening import ScreeningTiles
-from multiscreen_jax.models import fields
-from multiscreen_jax.models.decoder import Branch, DecoderConfig, LayerPlan
-from multiscreen_jax.models.multiscreen import MultiscreenConfig
-from multiscreen_jax.models.transformer import TransformerConfig
-from pallas_kernels.common.dispatch import check_implementation
+from multiscreen_jax import fields
+from multiscreen_jax.layers.branch import Spec
+from multiscreen_jax.layers.feed_forward import SwiGLUSpec
+from multiscreen_jax.layers.initializers import NormalAndUniform
+from multiscreen_jax.mixers.attention import AttentionSpec
+from multiscreen_jax.mixers.screening import ScreeningSpec
+from multiscreen_jax.models.decoder import DecoderConfig
+from multiscreen_jax.models.transformer import transformer_init
+from multiscreen_jax.models.trunk import Layer, Stage, stages_of
 
 LAYER_KINDS = ("mixer", "attention", "screening")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionLayers:
-    """The attention layers of a pattern; the fields are those of `TransformerConfig`."""
-
-    num_heads: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    rope_theta: float = 10000.0
-    rope_factor: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScreeningLayers:
-    """The screening layers of a pattern; the fields are those of `MultiscreenConfig`."""
-
-    num_heads: int
-    key_dim: int = 16
-    value_dim: int = 64
-    window_threshold: float = 256.0
+AttentionLayers, ScreeningLayers = AttentionSpec, ScreeningSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +58,6 @@ class LinearConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fields.positive_integers(self, "num_heads", "key_dim", "value_dim")
         if self.feed_forward_dim is None:
             rounded_up = -(-(8 * self.model_dim // 3) // 256) * 256
             object.__setattr__(self, "feed_forward_dim", rounded_up)
@@ -86,70 +65,48 @@ class LinearConfig(DecoderConfig):
             object.__setattr__(self, "initializer_range", (3 * self.model_dim) ** -0.5)
         fields.positive_integers(self, "feed_forward_dim", at_least=0)
         fields.positive_numbers(self, "initializer_range")
-        check_implementation(self.implementation)
-        for field in ("implementation", "pattern"):  # configs are hashable
-            if isinstance(getattr(self, field), list):
-                object.__setattr__(self, field, tuple(getattr(self, field)))
+        if isinstance(self.pattern, list):  # configs are hashable
+            object.__setattr__(self, "pattern", tuple(self.pattern))
+        fields.take(self, self.mixer())
         self._check_pattern()
+        self.stages()  # there is room for the pattern
 
     def _check_pattern(self) -> None:
         if not isinstance(self.pattern, tuple) or not self.pattern:
             raise ValueError(f"pattern must be a tuple of kinds of layer, got {self.pattern!r}")
         for kind in self.pattern:
             fields.one_of("pattern", kind, LAYER_KINDS)
-        if self.num_layers % len(self.pattern):
-            raise ValueError(
-                f"num_layers must be a multiple of the pattern's {len(self.pattern)} layers, "
-                f"got {self.num_layers}"
-            )
         for kind in LAYER_KINDS[1:]:
             if (kind in self.pattern) != (getattr(self, kind) is not None):
                 raise ValueError(
                     f"{kind} must be given if the pattern has such layers and only then, got "
                     f"pattern={self.pattern!r}, {kind}={getattr(self, kind)!r}"
                 )
-        for kind in set(self.pattern) - {"mixer"}:
-            self._borrowed(kind)  # checks its fields
+        if self.attention is not None:
+            self.attention.fitted(self.model_dim)  # checks that it fits
 
-    @property
-    def mixer_class(self) -> type[Mixer]:
+    def mixer(self) -> Spec:
         """The architecture's own mixer."""
-        raise NotImplementedError(f"{type(self).__name__} does not define mixer_class")
+        raise NotImplementedError(f"{type(self).__name__} does not define mixer")
 
-    @property
-    def init_scale(self) -> float:
+    def own_fields(self, spec: type[Spec]) -> dict[str, Any]:
+        """This config's values of a spec's fields, by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(spec)}
+
+    def init(self) -> NormalAndUniform:
         assert self.initializer_range is not None
-        return self.initializer_range
-
-    def output_init(self, rank: int) -> Any:
-        """U(-b, b), b = 1 / sqrt(fan_in) / sqrt(branches): PyTorch's own for a linear layer."""
         branches = self.num_layers * (2 if self.feed_forward_dim else 1)
-        return nn.initializers.variance_scaling(
-            1 / (3 * branches), "fan_in", "uniform", in_axis=tuple(range(rank - 1)), out_axis=-1
-        )
+        return NormalAndUniform(self.initializer_range, branches)
 
-    def layer_plans(self) -> tuple[LayerPlan, ...]:
-        feed_forward = Branch("feed_forward", SwiGLU, self) if self.feed_forward_dim else None
-        own = Branch("mixer", self.mixer_class, self)
-        mixers = [own if kind == "mixer" else self._borrowed(kind) for kind in self.pattern]
-        return tuple(LayerPlan(mixer, feed_forward) for mixer in mixers)
-
-    def _borrowed(self, kind: str) -> Branch:
-        """An attention or screening layer, with a config of the model it is taken from."""
-        shared = {
-            name: getattr(self, name)
-            for name in ("vocab_size", "model_dim", "num_layers", "trained_length", "dtype",
-                         "param_dtype", "precision")
-        }  # fmt: skip
-        layers = getattr(self, kind)
-        own = {field.name: getattr(layers, field.name) for field in dataclasses.fields(layers)}
-        if kind == "attention":
-            return Branch("attention", Attention, TransformerConfig(**shared, **own))
-        return Branch("tiles", ScreeningTiles, MultiscreenConfig(**shared, **own))
-
-
-def preset(config_class: Any, kind: str, presets: Any, name: str, overrides: Any) -> Any:
-    """A config of one of an architecture's named shapes, with fields replaced."""
-    if str(name).lower() not in presets:
-        raise fields.unknown_name(f"{kind} preset", name, presets)
-    return config_class(**{**presets[name.lower()], **overrides})
+    def stages(self) -> tuple[Stage, ...]:
+        width = self.feed_forward_dim
+        feed_forward = SwiGLUSpec(feed_forward_dim=width) if width else None
+        kinds = {
+            "mixer": Layer(self.mixer(), feed_forward),
+            # As in the Transformer, its initial values too.
+            "attention": Layer(
+                self.attention, feed_forward, mixer_init=transformer_init(self.num_layers)
+            ),
+            "screening": Layer(self.screening, feed_forward),
+        }
+        return stages_of(self.num_layers, tuple(kinds[kind] for kind in self.pattern))

@@ -7,26 +7,12 @@ x = x + swiglu(norm(x))                          where feed_forward_dim is not 0
 import dataclasses
 from typing import Any
 
-from multiscreen_jax.mixers.mamba2 import Mamba2Mixer
-from multiscreen_jax.models import fields
+from multiscreen_jax.mixers.mamba2 import Mamba2Spec
+from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
-from multiscreen_jax.models.linear import LinearConfig, preset
+from multiscreen_jax.models.linear import LinearConfig
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 4, "key_dim": 32,
-        "value_dim": 32,
-    },
-    "mlp-tiny": {
-        "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 4, "key_dim": 32,
-        "value_dim": 32, "feed_forward_dim": 176,
-    },
-    # The baseline of the Log-Linear Attention paper, 802M.
-    "mlp-800m": {
-        "vocab_size": 32000, "model_dim": 1536, "num_layers": 21, "num_heads": 48, "key_dim": 128,
-        "value_dim": 64, "feed_forward_dim": 4096, "initializer_range": 0.006,
-    },
-}  # fmt: skip
+__all__ = ["Mamba2", "Mamba2Config"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,27 +31,39 @@ class Mamba2Config(LinearConfig):
     num_groups: int = 1
     conv_width: int = 4
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        fields.positive_integers(self, "num_groups")
-        fields.positive_integers(self, "conv_width", at_least=2)
-        if self.num_heads % self.num_groups:
-            raise ValueError(
-                f"num_heads must be a multiple of num_groups, got num_heads={self.num_heads}, "
-                f"num_groups={self.num_groups}"
-            )
-
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "Mamba2Config":
         """A named shape: "tiny", "mlp-tiny", "mlp-800m"."""
-        return preset(cls, "Mamba-2", PRESETS, name, overrides)
+        return ARCHITECTURE.preset(name, **overrides)
 
-    @property
-    def mixer_class(self) -> type[Mamba2Mixer]:
-        return Mamba2Mixer
+    def mixer(self) -> Mamba2Spec:
+        return Mamba2Spec(**self.own_fields(Mamba2Spec))
 
 
 class Mamba2(Decoder):
     """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
 
     config: Mamba2Config
+
+
+ARCHITECTURE = Architecture(
+    name="mamba2",
+    config=Mamba2Config,
+    model=Mamba2,
+    presets={
+        "tiny": {
+            "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 4, "key_dim": 32,
+            "value_dim": 32,
+        },
+        "mlp-tiny": {
+            "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 4, "key_dim": 32,
+            "value_dim": 32, "feed_forward_dim": 176,
+        },
+        # The baseline of the Log-Linear Attention paper, 802M.
+        "mlp-800m": {
+            "vocab_size": 32000, "model_dim": 1536, "num_layers": 21, "num_heads": 48,
+            "key_dim": 128, "value_dim": 64, "feed_forward_dim": 4096, "initializer_range": 0.006,
+        },
+    },
+    paper="Transformers are SSMs, arXiv:2405.21060",
+)  # fmt: skip

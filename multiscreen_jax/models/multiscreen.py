@@ -16,20 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from multiscreen_jax.cache import check_rows, place
+from multiscreen_jax import fields
+from multiscreen_jax.cache import ModelCache
+from multiscreen_jax.layers.branch import Common
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, lookup
 from multiscreen_jax.layers.parameters import weight
-from multiscreen_jax.layers.positions import POSITION_RULES, document_positions
-from multiscreen_jax.layers.stack import LayerStack, check_remat
-from multiscreen_jax.mixers.mixer import Context
-from multiscreen_jax.mixers.screening import ScreeningCache, ScreeningTiles
-from multiscreen_jax.models import fields
+from multiscreen_jax.layers.residuals import NoNorm
+from multiscreen_jax.layers.stack import check_remat
+from multiscreen_jax.mixers.screening import ScreeningSpec
+from multiscreen_jax.models import trunk
+from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.decoder import count_parameters
 from multiscreen_jax.models.fit import check_params
 from multiscreen_jax.models.language_model import LanguageModel
-from pallas_kernels.common.dispatch import check_implementation
+from multiscreen_jax.models.trunk import Layer, Stage, Trunk
 from pallas_kernels.common.numerics import unit_norm
 
+__all__ = ["Multiscreen", "MultiscreenConfig"]
+
 PSI = {"4m": 8, "28m": 16, "286m": 32, "1.3b": 48, "4b": 64}
+
+
+def shape_of(psi: int) -> dict[str, int]:
+    """The paper's scaling rule."""
+    return {"model_dim": psi**2, "num_layers": psi, "num_heads": psi}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,32 +92,14 @@ class MultiscreenConfig:
     block_summaries: bool = False
 
     def __post_init__(self) -> None:
-        fields.positive_integers(
-            self, "vocab_size", "model_dim", "num_layers", "num_heads", "value_dim"
-        )
-        fields.positive_integers(self, "key_dim", at_least=2)  # MiPE turns two coordinates
-        fields.positive_numbers(self, "window_threshold", "embedding_init_scale")
-        if self.window_threshold <= 1:
-            raise ValueError(f"window_threshold must be > 1 token, got {self.window_threshold}")
-        fields.one_of("position_rule", self.position_rule, POSITION_RULES)
-        if (self.position_rule == "wrap") != (self.wrap_length is not None):
-            raise ValueError(
-                'wrap_length must be given with position_rule="wrap" and only then, got '
-                f"position_rule={self.position_rule!r}, wrap_length={self.wrap_length!r}"
-            )
-        for field in ("wrap_length", "trained_length"):
-            if getattr(self, field) is not None:
-                fields.positive_integers(self, field)
-        if self.infinite_windows and self.trained_length is None:
-            raise ValueError("infinite_windows=True needs trained_length, got None")
+        fields.positive_integers(self, "vocab_size", "model_dim", "num_layers")
+        fields.positive_numbers(self, "embedding_init_scale")
         for field in ("dtype", "param_dtype"):
             object.__setattr__(self, field, fields.dtype_name(field, getattr(self, field)))
         fields.precision(self.precision)
-        fields.booleans(self, "infinite_windows", "unroll_layers", "block_summaries")
+        fields.booleans(self, "unroll_layers")
         check_remat(self.remat)
-        check_implementation(self.implementation)
-        if isinstance(self.implementation, list):  # configs are hashable
-            object.__setattr__(self, "implementation", tuple(self.implementation))
+        fields.take(self, self.tiles())
 
     @classmethod
     def from_psi(
@@ -116,19 +108,32 @@ class MultiscreenConfig:
         """The paper's scaling rule: psi layers of psi tiles, model_dim psi^2."""
         if not fields.is_integer(psi) or psi < 1:
             raise ValueError(f"psi must be an integer >= 1, got {psi!r}")
-        shape = {"model_dim": psi**2, "num_layers": psi, "num_heads": psi}
-        return cls(**{"vocab_size": vocab_size, **shape, **overrides})
+        return cls(**{"vocab_size": vocab_size, **shape_of(psi), **overrides})
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "MultiscreenConfig":
         """One of the paper's sizes: "4m", "28m", "286m", "1.3b", "4b" (with 50257 tokens)."""
-        if str(name).lower() not in PSI:
-            raise fields.unknown_name("Multiscreen preset", name, PSI)
-        return cls.from_psi(PSI[name.lower()], **overrides)
+        return ARCHITECTURE.preset(name, **overrides)
+
+    def tiles(self) -> ScreeningSpec:
+        """The mixer of every layer."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(ScreeningSpec)}
+        return ScreeningSpec(**own)
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage("layers", (Layer(self.tiles(), residual=NoNorm()),), self.num_layers),)
+
+    @property
+    def common(self) -> Common:
+        """What the tiles may know of this model; their initial values are their own."""
+        return Common(
+            model_dim=self.model_dim, num_layers=self.num_layers, dtype=self.dtype,
+            param_dtype=self.param_dtype, precision=self.precision,
+        )  # fmt: skip
 
     def parameter_count(self) -> int:
-        tiles = self.num_layers * ScreeningTiles.parameter_count(self)
-        return self.vocab_size * self.model_dim + 2 + tiles
+        """Numbers in all parameters, counted of their shapes."""
+        return count_parameters(Multiscreen(self))
 
     def forward_flops(self, length: int, windows: Any = None) -> float:
         """FLOPs of one forward pass over one sequence (a multiply-add counts two).
@@ -136,10 +141,11 @@ class MultiscreenConfig:
         Projections and logits, plus 2 (K + V) for every pair inside a window. `windows` [N, H]
         in tokens; None stands for the initial ones.
         """
+        mixer = self.tiles().build(self.common, parent=None)
         if windows is None:
-            tiles = self.num_layers * ScreeningTiles.forward_flops(self, length)
+            tiles = self.num_layers * mixer.forward_flops(length)
         else:
-            tiles = ScreeningTiles.forward_flops(self, length, windows)
+            tiles = mixer.forward_flops(length, windows)
         return 2 * length * self.vocab_size * self.model_dim + tiles
 
 
@@ -171,22 +177,6 @@ class TiedEmbedding(nn.Module):
         return rows * jnp.exp(self.log_output_scale.astype(rows.dtype))
 
 
-class ScreeningLayer(nn.Module):
-    """x + sum of the layer's tiles, and nothing else."""
-
-    config: MultiscreenConfig
-
-    def setup(self) -> None:
-        self.tiles = ScreeningTiles(self.config)
-
-    def __call__(self, x: Float[Array, "B T D"], rings: Any, shared: Any) -> tuple[Array, Any]:
-        segment_ids, positions, cache, chunk = shared
-        self.sow("intermediates", "residual", x, reduce_fn=lambda _, new: new)
-        context = Context(segment_ids, positions, cache=cache, chunk=chunk)
-        y, written = self.tiles(x, rings, context)
-        return x + y.astype(x.dtype), written
-
-
 class Multiscreen(LanguageModel):
     """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
 
@@ -195,40 +185,26 @@ class Multiscreen(LanguageModel):
     def setup(self) -> None:
         c = self.config
         self.embedding = TiedEmbedding(c)
-        self.layers = LayerStack(
-            ScreeningLayer, {"config": c}, c.num_layers, c.remat, c.unroll_layers
-        )
+        self.blocks = Trunk(c.common, c.stages(), c.remat, c.unroll_layers)
+        nn.share_scope(self, self.blocks)  # its layers lie at the top of the tree
 
     def trunk(
         self,
         tokens: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | None = None,
-        cache: ScreeningCache | None = None,
-    ) -> tuple[Float[Array, "B T D"], ScreeningCache | None]:
+        cache: ModelCache | None = None,
+    ) -> tuple[Float[Array, "B T D"], ModelCache | None]:
         """The residual stream after the last layer [B, T, D], and the new cache."""
         check_tokens(tokens, self.config.vocab_size)
         check_segments(segment_ids, tokens.shape)
         self.check_own_params()
-        x = self.embedding.encode(tokens)
-        if cache is None:
-            positions = document_positions(segment_ids, *tokens.shape)
-            x, _ = self.layers(x, None, (segment_ids, positions, None, None))
-            return x, None
-        ScreeningTiles.check_cache(self.config, self.config.num_layers, cache)
-        check_rows(cache.cursor, tokens.shape[0])
-        chunk, cursor = place(cache.cursor, segment_ids, tokens.shape[1])
-        rings, whole = ScreeningTiles.split_cache(cache)
-        x, written = self.layers(x, rings, (segment_ids, chunk.position, whole, chunk))
-        x = jnp.where(chunk.overflow[:, None, None], jnp.nan, x)
-        return x, ScreeningTiles.write_cache(cache, chunk, cursor, written)
+        return self.blocks(self.embedding.encode(tokens), segment_ids, cache)
 
     def output_rows(self) -> Float[Array, "O D"]:
         """exp(s_F) unit(W_E): logits are the residual stream times this, transposed."""
         return self.embedding.output_rows()
 
-    def init_cache(
-        self, params: Any, batch: int, max_length: int, dtype: Any = None
-    ) -> ScreeningCache:
+    def init_cache(self, params: Any, batch: int, max_length: int, dtype: Any = None) -> ModelCache:
         """An empty cache for `batch` rows of up to `max_length` tokens; call it outside jit.
 
         Tiles with a finite window keep a ring of ceil(window) entries, whatever `max_length` is.
@@ -236,6 +212,20 @@ class Multiscreen(LanguageModel):
         c = self.config
         dtype = fields.cache_dtype(c.dtype, dtype)
         check_params(self, params)
-        return ScreeningTiles.init_cache(
-            c, params["layers"]["tiles"], c.num_layers, batch, max_length, dtype
-        )
+        return trunk.init_cache(c.common, c.stages(), params, batch, max_length, dtype)
+
+
+ARCHITECTURE = Architecture(
+    name="multiscreen",
+    config=MultiscreenConfig,
+    model=Multiscreen,
+    presets={
+        **{size: {"vocab_size": 50257, **shape_of(psi)} for size, psi in PSI.items()},
+        # For laptops: embedding rows of norm one, so that small batches learn.
+        "tiny": {
+            "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 4, "value_dim": 32,
+            "embedding_init_scale": 1.0,
+        },
+    },
+    paper="Screening Is Enough, arXiv:2604.01178 v3",
+)  # fmt: skip

@@ -7,17 +7,12 @@ x = x + swiglu(norm(x))
 import dataclasses
 from typing import Any
 
-from multiscreen_jax.mixers.retention import Retention
-from multiscreen_jax.models import fields
+from multiscreen_jax.mixers.retention import RetentionSpec
+from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
-from multiscreen_jax.models.linear import LinearConfig, preset
+from multiscreen_jax.models.linear import LinearConfig
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 2, "key_dim": 32,
-        "value_dim": 64, "feed_forward_dim": 128,
-    },
-}  # fmt: skip
+__all__ = ["RetNet", "RetNetConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,23 +25,30 @@ class RetNetConfig(LinearConfig):
 
     rope_theta: float = 10000.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        fields.positive_numbers(self, "rope_theta")
-        if self.key_dim % 2:
-            raise ValueError(f"key_dim must be even for rotary pairs, got {self.key_dim}")
-
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "RetNetConfig":
         """A named shape: "tiny"."""
-        return preset(cls, "RetNet", PRESETS, name, overrides)
+        return ARCHITECTURE.preset(name, **overrides)
 
-    @property
-    def mixer_class(self) -> type[Retention]:
-        return Retention
+    def mixer(self) -> RetentionSpec:
+        return RetentionSpec(**self.own_fields(RetentionSpec))
 
 
 class RetNet(Decoder):
     """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
 
     config: RetNetConfig
+
+
+ARCHITECTURE = Architecture(
+    name="retnet",
+    config=RetNetConfig,
+    model=RetNet,
+    presets={
+        "tiny": {
+            "vocab_size": 256, "model_dim": 64, "num_layers": 4, "num_heads": 2, "key_dim": 32,
+            "value_dim": 64, "feed_forward_dim": 128,
+        },
+    },
+    paper="Retentive Network, arXiv:2307.08621",
+)  # fmt: skip

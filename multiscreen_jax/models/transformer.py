@@ -11,20 +11,17 @@ The residual stream is kept in `promote_types(dtype, float32)`.
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
+from multiscreen_jax import fields
+from multiscreen_jax.layers.feed_forward import SwiGLUSpec
+from multiscreen_jax.layers.initializers import Normal
+from multiscreen_jax.mixers.attention import AttentionSpec
+from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.decoder import Decoder, DecoderConfig
+from multiscreen_jax.models.trunk import Layer, Stage
 
-from multiscreen_jax.layers.feed_forward import SwiGLU
-from multiscreen_jax.mixers.attention import Attention
-from multiscreen_jax.models import fields
-from multiscreen_jax.models.decoder import Branch, Decoder, DecoderConfig, LayerPlan
+__all__ = ["Transformer", "TransformerConfig"]
 
-PRESETS: dict[str, dict[str, int]] = {
-    "8m": {"num_layers": 6, "num_heads": 4, "model_dim": 128},
-    "18m": {"num_layers": 6, "num_heads": 8, "model_dim": 256},
-    "45m": {"num_layers": 6, "num_heads": 8, "model_dim": 512},
-    "124m": {"num_layers": 12, "num_heads": 12, "model_dim": 768},
-    "353m": {"num_layers": 24, "num_heads": 16, "model_dim": 1024},
-}
+_INIT_SCALE = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,49 +47,55 @@ class TransformerConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fields.positive_integers(self, "num_heads")
-        if self.num_kv_heads is None:
-            object.__setattr__(self, "num_kv_heads", self.num_heads)
-        if self.head_dim is None:
-            if self.model_dim % self.num_heads:
-                raise ValueError(
-                    f"model_dim must be a multiple of num_heads unless head_dim is given, got "
-                    f"model_dim={self.model_dim}, num_heads={self.num_heads}"
-                )
-            object.__setattr__(self, "head_dim", self.model_dim // self.num_heads)
         if self.feed_forward_dim is None:
             object.__setattr__(self, "feed_forward_dim", 8 * self.model_dim // 3)
-        fields.positive_integers(self, "num_kv_heads", "head_dim", "feed_forward_dim")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads must be a multiple of num_kv_heads, got num_heads={self.num_heads}, "
-                f"num_kv_heads={self.num_kv_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary pairs, got {self.head_dim}")
-        fields.positive_numbers(self, "rope_theta", "rope_factor")
+        fields.take(self, self.attention())
+        fields.take(self, SwiGLUSpec(feed_forward_dim=self.feed_forward_dim))
+
+    def attention(self) -> AttentionSpec:
+        """The mixer of every layer."""
+        spec = AttentionSpec(
+            num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, head_dim=self.head_dim,
+            rope_theta=self.rope_theta, rope_factor=self.rope_factor,
+        )  # fmt: skip
+        return spec.fitted(self.model_dim)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "TransformerConfig":
         """One of the paper's sizes: "8m", "18m", "45m", "124m", "353m" (with 50257 tokens)."""
-        if str(name).lower() not in PRESETS:
-            raise fields.unknown_name("Transformer preset", name, PRESETS)
-        return cls(**{"vocab_size": 50257, **PRESETS[name.lower()], **overrides})
+        return ARCHITECTURE.preset(name, **overrides)
 
-    @property
-    def output_init_scale(self) -> float:
-        """Standard deviation of the two matrices of each layer that write to the stream."""
-        return self.init_scale / (2 * self.num_layers) ** 0.5
+    def init(self) -> Normal:
+        return transformer_init(self.num_layers)
 
-    def output_init(self, rank: int) -> Any:
-        return nn.initializers.normal(self.output_init_scale)
+    def stages(self) -> tuple[Stage, ...]:
+        feed_forward = SwiGLUSpec(feed_forward_dim=self.feed_forward_dim)
+        return (Stage("layers", (Layer(self.attention(), feed_forward),), self.num_layers),)
 
-    def layer_plans(self) -> tuple[LayerPlan, ...]:
-        attention = Branch("attention", Attention, self)
-        return (LayerPlan(attention, Branch("feed_forward", SwiGLU, self)),)
+
+def transformer_init(num_layers: int) -> Normal:
+    """Normal(0.02), and 0.02 / sqrt(2 N) for the two matrices of each layer that write."""
+    return Normal(_INIT_SCALE, _INIT_SCALE / (2 * num_layers) ** 0.5)
 
 
 class Transformer(Decoder):
     """The model; `apply({"params": params}, tokens)` gives a `ModelOutput`."""
 
     config: TransformerConfig
+
+
+_GPT2 = {"vocab_size": 50257}
+
+ARCHITECTURE = Architecture(
+    name="transformer",
+    config=TransformerConfig,
+    model=Transformer,
+    presets={
+        "8m": {**_GPT2, "num_layers": 6, "num_heads": 4, "model_dim": 128},
+        "18m": {**_GPT2, "num_layers": 6, "num_heads": 8, "model_dim": 256},
+        "45m": {**_GPT2, "num_layers": 6, "num_heads": 8, "model_dim": 512},
+        "124m": {**_GPT2, "num_layers": 12, "num_heads": 12, "model_dim": 768},
+        "353m": {**_GPT2, "num_layers": 24, "num_heads": 16, "model_dim": 1024},
+    },
+    paper="the baseline of Screening Is Enough, arXiv:2604.01178 v1, appendix A",
+)  # fmt: skip

@@ -17,8 +17,8 @@ import flax.linen as nn
 
 from multiscreen_jax import convert
 from multiscreen_jax.data import Tokenizer, open_tokenizer
+from multiscreen_jax.fields import unknown_name
 from multiscreen_jax.models import build
-from multiscreen_jax.models.fields import unknown_name
 from multiscreen_jax.models.fit import check_params
 
 _FOLDER = Path(__file__).parent

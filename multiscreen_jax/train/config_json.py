@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import types
 import typing
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from multiscreen_jax.json_files import parse
 from multiscreen_jax.models.registry import MODELS
 from multiscreen_jax.train import checks
 from multiscreen_jax.train.config import ExperimentConfig
+from multiscreen_jax.values import from_plain, to_plain
 
 SECTIONS = tuple(field.name for field in dataclasses.fields(ExperimentConfig))
 MODEL_CLASSES = {cls.__name__: cls for cls in MODELS}
@@ -39,13 +39,12 @@ INFERENCE_RULES = (
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
     """Nested plain dict of JSON's types; the model's class is stored under `class`."""
-    plain = {**dataclasses.asdict(config), "model": model_to_dict(config.model)}
-    return json.loads(json.dumps(plain))
+    return {**to_plain(config), "model": model_to_dict(config.model)}
 
 
 def model_to_dict(config: Any) -> dict[str, Any]:
     """A model config as a plain dict with its class's name."""
-    return {"class": type(config).__name__, **json.loads(json.dumps(dataclasses.asdict(config)))}
+    return {"class": type(config).__name__, **to_plain(config)}
 
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
@@ -114,14 +113,13 @@ def completed(old: dict[str, Any]) -> dict[str, Any]:
     """
     hints = typing.get_type_hints(ExperimentConfig)
     sections = {}
-    for name, values in old.items():
-        sections[name] = values
-        with contextlib.suppress(TypeError, ValueError):
+    for name, given in old.items():
+        sections[name] = given
+        with contextlib.suppress(KeyError, TypeError, ValueError):
             if name == "model":
-                sections[name] = model_to_dict(model_from_dict(values))
+                sections[name] = model_to_dict(model_from_dict(given))
             else:
-                whole = dataclasses.asdict(_section(name, hints[name], values))
-                sections[name] = json.loads(json.dumps(whole))
+                sections[name] = to_plain(_section(name, hints[name], given))
     return sections
 
 
@@ -176,30 +174,14 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _section(path: str, kind: Any, values: Any) -> Any:
+def _section(path: str, kind: Any, given: Any) -> Any:
     """Builds dataclass `kind` from a plain dict; JSON's lists become tuples where declared."""
-    if not isinstance(values, dict):
-        checks.refuse(path, values, "an object with fields")
-    hints = typing.get_type_hints(kind)
+    if not isinstance(given, dict):
+        checks.refuse(path, given, "an object with fields")
     known = [field.name for field in dataclasses.fields(kind) if field.init]
-    for name in values:
+    for name in given:
         if name not in known:
             raise ValueError(
                 f"{checks.flag_name(f'{path}.{name}')} is unknown; allowed: {', '.join(known)}"
             )
-    return kind(
-        **{name: _value(f"{path}.{name}", hints[name], value) for name, value in values.items()}
-    )
-
-
-def _value(path: str, kind: Any, value: Any) -> Any:
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        options = [option for option in typing.get_args(kind) if option is not type(None)]
-        kind = options[0] if len(options) == 1 else Any
-    if dataclasses.is_dataclass(kind):
-        return _section(path, kind, value)
-    if typing.get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(tuple(entry) if isinstance(entry, list) else entry for entry in value)
-    return value
+    return from_plain(given, kind, path)

@@ -176,10 +176,9 @@ def test_a_screening_without_heads():
 
 def test_saturated_tiles_are_allowed():
     """Learned windows and widths may be rounded to the ends, which the op refuses."""
-    from multiscreen_jax.mixers.screening import tile_width, tile_window
+    from multiscreen_jax.mixers.screening import ScreeningSpec, tile_width, tile_window
 
-    config = mj.models.MultiscreenConfig(vocab_size=5, model_dim=8, num_layers=1, num_heads=2)
-    window = tile_window(config, jnp.float32([-50.0, 0.0]))
+    window = tile_window(ScreeningSpec(num_heads=2), jnp.float32([-50.0, 0.0]))
     width = tile_width(jnp.float32([-200.0, 200.0]))
     call(screening, window=window, width=width)
 
@@ -278,8 +277,10 @@ def test_caches_of_another_size(models):
     model, params = models["screening"]
     cache = model.init_cache(params, 1, 8)
     for keys in (None, jnp.zeros(3)):
+        (rings,) = cache.parts["layers"]
+        wrong = cache.replace(parts={"layers": (rings.replace(keys=keys),)})
         refused(
-            lambda k=keys: model.apply({"params": params}, TOKENS, cache=cache.replace(keys=k)),
+            lambda c=wrong: model.apply({"params": params}, TOKENS, cache=c),
             "keys of the cache must be",
         )
     small = models["small"][0].init_cache(models["small"][1], 1, 8)

@@ -18,8 +18,7 @@ def test_help():
 
 
 def decode(name, context):
-    row = MIXERS[name]
-    return row.mixer.decode_flops(row.config, context)
+    return MIXERS[name].mixer.decode_flops(context)
 
 
 def test_one_more_token_by_hand():

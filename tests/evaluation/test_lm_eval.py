@@ -20,7 +20,7 @@ from multiscreen_jax.models.registry import MODELS
 from multiscreen_jax.train import override, train
 from tests.data import tokenizer_files
 from tests.marks import slow_unless
-from tests.models import linear_family
+from tests.models import linear_family, test_hybrid
 
 lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -30,6 +30,7 @@ LETTERS = CharacterTokenizer(string.ascii_letters + " .,:!?01")  # 60, and the e
 SHAPE = {"vocab_size": 61, "model_dim": 16, "num_layers": 2, "num_heads": 2, "precision": "highest"}
 CONFIGS = {
     **linear_family.CONFIGS,
+    "hybrid": test_hybrid.CONFIG,
     "multiscreen": MultiscreenConfig(**SHAPE, key_dim=4, value_dim=6, window_threshold=9.0),
     "transformer": TransformerConfig(**SHAPE),
 }

@@ -9,7 +9,8 @@ import pytest
 from multiscreen_jax.layers.short_convolution import ShortConvolution
 
 B, T, C, W = 3, 11, (2, 3), 4
-CONV = ShortConvolution(W, nn.initializers.normal(1.0), True, jnp.float32, jnp.float32)
+AXES = ("heads", "value")
+CONV = ShortConvolution(W, AXES, nn.initializers.normal(1.0), True, jnp.float32, jnp.float32)
 X = jax.random.normal(jax.random.key(1), (B, T, *C))
 PARAMS = {
     "kernel": jax.random.normal(jax.random.key(2), (W, *C)),
@@ -79,7 +80,7 @@ def test_right_padding_is_not_kept():
 
 
 def test_sums_of_bfloat16_are_float32():
-    conv = ShortConvolution(W, nn.initializers.normal(1.0), True, jnp.bfloat16, jnp.float32)
+    conv = ShortConvolution(W, AXES, nn.initializers.normal(1.0), True, jnp.bfloat16, jnp.float32)
     x = X.astype(jnp.bfloat16)
     y, window = conv.apply({"params": PARAMS}, x, None, jnp.zeros((B, W - 1, *C), jnp.bfloat16))
     assert y.dtype == window.dtype == jnp.bfloat16

@@ -10,8 +10,6 @@ import pytest
 
 from multiscreen_jax.layers.norms import l2_normalize
 from multiscreen_jax.mixers.log_linear import positive_scales
-from multiscreen_jax.mixers.log_linear_gated_delta_net import LogLinearGatedDeltaNetMixer
-from multiscreen_jax.mixers.log_linear_mamba2 import LogLinearMamba2Mixer
 from multiscreen_jax.mixers.mixer import Context
 from multiscreen_jax.mixers.recurrent import decay
 from multiscreen_jax.models import LogLinearGatedDeltaNetConfig, LogLinearMamba2Config
@@ -97,7 +95,7 @@ def test_log_linear_gated_delta_net_core(name, dtype):
     check_scan(name, dtype, run)
 
 
-def check_mixer(name, dtype, mixer_class, config_class, sizes, ours):
+def check_mixer(name, dtype, config_class, sizes, ours):
     """y, dx and the gradients of all weights; `ours` translates PyTorch names."""
     with jax.enable_x64(dtype == "float64"):
         case = GoldenCase(name)
@@ -108,7 +106,7 @@ def check_mixer(name, dtype, mixer_class, config_class, sizes, ours):
             num_levels=meta["L"], norm_eps=meta["norm_eps"], dtype=dtype, param_dtype=dtype,
             precision="highest", **sizes(meta),
         )  # fmt: skip
-        mixer = mixer_class(config)
+        mixer = config.mixer().build(config.common)
         context = Context(None, jnp.arange(x.shape[1])[None])
 
         def loss(weights, x):
@@ -170,7 +168,7 @@ def gated_delta_net_weights(w, c):
 @cases("loglinear_mamba2_mixer")
 def test_log_linear_mamba2_mixer(name, dtype):
     check_mixer(
-        name, dtype, LogLinearMamba2Mixer, LogLinearMamba2Config,
+        name, dtype, LogLinearMamba2Config,
         lambda meta: {"key_dim": meta["state"], "value_dim": meta["head_dim"]},
         mamba2_weights,
     )  # fmt: skip
@@ -179,7 +177,7 @@ def test_log_linear_mamba2_mixer(name, dtype):
 @cases("loglinear_gdn_mixer")
 def test_log_linear_gated_delta_net_mixer(name, dtype):
     check_mixer(
-        name, dtype, LogLinearGatedDeltaNetMixer, LogLinearGatedDeltaNetConfig,
+        name, dtype, LogLinearGatedDeltaNetConfig,
         lambda meta: {"key_dim": meta["head_k"], "value_dim": meta["head_v"]},
         gated_delta_net_weights,
     )  # fmt: skip

@@ -21,7 +21,7 @@ NAMES = ("retnet", "deltanet", "mamba2", "gdn", "log-linear-mamba2", "log-linear
 def _mixer(name):
     """The mixer and weights of size one."""
     config = CONFIGS[name]
-    mixer = config.mixer_class(config)
+    mixer = config.mixer().build(config.common)
     x = jnp.zeros((1, 4, config.model_dim))
     params = mixer.init(jax.random.key(0), x, None, _context(mixer, None, 4))["params"]
     leaves, treedef = jax.tree.flatten(params)
@@ -34,7 +34,7 @@ def _mixer(name):
 
 def _context(mixer, segment_ids, length, positions=None):
     positions = jnp.arange(length)[None] if positions is None else positions
-    return Context(segment_ids, positions, mixer.prepare(mixer.config, positions, jnp.float32))
+    return Context(segment_ids, positions, mixer.prepare(positions, jnp.float32))
 
 
 def _x(length):

@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from multiscreen_jax.mixers import delta_net
-from multiscreen_jax.mixers.delta_net import DeltaNetMixer
 from multiscreen_jax.mixers.mixer import Context
-from multiscreen_jax.mixers.retention import Retention
 from multiscreen_jax.models import DeltaNetConfig, RetNetConfig
 
 T, D, H, K, V = 9, 8, 2, 6, 5
@@ -22,9 +20,8 @@ def silu(x):
 
 def test_retention_turns_queries_and_keys():
     config = RetNetConfig(**SHAPE, value_dim=V, initializer_range=1.0)
-    rotation = Retention.prepare(config, POSITIONS, X.dtype)
-    context = Context(None, POSITIONS, rotation)
-    mixer = Retention(config)
+    mixer = config.mixer().build(config.common)
+    context = Context(None, POSITIONS, mixer.prepare(POSITIONS, X.dtype))
     params = mixer.init(jax.random.key(1), X, None, context)["params"]
     got, _ = mixer.apply({"params": params}, X, None, context)
 
@@ -50,7 +47,7 @@ def test_retention_turns_queries_and_keys():
 
 def test_a_delta_net_by_hand():
     config = DeltaNetConfig(**SHAPE, value_dim=V, initializer_range=1.0, output_gate=True)
-    mixer, context = DeltaNetMixer(config), Context(None, POSITIONS)
+    mixer, context = config.mixer().build(config.common), Context(None, POSITIONS)
     params = mixer.init(jax.random.key(1), X, None, context)["params"]
     got, _ = mixer.apply({"params": params}, X, None, context)
 
@@ -88,5 +85,5 @@ def test_negative_eigenvalues_double_beta(monkeypatch):
     for doubled in (False, True):
         config = DeltaNetConfig(**SHAPE, value_dim=V, negative_eigenvalues=doubled)
         context = Context(None, POSITIONS)
-        DeltaNetMixer(config).init(jax.random.key(1), X, None, context)
+        config.mixer().build(config.common).init(jax.random.key(1), X, None, context)
     np.testing.assert_array_equal(seen[1], 2 * seen[0])

@@ -59,8 +59,9 @@ def test_summaries_are_those_of_the_keys_in_the_cache():
     for start, stop in ((0, 9), (9, 10), (10, 23)):
         out = model.apply({"params": params}, TOKENS[:, start:stop], cache=cache)
         cache = out.cache
-    blocks = -(-cache.keys.shape[1] // BLOCK_SLOTS)  # what follows is padding
-    for kept, fresh in zip(cache.summaries, summarize(cache.keys), strict=True):
+    (rings,) = cache.parts["layers"]
+    blocks = -(-rings.keys.shape[1] // BLOCK_SLOTS)  # what follows is padding
+    for kept, fresh in zip(rings.summaries, summarize(rings.keys), strict=True):
         np.testing.assert_array_equal(kept[:, :blocks], fresh[:, :blocks])
 
 

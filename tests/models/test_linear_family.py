@@ -206,7 +206,7 @@ def test_beyond_the_levels():
         mj.generate(short, params, TOKENS[0, :30], max_new_tokens=4)
     config = dataclasses.replace(CONFIGS["log-linear-gdn"], beyond_levels="extend", **fields)
     cache = build(config).init_cache(params, 1, 80)
-    assert cache.layers["state"].levels.shape[3] == 8
+    assert cache.parts["layers"][0]["state"].levels.shape[3] == 8
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_beyond_the_levels():
     [
         (GatedDeltaNetConfig, {"pattern": ()}, "pattern must be a tuple of kinds of layer"),
         (GatedDeltaNetConfig, {"pattern": ("mixer", "mlp")}, "pattern must be one of mixer, att"),
-        (GatedDeltaNetConfig, {"pattern": ("mixer",) * 3}, "num_layers must be a multiple of the"),
+        (GatedDeltaNetConfig, {"pattern": ("mixer",) * 3}, "num_layers must be at least 3, the"),
         (GatedDeltaNetConfig, {"pattern": ("attention",)}, "attention must be given if the patt"),
         (
             GatedDeltaNetConfig,
@@ -245,19 +245,23 @@ class LastToken(mj.mixers.Mixer):
 
     @nn.compact
     def __call__(self, x, layer, context):
-        weight = self.param("weight", nn.initializers.normal(1.0), (x.shape[-1],) * 2)
+        shape, axes = (x.shape[-1],) * 2, ("embed", None)
+        weight = self.weight("weight", nn.initializers.normal(1.0), shape, axes)
         return jnp.pad(x, [(0, 0), (1, 0), (0, 0)])[:, :-1] @ weight, None
 
-    @classmethod
-    def parameter_count(cls, config):
-        return config.model_dim**2
+
+@dataclasses.dataclass(frozen=True)
+class LastTokenSpec(mj.mixers.Spec):
+    tree_name = "mixer"
+
+    def build(self, common, **how):
+        return LastToken(self, common, **how)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LastTokenConfig(mj.models.LinearConfig):
-    @property
-    def mixer_class(self):
-        return LastToken
+    def mixer(self):
+        return LastTokenSpec()
 
 
 def test_a_config_of_ones_own_builds_a_decoder():

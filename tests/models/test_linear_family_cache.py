@@ -89,7 +89,7 @@ def test_decode_after_a_prefill_of_eight_tokens():
 def test_sizes_and_dtypes():
     model, params = _model("log-linear-mamba2")
     cache = model.init_cache(params, 3, 100, dtype="bfloat16")
-    layers = cache.layers
+    (layers,) = cache.parts["layers"]
     assert layers["value_conv"].shape == (2, 3, 3, 4, 5)
     assert layers["query_conv"].shape == (2, 3, 3, 2, 6)
     assert layers["key_conv"].dtype == jnp.bfloat16
@@ -97,8 +97,8 @@ def test_sizes_and_dtypes():
     assert layers["state"].levels.dtype == jnp.float32
     assert layers["state"].length.shape == (2, 3)
     hybrid, params = _model("log-linear-gdn+screening")
-    recurrent, rings = hybrid.init_cache(params, 3, 100)
-    assert recurrent.layers["state"].length.shape == (2, 3)
+    recurrent, rings = hybrid.init_cache(params, 3, 100).parts["layers"]
+    assert recurrent["state"].length.shape == (2, 3)
     assert rings.offset.shape == (2, 2)
     with pytest.raises(ValueError, match="max_length of a cache must be an integer >= 1, got 0"):
         model.init_cache(None, 2, 0)

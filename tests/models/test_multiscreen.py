@@ -39,6 +39,11 @@ def small_model(seed=0, windows=(2.5, 9.0, 40.0, 300.0), logit_width=1.5, **sett
     return model, params
 
 
+def rings_of(cache):
+    (rings,) = cache.parts["layers"]
+    return rings
+
+
 def random_tokens(length, batch=1, seed=3, vocab_size=61):
     return jax.random.randint(jax.random.key(seed), (batch, length), 0, vocab_size)
 
@@ -190,8 +195,7 @@ def test_gradient_to_later_tokens_is_exactly_zero(dtype):
 
     def logit_sum(x):
         def through_layers(m, x):
-            positions = jnp.arange(100)[None]
-            return m.layers(x, None, (None, positions, None, None))[0] @ m.output_rows().T
+            return m.blocks(x)[0] @ m.output_rows().T
 
         return model.apply({"params": params}, x, method=through_layers)[0, t].sum()
 
@@ -289,7 +293,7 @@ def test_tiles_as_wide_and_as_narrow_as_numbers_go_stay_finite(implementation):
         if "log_window" in changes:
             assert not gradient["layers"]["tiles"]["log_window"][:, 2:].any()
         cache = model.init_cache(extreme, 1, 16)
-        assert np.isinf(tile_window(model.config, windows)[2:]).all()
+        assert np.isinf(tile_window(model.config.tiles(), windows)[2:]).all()
         whole = run(model, extreme, tokens)
         for t in range(9):
             out = call(model, extreme, tokens[:, t : t + 1], cache=cache)
@@ -356,7 +360,7 @@ def test_cache_bytes_do_not_grow_with_the_context():
     }
     assert sizes[4096] == sizes[1_000_000]
     slots = 768  # the multiple of 128 after 2 * (2 + 10 + 40 + 300)
-    assert model.init_cache(params, 1, 4096).keys.shape == (1, slots, SMALL["key_dim"])
+    assert rings_of(model.init_cache(params, 1, 4096)).keys.shape == (1, slots, SMALL["key_dim"])
 
 
 def test_rings_lose_nothing_long_after_they_have_wrapped():
@@ -364,7 +368,7 @@ def test_rings_lose_nothing_long_after_they_have_wrapped():
     tokens = random_tokens(400)
     full = run(model, params, tokens)
     cache = model.init_cache(params, 1, 400)
-    assert int(cache.size.sum()) == 2 * (2 + 10 + 40 + 34)
+    assert int(rings_of(cache).size.sum()) == 2 * (2 + 10 + 40 + 34)
     out = call(model, params, tokens[:, :350], cache=cache)
     logits = [out.logits]
     for i in range(350, 400):
@@ -379,7 +383,9 @@ def test_decoding_reads_only_live_slots():
     tokens = random_tokens(120)
     full = run(model, params, tokens)
     cache = model.init_cache(params, 1, 120)
-    cache = dataclasses.replace(cache, size=jnp.maximum(cache.size // 2, 1))
+    rings = rings_of(cache)
+    rings = dataclasses.replace(rings, size=jnp.maximum(rings.size // 2, 1))
+    cache = cache.replace(parts={"layers": (rings,)})
     out = call(model, params, tokens[:, :100], cache=cache)
     rest = call(model, params, tokens[:, 100:], cache=out.cache)
     assert np.abs(np.asarray(rest.logits) - full[:, 100:]).max() > 1e-3

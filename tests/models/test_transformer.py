@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from multiscreen_jax.layers.rotary import rotary_angles, rotate
-from multiscreen_jax.models.transformer import PRESETS, Transformer, TransformerConfig
+from multiscreen_jax.models.transformer import ARCHITECTURE, Transformer, TransformerConfig
 from tests.marks import slow_unless
 from tests.suites import cache_suite
 
@@ -47,7 +47,7 @@ def apply(config, tokens, segment_ids=None, params=None):
 @pytest.mark.slow
 def test_exact_counts():
     paper = {"8m": 7613312, "18m": 17584384, "45m": 44609024, "124m": 123550464, "353m": 353453056}
-    assert paper.keys() == PRESETS.keys()
+    assert paper.keys() == ARCHITECTURE.presets.keys()
     for name, total in paper.items():
         config = TransformerConfig.preset(name)
         tree = jax.eval_shape(
@@ -231,8 +231,9 @@ def test_cache_overflow_is_loud():
 def test_cache_dtype_and_arguments():
     model = Transformer(CONFIG)
     cache = model.init_cache(None, 2, 5, dtype="bfloat16")
-    assert cache.keys.shape == (3, 2, 2, 5, 6)
-    assert cache.keys.dtype == jnp.bfloat16
+    (kept,) = cache.parts["layers"]
+    assert kept.keys.shape == (3, 2, 2, 5, 6)
+    assert kept.keys.dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="max_length of a cache must be an integer >= 1, got 0"):
         model.init_cache(None, 2, 0)
 
@@ -257,5 +258,5 @@ def test_config_errors(fields, message):
 
 
 def test_unknown_preset_names_near_ones():
-    with pytest.raises(ValueError, match=r"unknown Transformer preset '125m'; did you mean 124m"):
+    with pytest.raises(ValueError, match=r"unknown transformer preset '125m'; did you mean 124m"):
         TransformerConfig.preset("125m")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from multiscreen_jax.convert.layout import split_tensor
-from multiscreen_jax.mixers.gated_delta_net import GatedDeltaNetMixer
 from multiscreen_jax.mixers.mixer import Context
 from multiscreen_jax.models import GatedDeltaNetConfig
 from tests.torch_equivalence.closeness import check_gradients, check_logits
@@ -77,7 +76,7 @@ def test_the_layer_and_every_gradient():
         vocab_size=7, model_dim=D, num_layers=1, num_heads=H, key_dim=K, value_dim=V, conv_width=W,
         precision="highest",
     )  # fmt: skip
-    mixer = GatedDeltaNetMixer(config)
+    mixer = config.mixer().build(config.common)
     context = Context(None, jnp.arange(LENGTH)[None])
 
     @jax.jit

@@ -1,5 +1,6 @@
 """Checks that configs share; each message names the field, what was given and what is allowed."""
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +10,13 @@ import numpy as np
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _PRECISIONS = (None, "default", "high", "highest")
+
+
+def take(config: Any, part: Any) -> None:
+    """Gives a config the values of a part's fields, which the part has checked and made Python's
+    own."""
+    for field in dataclasses.fields(part):
+        object.__setattr__(config, field.name, getattr(part, field.name))
 
 
 def dtype_name(field: str, value: Any) -> str:

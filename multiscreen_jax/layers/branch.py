@@ -1,0 +1,135 @@
+"""Branches of a layer (mixers and feed-forwards): what they are as values, and as modules.
+
+A branch is described by a spec, a frozen dataclass with the branch's own fields and nothing of the
+model around it. `spec.build(common)` is its Flax module; `Common` has what the model gives to all.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from multiscreen_jax.layers import parameters
+from multiscreen_jax.layers.norms import RMSNorm
+from multiscreen_jax.values import Value
+from pallas_kernels.common.numerics import accumulation_dtype
+
+Initializer = Callable[..., Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """What a branch may know of the model around it.
+
+    Attributes:
+        model_dim, num_layers: D, N.
+        dtype, param_dtype: of the products, and of the parameters.
+        precision: of all products: None (the backend's default), "default", "high", "highest".
+        norm_eps: of every norm.
+        init: the initialiser of a parameter, by its role (mostly its name) and shape; a hashable
+            value, see `layers.initializers`. None where every parameter has its own.
+    """
+
+    model_dim: int
+    num_layers: int
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    precision: str | None = None
+    norm_eps: float = 1e-5
+    init: Callable[[str, tuple[int, ...]], Initializer] | None = None
+
+    def norm(self, name: str | None = None, **fields: Any) -> nn.Module:
+        """The model's norm, as a module of this name."""
+        return RMSNorm(*self.norm_settings, name=name, **fields)
+
+    @property
+    def norm_settings(self) -> tuple[float, jnp.dtype, jnp.dtype]:
+        """eps, dtype and param_dtype, with which all modules of `layers.norms` begin."""
+        return self.norm_eps, jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
+
+
+class Spec(Value):
+    """A branch as a value; a frozen dataclass derives from it.
+
+    Attributes:
+        tree_name: of the branch in the parameter tree; the norm before it is named after it.
+    """
+
+    tree_name: ClassVar[str]
+
+    def build(self, common: Common, **how: Any) -> Any:
+        """The module; `how` goes to Flax (`name`, `parent`)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define build")
+
+
+class Branch(nn.Module):
+    """The module of a spec, with products and parameters as all branches make them.
+
+    Attributes:
+        spec: the branch's own fields.
+        common: what the model gives to all its branches.
+    """
+
+    spec: Any
+    common: Common
+
+    def forward_flops(self, length: int) -> float:
+        """FLOPs of one layer over one sequence (a multiply-add counts two)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward_flops")
+
+    def decode_flops(self, context: int) -> float:
+        """FLOPs of one layer for one token after `context` others, with a cache."""
+        return self.forward_flops(context + 1) - self.forward_flops(context)
+
+    def weight(
+        self,
+        name: str,
+        init: Any,
+        shape: Sequence[int],
+        axes: Sequence[str | None],
+        *,
+        decay: bool = True,
+        rule: str = "adamw",
+    ) -> Array:
+        """A parameter in the model's `param_dtype`, with its facts: see `parameters.weight`."""
+        dtype = self.common.param_dtype
+        return parameters.weight(self, name, init, shape, axes, dtype, decay=decay, rule=rule)
+
+    def project(self, name: str, x: Float[Array, "B T D"], **sizes: int) -> Float[Array, "..."]:
+        """x W in the model's dtype; W is the parameter `name`.
+
+        `project("query", x, heads=H, key=K)` gives [B, T, H, K] by a W [D, H, K]: each name is
+        that of an axis (see `sharding.LogicalAxes`), with its size.
+        """
+        return self._product(name, x, sizes, jnp.dtype(self.common.dtype))
+
+    def project_gate(
+        self, name: str, x: Float[Array, "B T D"], **sizes: int
+    ) -> Float[Array, "..."]:
+        """The same, accumulated and kept in `promote_types(dtype, float32)`: for gates."""
+        return self._product(name, x, sizes, accumulation_dtype(x))
+
+    def project_out(
+        self, name: str, y: Float[Array, "B T H V"], dim: str = "value"
+    ) -> Float[Array, "B T D"]:
+        """y W summed over heads; W is the parameter `name` [H, V, D], and `dim` its second axis."""
+        c = self.common
+        dtype = jnp.dtype(c.dtype)
+        shape = (*y.shape[2:], c.model_dim)
+        matrix = self.weight(name, c.init(name, shape), shape, ("heads", dim, "embed"))
+        return jnp.einsum(
+            "bthv,hvd->btd", y.astype(dtype), matrix.astype(dtype), precision=c.precision
+        )
+
+    def _product(self, name: str, x: Array, sizes: dict[str, int], out: jnp.dtype) -> Array:
+        c = self.common
+        dtype = jnp.dtype(c.dtype)
+        shape = (x.shape[-1], *sizes.values())
+        matrix = self.weight(name, c.init(name, shape), shape, ("embed", *sizes))
+        return jnp.einsum(
+            "btd,d...->bt...", x.astype(dtype), matrix.astype(dtype),
+            precision=c.precision, preferred_element_type=out,
+        )  # fmt: skip
