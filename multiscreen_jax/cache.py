@@ -37,7 +37,7 @@ class Cursor:
 
 @struct.dataclass
 class ModelCache:
-    """What a model has read so far.
+    """A model's memory of what it has read.
 
     Attributes:
         parts: by stage, what each mixer of the stage's pattern keeps, stacked over its repeats.

@@ -23,7 +23,7 @@ Batch = dict[str, np.ndarray]
 
 
 def device_arrays(batch: Batch) -> Batch:
-    """What a model and its loss read of a batch: all but `target_bytes`, which stay on the host."""
+    """Arrays of a batch that a model and its loss read: all but `target_bytes`."""
     return {name: array for name, array in batch.items() if name != "target_bytes"}
 
 

@@ -22,7 +22,7 @@ Initializer = Callable[..., Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Common:
-    """What a branch may know of the model around it.
+    """Facts of a model that its branches may know.
 
     Attributes:
         model_dim, num_layers: D, N.

@@ -26,7 +26,7 @@ RULES = ("adamw", "sign", "frozen")
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is said of a parameter where it is made.
+    """Facts of a parameter, said where it is made.
 
     Attributes:
         axes: of each of its axes, a field of `sharding.LogicalAxes`, or None: it is kept whole.

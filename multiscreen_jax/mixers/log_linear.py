@@ -1,6 +1,7 @@
 """What Log-Linear Attention (arXiv:2506.04761) adds to a mixer: a weight for every level."""
 
-from typing import Any
+import dataclasses
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -13,10 +14,29 @@ from pallas_kernels.log_linear import LogLinearState, empty_state, level_count
 from pallas_kernels.log_linear.levels import BEYOND_LEVELS
 
 
-def check_levels(spec: Any) -> None:
-    """Checks the fields that a log-linear spec adds to its parent's."""
-    fields.positive_integers(spec, "num_levels", "max_documents")
-    fields.one_of("beyond_levels", spec.beyond_levels, BEYOND_LEVELS)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Levels:
+    """Fields that a log-linear spec, or config, adds to those of its parent; named before it.
+
+    Attributes:
+        num_levels: L; documents of 2^(L-1) tokens fit.
+        beyond_levels: what longer ones do: "error" (NaN where the length is known only at run
+            time), "clamp" or "extend", see `pallas_kernels.log_linear_ssd`.
+        max_documents: a packed row may hold; one that holds more is NaN. Each costs up to a chunk.
+    """
+
+    num_levels: int = 15
+    beyond_levels: str = "error"
+    max_documents: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
+        fields.positive_integers(self, "num_levels", "max_documents")
+        fields.one_of("beyond_levels", self.beyond_levels, BEYOND_LEVELS)
+
+    def for_one_document(self) -> Self:
+        """The same where no row holds more: the ops pay for the room that more could need."""
+        return dataclasses.replace(self, max_documents=1)
 
 
 def level_limit(spec: Any) -> tuple[int, str] | None:

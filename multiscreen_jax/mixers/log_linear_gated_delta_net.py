@@ -10,7 +10,7 @@ from multiscreen_jax.layers.branch import Common
 from multiscreen_jax.mixers.costs import log_linear_delta_flops
 from multiscreen_jax.mixers.gated_delta_net import GatedDeltaNetMixer, GatedDeltaNetSpec
 from multiscreen_jax.mixers.log_linear import (
-    check_levels,
+    Levels,
     empty_levels,
     level_limit,
     level_scales,
@@ -21,23 +21,8 @@ from pallas_kernels import log_linear_gated_delta_rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LogLinearGatedDeltaNetSpec(GatedDeltaNetSpec):
-    """Log-Linear Gated DeltaNet: the fields of `GatedDeltaNetSpec`, and levels.
-
-    Attributes:
-        num_levels: L; documents of 2^(L-1) tokens fit.
-        beyond_levels: what longer ones do: "error" (NaN where the length is known only at run
-            time), "clamp" or "extend", see `pallas_kernels.log_linear_ssd`.
-        max_documents: a packed row may hold; one that holds more is NaN. Each costs up to a chunk.
-    """
-
-    num_levels: int = 15
-    beyond_levels: str = "error"
-    max_documents: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_levels(self)
+class LogLinearGatedDeltaNetSpec(Levels, GatedDeltaNetSpec):
+    """Log-Linear Gated DeltaNet: the fields of `GatedDeltaNetSpec`, and `Levels`."""
 
     def build(self, common: Common, **how: Any) -> "LogLinearGatedDeltaNetMixer":
         return LogLinearGatedDeltaNetMixer(self, common, **how)

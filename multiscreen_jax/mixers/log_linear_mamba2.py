@@ -9,7 +9,7 @@ from jaxtyping import Array
 from multiscreen_jax.layers.branch import Common
 from multiscreen_jax.mixers.costs import log_linear_ssd_flops
 from multiscreen_jax.mixers.log_linear import (
-    check_levels,
+    Levels,
     empty_levels,
     level_limit,
     level_scales,
@@ -22,23 +22,8 @@ from pallas_kernels import log_linear_ssd
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LogLinearMamba2Spec(Mamba2Spec):
-    """Log-Linear Mamba-2: the fields of `Mamba2Spec`, and levels.
-
-    Attributes:
-        num_levels: L; documents of 2^(L-1) tokens fit.
-        beyond_levels: what longer ones do: "error" (NaN where the length is known only at run
-            time), "clamp" or "extend", see `pallas_kernels.log_linear_ssd`.
-        max_documents: a packed row may hold; one that holds more is NaN. Each costs up to a chunk.
-    """
-
-    num_levels: int = 15
-    beyond_levels: str = "error"
-    max_documents: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_levels(self)
+class LogLinearMamba2Spec(Levels, Mamba2Spec):
+    """Log-Linear Mamba-2: the fields of `Mamba2Spec`, and `Levels`."""
 
     def build(self, common: Common, **how: Any) -> "LogLinearMamba2Mixer":
         return LogLinearMamba2Mixer(self, common, **how)

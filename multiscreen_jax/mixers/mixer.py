@@ -1,4 +1,4 @@
-"""What a token mixer is to the trunk: a module, its part of the cache, and its counts."""
+"""Token mixers as the trunk sees them: a module, its part of the cache, and its counts."""
 
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class Context:
 
 
 class Mixed(NamedTuple):
-    """What a mixer returns.
+    """Result of a mixer.
 
     Attributes:
         y: [B, T, D].

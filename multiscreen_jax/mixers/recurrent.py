@@ -1,4 +1,4 @@
-"""What mixers with a state share: their part of the cache, short convolutions and decay rates."""
+"""Parts that mixers with a state share: their cache, short convolutions and decay rates."""
 
 import math
 from typing import Any

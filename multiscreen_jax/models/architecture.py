@@ -9,7 +9,7 @@ from multiscreen_jax import fields
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What the library knows of an architecture.
+    """Record of an architecture.
 
     Attributes:
         name: of the architecture; "gdn" begins the names of its presets, such as "gdn-tiny".

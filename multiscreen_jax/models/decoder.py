@@ -11,11 +11,9 @@ The residual stream is kept in `promote_types(dtype, float32)`.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -26,7 +24,7 @@ from multiscreen_jax.layers.embedding import check_segments, check_tokens, looku
 from multiscreen_jax.layers.parameters import weight
 from multiscreen_jax.layers.stack import check_remat
 from multiscreen_jax.models import trunk
-from multiscreen_jax.models.fit import check_params
+from multiscreen_jax.models.fit import check_params, count_parameters
 from multiscreen_jax.models.language_model import LanguageModel
 from multiscreen_jax.models.trunk import Stage, Trunk
 
@@ -103,14 +101,6 @@ class DecoderConfig:
         """
         logits = 2 * length * self.vocab_size * self.model_dim
         return float(logits + trunk.forward_flops(self.common, self.stages(), length))
-
-
-@functools.lru_cache(maxsize=256)
-def count_parameters(model: nn.Module) -> int:
-    """Numbers in all parameters of a language model; nothing is computed."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 class Table(nn.Module):

@@ -1,6 +1,7 @@
 """Whether parameters are those of a model: one line with the first that is not."""
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,11 @@ def check_tree(params: Any) -> None:
             'params must be the parameters themselves, got {"params": ...}; allowed: the inner '
             'tree, variables["params"]'
         )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers in all parameters of a language model; nothing is computed."""
+    return sum(math.prod(shape) for shape in _needed(model).values())
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,12 +9,12 @@ Its parent with one change: the past is kept in states by age, each with a weigh
 import dataclasses
 from typing import Any
 
+from multiscreen_jax.mixers.log_linear import Levels
 from multiscreen_jax.mixers.log_linear_gated_delta_net import LogLinearGatedDeltaNetSpec
 from multiscreen_jax.models import gated_delta_net
 from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.gated_delta_net import GatedDeltaNetConfig
-from multiscreen_jax.models.levels import Levels
 
 __all__ = ["LogLinearGatedDeltaNet", "LogLinearGatedDeltaNetConfig"]
 

@@ -9,11 +9,11 @@ Its parent with one change: the past is kept in states by age, each with a weigh
 import dataclasses
 from typing import Any
 
+from multiscreen_jax.mixers.log_linear import Levels
 from multiscreen_jax.mixers.log_linear_mamba2 import LogLinearMamba2Spec
 from multiscreen_jax.models import mamba2
 from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
-from multiscreen_jax.models.levels import Levels
 from multiscreen_jax.models.mamba2 import Mamba2Config
 
 __all__ = ["LogLinearMamba2", "LogLinearMamba2Config"]

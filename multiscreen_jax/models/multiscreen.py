@@ -26,8 +26,7 @@ from multiscreen_jax.layers.stack import check_remat
 from multiscreen_jax.mixers.screening import ScreeningSpec
 from multiscreen_jax.models import trunk
 from multiscreen_jax.models.architecture import Architecture
-from multiscreen_jax.models.decoder import count_parameters
-from multiscreen_jax.models.fit import check_params
+from multiscreen_jax.models.fit import check_params, count_parameters
 from multiscreen_jax.models.language_model import LanguageModel
 from multiscreen_jax.models.trunk import Layer, Stage, Trunk
 from pallas_kernels.common.numerics import unit_norm
