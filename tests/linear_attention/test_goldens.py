@@ -58,10 +58,7 @@ def cast(case, dtype):
 
 # Every shape takes seconds to compile. Kernels get of each op one, at lengths that chunks do not
 # divide, of several chunks, and with strong gates.
-FOR_KERNELS = [
-    "_norm__T7", "retention__T100", "ssd__T257", "/delta_rule__T100",
-    "gated_delta_rule__T100", "gated_delta_rule__T96_strong",
-]  # fmt: skip
+FOR_KERNELS = ["_norm__T7", "ssd__T257", "/delta_rule__T100", "gated_delta_rule__T96_strong"]
 
 
 def cases():
@@ -74,13 +71,10 @@ def cases():
         if "__T1." in name:  # a step of the recurrence, and no kernel's
             continue
         for kernel in ("pallas_tpu", "pallas_gpu"):
-            first = kernel == "pallas_gpu" and "gated_delta_rule__T100" in name
-            mark = () if first else pytest.mark.slow
-            if not any(tag in name for tag in FOR_KERNELS):
-                mark = EXHAUSTIVE
-            yield pytest.param(name, kernel, "float32", marks=mark)
-            few = kernel == "pallas_gpu" and "gated_delta_rule__T96" in name
-            mark = pytest.mark.slow if few else EXHAUSTIVE
+            hardest = kernel == "pallas_gpu" and "gated_delta_rule__T96" in name
+            some = pytest.mark.slow if any(tag in name for tag in FOR_KERNELS) else EXHAUSTIVE
+            yield pytest.param(name, kernel, "float32", marks=() if hardest else some)
+            mark = pytest.mark.slow if hardest else EXHAUSTIVE
             yield pytest.param(name, kernel, "bfloat16", marks=mark)
 
 

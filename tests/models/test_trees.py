@@ -11,27 +11,22 @@ from multiscreen_jax.models.registry import create, preset_names
 from multiscreen_jax.sharding import path_name
 from multiscreen_jax.train.state import abstract_params
 
+# {preset: {path: [shape, axes, whether weight decay applies]}}
 TREES = json.loads(Path(__file__).with_name("trees.json").read_text())
-
-
-def tree_of(model):
-    """{path: [shape, axes, whether weight decay applies]}"""
-    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(model))
-    facts = jax.tree.leaves(facts_of(model))
-    return {
-        path_name(path): [list(leaf.shape), list(its.axes), its.decay]
-        for (path, leaf), its in zip(leaves, facts, strict=True)
-    }
 
 
 @pytest.mark.parametrize("name", sorted(TREES))
 def test_a_released_tree_stays(name):
     model, config = create(name)
-    tree = tree_of(model)
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(model))
+    facts = jax.tree.leaves(facts_of(model))
+    tree = {
+        path_name(path): [list(leaf.shape), list(its.axes), its.decay]
+        for (path, leaf), its in zip(leaves, facts, strict=True)
+    }
     assert tree == TREES[name]
-    assert {its.rule for its in jax.tree.leaves(facts_of(model))} == {"adamw"}
-    leaves = jax.tree.leaves(abstract_params(model))
-    assert sum(leaf.size for leaf in leaves) == config.parameter_count()
+    assert {its.rule for its in facts} == {"adamw"}
+    assert sum(leaf.size for _, leaf in leaves) == config.parameter_count()
 
 
 def test_all_presets_are_there():

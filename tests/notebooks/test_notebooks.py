@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 NEEDS = {"04_pytorch_weights": ("torch", "multiscreen")}
 # Training that only has to run; `exhaustive` runs all of it.
 SHORTER = {
+    "01_tour": {"range(60)": "range(8)", "max_batches=4": "max_batches=2"},
     "03_swap_the_mixer": {
         "STEPS, WARMUP, LENGTH, ROWS = 180,": "STEPS, WARMUP, LENGTH, ROWS = 20,"
     },
