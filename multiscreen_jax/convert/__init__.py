@@ -6,19 +6,20 @@
     mj.convert.save_safetensors("weights.safetensors", params, config)
     params, config = mj.convert.load_safetensors("weights.safetensors")
 
-One table per PyTorch implementation says which tensor holds which of our arrays, and how
-(`multiscreen.py`, `transformer.py`, `linear_family.py`); `engine.py` reads a table in both
-directions.
+One table per PyTorch implementation says which tensor holds which of our arrays, and how; it stands
+in the record of its architecture (`models/conversion.py`). `engine.py` reads a table both ways.
 """
 
-from multiscreen_jax.convert.engine import from_torch, to_torch, trained_length
+from multiscreen_jax.convert.engine import from_torch, module_from_torch, to_torch, trained_length
 from multiscreen_jax.convert.files import load_safetensors, save_safetensors
-from multiscreen_jax.convert.sources import describe, sources
+from multiscreen_jax.convert.sources import describe, read_config, sources
 
 __all__ = [
     "describe",
     "from_torch",
     "load_safetensors",
+    "module_from_torch",
+    "read_config",
     "save_safetensors",
     "sources",
     "to_torch",

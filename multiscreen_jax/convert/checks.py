@@ -5,19 +5,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from multiscreen_jax.convert.layout import shape_of, spelled_shape
-from multiscreen_jax.convert.sources import TABLES
-from multiscreen_jax.convert.table import Source, holds
+from multiscreen_jax.convert.plan import Tensor, our_shapes, tensors_of
+from multiscreen_jax.convert.sources import tables_of
+from multiscreen_jax.models.conversion import Source, holds
 
 MAX_NAMED = 10
 
 
-def dim_lengths(table: Source, config: Any) -> dict[str, int]:
-    """Length of every letter of the table's layouts under this config."""
-    return {letter: getattr(config, field) for letter, field in table.fields.items()}
+def config_sizes(table: Source, config: Any) -> dict[str, int]:
+    """Length of every letter whose field the config has, for what no array of ours tells."""
+    return {
+        letter: getattr(config, field)
+        for letter, field in table.fields.items()
+        if hasattr(config, field)
+    }
 
 
 def layer_names(name: str, layers: int) -> list[str]:
-    """The torch names behind one table name: one per layer, or itself."""
+    """The torch names behind a buffer's or a constant's: one per layer, or itself."""
     return [name.format(layer=i) for i in range(layers)] if "{layer}" in name else [name]
 
 
@@ -36,23 +41,14 @@ def check_state_dict(table: Source, state_dict: Mapping[str, Any], config: Any) 
             f"{table.name}: config.num_layers is {config.num_layers}, which {len(state_dict)} "
             "tensors cannot fill"
         )
-    sizes = dim_lengths(table, config)
     required, optional = _expected(table, config)
-    missing, wrong = [], []
-    for name, axes in {**required, **optional}.items():
-        if name in state_dict:
-            problem = _mismatch(state_dict[name], shape_of(axes, sizes), axes, table)
-            if problem:
-                wrong.append(f"{name} {problem}")
-        elif name in required:
-            missing.append(f"missing {name} {shape_of(axes, sizes)}")
+    problems = _problems(table, required, optional, state_dict)
     known = required.keys() | optional.keys()
     unnamed = [re.escape(p).replace(r"\{layer\}", r"\d+") for p in table.ignored]
     unnamed += [re.escape(buffer.name).replace(r"\{layer\}", r"\d+") for buffer in table.lengths]
     skip = re.compile("|".join(unnamed) or r"(?!)")
     extra = [name for name in state_dict if name not in known and not skip.fullmatch(str(name))]
-    unexpected = [f"unexpected {_shown(name)} {_shape(state_dict[name])}" for name in extra]
-    problems = [*wrong, *missing, *unexpected]
+    problems += [f"unexpected {_shown(name)} {_shape(state_dict[name])}" for name in extra]
     if problems:
         hint = _hint(table, state_dict, config, list(required), extra)
         raise ValueError(f"{table.name}: {_listed(problems)}{hint}")
@@ -60,13 +56,12 @@ def check_state_dict(table: Source, state_dict: Mapping[str, Any], config: Any) 
 
 def check_tree(table: Source, leaves: Mapping[str, Any], config: Any) -> None:
     """The same for a parameter tree of ours, flattened to paths."""
-    sizes = dim_lengths(table, config)
-    expected, spelled = {}, {}
-    for row in table.rows:
-        if holds(row.when, config):
-            for path, axes in row.parts.items():
-                axes = f"n {axes}" if "{layer}" in row.name else axes
-                expected[path], spelled[path] = shape_of(axes, sizes), axes
+    expected = our_shapes(config)
+    spelled = {
+        path: axes if tensor.layer is None else f"n {axes}"
+        for tensor in tensors_of(table, config)
+        for path, axes in zip(tensor.paths, tensor.row.parts.values(), strict=True)
+    }
     problems = []
     for path, shape in expected.items():
         if path not in leaves:
@@ -80,18 +75,44 @@ def check_tree(table: Source, leaves: Mapping[str, Any], config: Any) -> None:
         raise ValueError(f"parameters for {table.name}: {_listed(problems)}")
 
 
-def _expected(table: Source, config: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """Axes by torch name: what must be there, and what may be there."""
-    axes_of = {row.name: row.axes for row in table.rows}
-    entries = [*table.rows, *table.constants]
+def check_module(table: Source, within: list[Tensor], state_dict: Mapping[str, Any]) -> None:
+    """The same as `check_state_dict` for the tensors of one module."""
+    required = {tensor.name: (tensor.row.axes, tensor.shape) for tensor in within}
+    problems = _problems(table, required, {}, state_dict)
+    problems += [f"unexpected {name}" for name in state_dict if name not in required]
+    if problems:
+        raise ValueError(f"{table.name}: {_listed(problems)}")
+
+
+Expected = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def _expected(table: Source, config: Any) -> tuple[Expected, Expected]:
+    """Axes and shapes by torch name: what must be there, and what may be there."""
+    sizes = config_sizes(table, config)
     required = {
-        name: entry.axes
-        for entry in entries
-        if holds(entry.when, config)
-        for name in layer_names(entry.name, config.num_layers)
+        tensor.name: (tensor.row.axes, tensor.shape) for tensor in tensors_of(table, config)
     }
-    optional = {copy.name: axes_of[copy.of] for copy in table.copies if holds(copy.when, config)}
+    for constant in table.constants:
+        if holds(constant.when, config):
+            shape = shape_of(constant.axes, sizes)
+            for name in layer_names(constant.name, config.num_layers):
+                required[name] = constant.axes, shape
+    optional = {copy.name: required[copy.of] for copy in table.copies if holds(copy.when, config)}
     return required, optional
+
+
+def _problems(
+    table: Source, required: Expected, optional: Expected, state_dict: Mapping[str, Any]
+) -> list[str]:
+    missing, wrong = [], []
+    for name, (axes, shape) in {**required, **optional}.items():
+        if name in state_dict:
+            if problem := _mismatch(state_dict[name], shape, axes, table):
+                wrong.append(f"{name} {problem}")
+        elif name in required:
+            missing.append(f"missing {name} {shape}")
+    return [*wrong, *missing]
 
 
 def _shown(name: Any) -> str:
@@ -127,9 +148,8 @@ def _hint(
 ) -> str:
     """The likely cause, where all tensors but a few point at one."""
     names = set(state_dict)
-    for other in TABLES.values():
-        kin = other is not table and type(config) is other.config_class
-        if kin and _expected(other, config)[0].keys() <= names:
+    for other in tables_of(config):
+        if other is not table and _expected(other, config)[0].keys() <= names:
             return f" (these are the names of source {other.name!r})"
     longer = [name for name in map(str, extra) if name.endswith(required[0])]
     prefixes = {name.removesuffix(required[0]) for name in longer}

@@ -1,5 +1,6 @@
 """`from_torch` and `to_torch`: one table, read in either direction."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from multiscreen_jax.convert.checks import check_state_dict, check_tree, dim_lengths, layer_names
+from multiscreen_jax.convert.checks import (
+    check_module,
+    check_state_dict,
+    check_tree,
+    config_sizes,
+    layer_names,
+)
 from multiscreen_jax.convert.layout import join_tensor, shape_of, split_tensor
+from multiscreen_jax.convert.plan import Tensor, our_shapes, tensors_of
 from multiscreen_jax.convert.sources import table_for, table_named
-from multiscreen_jax.convert.table import Source, holds
+from multiscreen_jax.models.conversion import Source, holds
 
 _ALIGNMENT = 64  # bytes
 
@@ -44,29 +52,61 @@ def from_torch(source: str, state_dict: Mapping[str, Any], config: Any) -> dict:
     """
     table = table_for(source, config)
     check_state_dict(table, state_dict, config)
+    dtype = _parameter_dtype(config)
+    _check_values(table, state_dict, config)
+    leaves = {}
+    # All layers of one row before the next row, so that few arrays are unfinished at a time.
+    for _, tensors in itertools.groupby(tensors_of(table, config), lambda tensor: tensor.row):
+        stacks = {}
+        for tensor in tensors:
+            for path, piece in zip(tensor.paths, _pieces(tensor, state_dict), strict=True):
+                if path not in stacks:
+                    stacks[path] = _aligned(our_shapes(config)[path], dtype)
+                stacks[path][... if tensor.layer is None else tensor.layer] = piece
+        leaves |= {tuple(path.split("/")): jax.device_put(x) for path, x in stacks.items()}
+    return traverse_util.unflatten_dict(leaves)
+
+
+def module_from_torch(source: str, state_dict: Mapping[str, Any], config: Any, prefix: str) -> dict:
+    """A part of one layer's tree from the state dict of one PyTorch module, say an attention.
+
+    Args:
+        source, config: as of `from_torch`.
+        state_dict: the module's own, names without the prefix.
+        prefix: what the module is called in the whole model, such as "model.layers.0.self_attn.".
+
+    Returns:
+        The layer's tree as far as the module has it, such as {"attention": {...}}, not stacked.
+
+    Raises:
+        ValueError, TypeError: as `from_torch`.
+    """
+    table = table_for(source, config)
+    whole = {prefix + name: tensor for name, tensor in state_dict.items()}
+    within = [tensor for tensor in tensors_of(table, config) if tensor.name.startswith(prefix)]
+    check_module(table, within, whole)
+    dtype, leaves = _parameter_dtype(config), {}
+    for tensor in within:
+        for path, piece in zip(tensor.row.parts, _pieces(tensor, whole), strict=True):
+            leaves[tuple(path.split("/"))] = jnp.asarray(piece, dtype)
+    return traverse_util.unflatten_dict(leaves)
+
+
+def _pieces(tensor: Tensor, state_dict: Mapping[str, Any]) -> list[np.ndarray]:
+    """Our arrays out of one tensor."""
+    held = host_array(state_dict[tensor.name])
+    pieces = split_tensor(held, tensor.row.axes, list(tensor.row.parts.values()), tensor.sizes)
+    return pieces if tensor.row.sign > 0 else [-piece for piece in pieces]
+
+
+def _parameter_dtype(config: Any) -> np.dtype:
     dtype = jnp.dtype(config.param_dtype)
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
             f"config.param_dtype={config.param_dtype!r} needs "
             'jax.config.update("jax_enable_x64", True) first'
         )
-    _check_values(table, state_dict, config)
-    sizes, leaves = dim_lengths(table, config), {}
-    for row in table.rows:
-        if not holds(row.when, config):
-            continue
-        layered = "{layer}" in row.name
-        stacks = {
-            path: _aligned(shape_of(f"n {axes}" if layered else axes, sizes), dtype)
-            for path, axes in row.parts.items()
-        }
-        for layer, name in enumerate(layer_names(row.name, config.num_layers)):
-            tensor = host_array(state_dict[name])
-            pieces = split_tensor(tensor, row.axes, list(row.parts.values()), sizes)
-            for stack, piece in zip(stacks.values(), pieces, strict=True):
-                stack[layer if layered else ...] = piece if row.sign > 0 else -piece
-        leaves |= {tuple(path.split("/")): jax.device_put(x) for path, x in stacks.items()}
-    return traverse_util.unflatten_dict(leaves)
+    return dtype
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -116,25 +156,25 @@ def named_arrays(table: Source, params: Mapping[str, Any], config: Any) -> dict[
         raise TypeError(f"params must be a nested dict of arrays, got {type(params).__name__}")
     leaves = traverse_util.flatten_dict(dict(params), sep="/")
     check_tree(table, leaves, config)
-    sizes, layers, out = dim_lengths(table, config), config.num_layers, {}
-    for row in table.rows:
-        if not holds(row.when, config):
-            continue
-        stacks, axes = [np.asarray(leaves[path]) for path in row.parts], list(row.parts.values())
-        for layer, name in enumerate(layer_names(row.name, layers)):
-            parts = [x[layer] for x in stacks] if "{layer}" in row.name else stacks
-            tensor = join_tensor(parts, row.axes, axes, sizes)
-            out[name] = tensor if row.sign > 0 else np.negative(tensor, out=tensor)
+    out = {}
+    for tensor in tensors_of(table, config):
+        axes = list(tensor.row.parts.values())
+        parts = [np.asarray(leaves[path]) for path in tensor.paths]
+        parts = parts if tensor.layer is None else [part[tensor.layer] for part in parts]
+        joined = join_tensor(parts, tensor.row.axes, axes, tensor.sizes)
+        out[tensor.name] = joined if tensor.row.sign > 0 else np.negative(joined, out=joined)
     for copy in table.copies:
         if holds(copy.when, config):
             out[copy.name] = out[copy.of].copy()
     for constant in table.constants:
         if holds(constant.when, config):
             out[constant.name] = np.full(
-                shape_of(constant.axes, sizes), constant.value, jnp.dtype(config.param_dtype)
+                shape_of(constant.axes, config_sizes(table, config)),
+                constant.value,
+                jnp.dtype(config.param_dtype),
             )
     for buffer in table.lengths:
-        for name in layer_names(buffer.name, layers):
+        for name in layer_names(buffer.name, config.num_layers):
             out[name] = np.asarray(config.trained_length or 0, np.int64)
     return out
 

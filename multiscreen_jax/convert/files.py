@@ -15,12 +15,13 @@ from safetensors.numpy import save_file
 
 from multiscreen_jax.cleanup import afterwards
 from multiscreen_jax.convert.engine import from_torch, named_arrays
-from multiscreen_jax.convert.sources import TABLES, canonical_source, table_for
+from multiscreen_jax.convert.sources import canonical_source, table_for
 from multiscreen_jax.convert.stored import one_line, open_weights, shard_number
 from multiscreen_jax.json_files import read_object
+from multiscreen_jax.models.registry import ARCHITECTURES
 from multiscreen_jax.paths import checked_path
 
-CONFIG_CLASSES = {table.config_class.__name__: table.config_class for table in TABLES.values()}
+CONFIG_CLASSES = {each.config.__name__: each.config for each in ARCHITECTURES}
 LARGEST_CONFIG = 1 << 20  # bytes of JSON
 
 

@@ -3,16 +3,17 @@
     "(h k) d"       a matrix whose rows run over heads (outer) and key dims (inner)
     "(h k+v) d"     the same with two arrays fused: in each head first k rows, then v rows
     "[h v | h] d"   rows of one array after those of another: first h v, then h
+    "(h c 2) d"     rows of a head are c pairs; our "d h (2 c)" has first all firsts, then seconds
     "1"             an axis of length one that our array does not have
     ""              a scalar
 
-Letters are dims; their lengths come from the config. Our side is a plain list such as "d h k".
+Letters are dims; their lengths are read off our arrays. Our side is a list such as "d h k".
 Reshape, transpose, cut and join are all there is, so every layout can be read both ways.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,7 +28,17 @@ def _flat(axes: str) -> list[str]:
 
 
 def _length(token: str, sizes: Mapping[str, int]) -> int:
-    return 1 if token == "1" else sum(sizes[letter] for letter in token.split("+"))
+    return int(token) if token.isdigit() else sum(sizes[letter] for letter in token.split("+"))
+
+
+def elementary_sizes(part_axes: Iterable[str], shapes: Iterable[tuple[int, ...]]) -> dict[str, int]:
+    """Length of every letter, from the shapes of our arrays; a group has one letter at most."""
+    sizes = {}
+    for axes, shape in zip(part_axes, shapes, strict=True):
+        for group, length in zip(axis_groups(axes), shape, strict=True):
+            known = math.prod(int(token) for token in group if token.isdigit())
+            sizes |= {token: length // known for token in group if not token.isdigit()}
+    return sizes
 
 
 def _blocks(axes: str) -> tuple[list[str], int]:
@@ -99,7 +110,8 @@ def split_tensor(
         letters, slices = _spans(axes, index, sizes)
         piece = elementary[tuple(slices)]
         piece = piece.reshape([n for n, x in zip(piece.shape, letters, strict=True) if x != "1"])
-        parts.append(piece.transpose(_order([x for x in letters if x != "1"], _flat(target))))
+        piece = piece.transpose(_order([x for x in letters if x != "1"], _flat(target)))
+        parts.append(piece.reshape(shape_of(target, sizes)))
     return parts
 
 
@@ -116,6 +128,7 @@ def join_tensor(
     joined = np.empty(shape, parts[0].dtype)
     for index, (part, target) in enumerate(zip(parts, part_axes, strict=True)):
         letters, slices = _spans(axes, index, sizes)
-        piece = part.transpose(_order(_flat(target), [x for x in letters if x != "1"]))
+        piece = part.reshape([_length(token, sizes) for token in _flat(target)])
+        piece = piece.transpose(_order(_flat(target), [x for x in letters if x != "1"]))
         joined[tuple(slices)] = piece.reshape([s.stop - s.start for s in slices])
     return joined.reshape(shape_of(axes, sizes))

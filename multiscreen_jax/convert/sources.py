@@ -1,14 +1,14 @@
-"""The list of sources and how one is found."""
+"""The sources of all architectures and how one is found."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from multiscreen_jax import fields
-from multiscreen_jax.convert import linear_family, multiscreen, transformer
-from multiscreen_jax.convert.table import Source
+from multiscreen_jax.models.conversion import Source
+from multiscreen_jax.models.registry import ARCHITECTURES
 
-TABLES = {
-    table.name: table for table in (*multiscreen.TABLES, *transformer.TABLES, *linear_family.TABLES)
-}
+TABLES = {source.name: source for each in ARCHITECTURES for source in each.sources}
+_CONFIGS = {source.name: each.config for each in ARCHITECTURES for source in each.sources}
 
 
 def sources() -> list[str]:
@@ -21,6 +21,28 @@ def describe(source: str) -> str:
     return table_named(source).notes
 
 
+def read_config(source: str, config: Mapping[str, Any], **more: Any) -> Any:
+    """Our config from the implementation's own.
+
+    Args:
+        source: one of `sources()`.
+        config: the implementation's settings by its own names, such as a parsed config.json.
+        more: fields of our config, in place of what `config` says or beside it.
+
+    Raises:
+        ValueError: a source whose configs are not read; a setting that is missing or that ours does
+            not have.
+    """
+    table = table_named(source)
+    if table.settings is None:
+        raise ValueError(f"source {source!r} has no config that can be read; make ours yourself")
+    try:
+        found = table.settings(config)
+    except KeyError as error:
+        raise ValueError(f"{source}: its config has no {error.args[0]!r}") from None
+    return _CONFIGS[source](**(found | more))
+
+
 def table_named(source: str) -> Source:
     """The table of this source; a ValueError with near matches where there is none."""
     if not isinstance(source, str):
@@ -31,22 +53,24 @@ def table_named(source: str) -> Source:
 
 
 def table_for(source: str, config: Any) -> Source:
-    """The table of this source, once the config is seen to be of its class and of equal layers."""
+    """The table of this source, once the config is seen to be of its class."""
     table = table_named(source)
-    if type(config) is not table.config_class:  # a subclass has other parameters
+    if type(config) is not _CONFIGS[source]:  # a subclass has other parameters
         raise TypeError(
-            f"source {source!r} needs a {table.config_class.__name__}, got {_kind(config)}"
+            f"source {source!r} needs a {_CONFIGS[source].__name__}, got {_kind(config)}"
         )
-    if getattr(config, "pattern", ("mixer",)) != ("mixer",):
-        raise ValueError(f"source {source!r} has no layers of a pattern, got {config.pattern!r}")
     return table
+
+
+def tables_of(config: Any) -> list[Source]:
+    """All tables for configs of this class; the first is what models of it are saved in."""
+    return [table for name, table in TABLES.items() if type(config) is _CONFIGS[name]]
 
 
 def canonical_source(config: Any) -> str:
     """The source in which models of this config are saved: the first of its class."""
-    for table in TABLES.values():
-        if type(config) is table.config_class:
-            return table.name
+    for table in tables_of(config):
+        return table.name
     raise TypeError(f"no conversion source for a config of class {_kind(config)}")
 
 

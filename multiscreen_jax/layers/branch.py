@@ -5,7 +5,7 @@ model around it. `spec.build(common)` is its Flax module; `Common` has what the 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -98,13 +98,17 @@ class Branch(nn.Module):
         dtype = self.common.param_dtype
         return parameters.weight(self, name, init, shape, axes, dtype, decay=decay, rule=rule)
 
-    def project(self, name: str, x: Float[Array, "B T D"], **sizes: int) -> Float[Array, "..."]:
+    def project(
+        self, name: str, x: Float[Array, "B T D"], *, bias: bool = False, **sizes: int
+    ) -> Float[Array, "..."]:
         """x W in the model's dtype; W is the parameter `name`.
 
         `project("query", x, heads=H, key=K)` gives [B, T, H, K] by a W [D, H, K]: each name is
-        that of an axis (see `sharding.LogicalAxes`), with its size.
+        that of an axis (see `sharding.LogicalAxes`), with its size. With `bias` the parameter
+        `{name}_bias` [H, K] is added.
         """
-        return self._product(name, x, sizes, jnp.dtype(self.common.dtype))
+        y = self._product(name, x, sizes, jnp.dtype(self.common.dtype))
+        return y + self._bias(name, sizes.values(), sizes) if bias else y
 
     def project_gate(
         self, name: str, x: Float[Array, "B T D"], **sizes: int
@@ -113,16 +117,25 @@ class Branch(nn.Module):
         return self._product(name, x, sizes, accumulation_dtype(x))
 
     def project_out(
-        self, name: str, y: Float[Array, "B T H V"], dim: str = "value"
+        self, name: str, y: Float[Array, "B T H V"], dim: str = "value", *, bias: bool = False
     ) -> Float[Array, "B T D"]:
-        """y W summed over heads; W is the parameter `name` [H, V, D], and `dim` its second axis."""
+        """y W summed over heads; W is the parameter `name` [H, V, D], and `dim` its second axis.
+
+        With `bias` the parameter `{name}_bias` [D] is added.
+        """
         c = self.common
         dtype = jnp.dtype(c.dtype)
         shape = (*y.shape[2:], c.model_dim)
         matrix = self.weight(name, c.init(name, shape), shape, ("heads", dim, "embed"))
-        return jnp.einsum(
+        x = jnp.einsum(
             "bthv,hvd->btd", y.astype(dtype), matrix.astype(dtype), precision=c.precision
         )
+        return x + self._bias(name, (c.model_dim,), ("embed",)) if bias else x
+
+    def _bias(self, name: str, shape: Iterable[int], axes: Iterable[str]) -> Array:
+        zeros = nn.initializers.zeros_init()
+        bias = self.weight(f"{name}_bias", zeros, tuple(shape), tuple(axes), decay=False)
+        return bias.astype(jnp.dtype(self.common.dtype))
 
     def _product(self, name: str, x: Array, sizes: dict[str, int], out: jnp.dtype) -> Array:
         c = self.common

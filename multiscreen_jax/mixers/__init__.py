@@ -1,8 +1,8 @@
 """Token mixers, one per file: x -> y, causal, with a cache that goes in and comes out.
 
 Each file has a spec, a frozen dataclass with the mixer's own fields, and its module. One of your
-own derives from `Spec`, and from `Mixer`, or `RecurrentMixer` where its memory is a state; a layer
-of any model can be made of it.
+own derives from `Spec`, and from `Mixer`, or `RecurrentMixer` where its memory is a state, or
+`TokenMixer` where it keeps every token; a layer of any model can be made of it.
 """
 
 from multiscreen_jax.layers.branch import Common, Spec
@@ -19,6 +19,7 @@ from multiscreen_jax.mixers.mixer import Context, Mixed, Mixer
 from multiscreen_jax.mixers.recurrent import RecurrentMixer, state_zeros
 from multiscreen_jax.mixers.retention import Retention, RetentionSpec
 from multiscreen_jax.mixers.screening import ScreeningSpec, ScreeningTiles
+from multiscreen_jax.mixers.tokens import TokenMixer
 
 __all__ = [
     "Attention",
@@ -43,5 +44,6 @@ __all__ = [
     "ScreeningSpec",
     "ScreeningTiles",
     "Spec",
+    "TokenMixer",
     "state_zeros",
 ]

@@ -1,19 +1,18 @@
-"""Grouped-query softmax attention with rotary positions, and its key-value cache."""
+"""Grouped-query softmax attention with rotary positions."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 from multiscreen_jax import fields
-from multiscreen_jax.cache import Chunk, Cursor
 from multiscreen_jax.layers.branch import Common, Spec
 from multiscreen_jax.layers.rotary import Rotation, rotary_angles, rotate
 from multiscreen_jax.layers.stack import mark_mixer_output
-from multiscreen_jax.mixers.mixer import Context, Mixed, Mixer
+from multiscreen_jax.mixers.mixer import Context, Mixed
+from multiscreen_jax.mixers.tokens import TokenMixer
 from pallas_kernels.attention import causal_attention, decode_attention
 
 
@@ -27,6 +26,7 @@ class AttentionSpec(Spec):
         head_dim: K, even; None is D / H.
         rope_theta: base of the rotary frequencies.
         rope_factor: positions are divided by it (position interpolation).
+        attention_bias: all four projections have one.
     """
 
     num_heads: int
@@ -34,6 +34,7 @@ class AttentionSpec(Spec):
     head_dim: int | None = None
     rope_theta: float = 10000.0
     rope_factor: float = 1.0
+    attention_bias: bool = False
 
     tree_name: ClassVar[str] = "attention"
 
@@ -48,8 +49,9 @@ class AttentionSpec(Spec):
                 f"num_kv_heads={self.num_kv_heads}"
             )
         fields.positive_numbers(self, "rope_theta", "rope_factor")
+        fields.booleans(self, "attention_bias")
 
-    def fitted(self, model_dim: int) -> "AttentionSpec":
+    def fitted(self, model_dim: int) -> Self:
         """The same with G and K as they are in a model of this width."""
         if self.head_dim is None and model_dim % self.num_heads:
             raise ValueError(
@@ -66,24 +68,14 @@ class AttentionSpec(Spec):
         return Attention(self.fitted(common.model_dim), common, **how)
 
 
-@struct.dataclass
-class AttentionCache:
-    """Keys (rotated) and values of all layers.
-
-    Attributes:
-        keys, values: [N, B, G, S, K]; row b holds tokens 0 <= s < cursor.length[b], and S is the
-            cursor's limit.
-    """
-
-    keys: Float[Array, "N B G S K"]
-    values: Float[Array, "N B G S K"]
-
-
-class Attention(Mixer):
-    """y = concat_h(attention_h(x)) W_O, causal, without biases.
+class Attention(TokenMixer):
+    """y = concat_h(attention_h(x)) W_O, causal.
 
     Heads h of one group h // (H/G) share keys and values. Projections run in the model's dtype;
     rotation, scores and softmax in `promote_types(dtype, float32)`.
+
+    A variant overrides one of the three steps: `heads` before attention, `attend` itself, or
+    `combine` after it.
     """
 
     spec: AttentionSpec
@@ -92,58 +84,71 @@ class Attention(Mixer):
     def __call__(
         self, x: Float[Array, "B T D"], layer: Int[Array, ""] | None, context: Context
     ) -> Mixed:
-        s, precision = self.spec, self.common.precision
-        shared = {"key_heads": s.num_kv_heads, "key": s.head_dim}
-        q = rotate(self.project("query", x, heads=s.num_heads, key=s.head_dim), context.prepared)
-        k = rotate(self.project("key", x, **shared), context.prepared)
-        v = self.project("value", x, **shared)
+        q, k, v = self.heads(x, context)
+        y = self.combine(x, self.attend(q, k, v, layer, context))
+        y = mark_mixer_output(self.project_out("output", y, "key", bias=self.spec.attention_bias))
+        written = None if context.chunk is None else {"keys": k, "values": v}
+        return Mixed(y, written, self.given(v))
+
+    def heads(
+        self, x: Float[Array, "B T D"], context: Context
+    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
+        """Queries and keys, rotated, and values, as they are kept."""
+        s, bias = self.spec, self.spec.attention_bias
+        q = self.project("query", x, bias=bias, heads=self.query_heads, key=s.head_dim)
+        k, v = (
+            self.project(name, x, bias=bias, key_heads=s.num_kv_heads, key=s.head_dim)
+            for name in ("key", "value")
+        )
+        return rotate(q, context.prepared), rotate(k, context.prepared), v
+
+    def attend(
+        self,
+        q: Float[Array, "B T H K"],
+        k: Float[Array, "B T G K"],
+        v: Float[Array, "B T G K"],
+        layer: Int[Array, ""] | None,
+        context: Context,
+    ) -> Float[Array, "B T H K"]:
+        """Softmax attention over these tokens and those in the cache."""
         cache, cursor, chunk = context.cache, context.cursor, context.chunk
+        precision = self.common.precision
         if chunk is None:
-            y = causal_attention(q, k, v, context.segment_ids, precision=precision)
-        else:
-            y = decode_attention(
-                q, k, v, cache.keys, cache.values, layer, cursor.start, cursor.length,
-                chunk.segment_ids, chunk.continues, precision=precision,
-            )  # fmt: skip
-        y = mark_mixer_output(self.project_out("output", y, "key"))
-        return Mixed(y, None if chunk is None else (k, v))
+            return causal_attention(q, k, v, context.segment_ids, precision=precision)
+        return decode_attention(
+            q, k, v, cache["keys"], cache["values"], layer, cursor.start, cursor.length,
+            chunk.segment_ids, chunk.continues, precision=precision,
+        )  # fmt: skip
+
+    def combine(
+        self, x: Float[Array, "B T D"], y: Float[Array, "B T H K"]
+    ) -> Float[Array, "B T H K"]:
+        """What the output projection takes of all heads."""
+        del x
+        return y
+
+    def given(self, v: Float[Array, "B T G K"]) -> dict[str, Array]:
+        """What later stages get of this layer."""
+        del v
+        return {}
+
+    @property
+    def query_heads(self) -> int:
+        """How many heads ask."""
+        return self.spec.num_heads
 
     def prepare(self, positions: Int[Array, "B T"], dtype: jnp.dtype) -> Rotation:
         s = self.spec
         return rotary_angles(positions, s.head_dim, s.rope_theta, s.rope_factor, dtype)
 
-    def init_cache(
-        self, params: Any, layers: int, batch: int, max_length: int, dtype: jnp.dtype
-    ) -> tuple[AttentionCache, int]:
-        """2 N B G max_length K zeros."""
-        del params
-        shape = (layers, batch, self.spec.num_kv_heads, max_length, self.spec.head_dim)
-        return AttentionCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)), max_length
-
-    def split_cache(self, part: AttentionCache) -> tuple[Int[Array, "N"], AttentionCache]:
-        """Layers read the one cache in place, by number, and hand back what is to be written."""
-        return jnp.arange(part.keys.shape[0]), part
-
-    def write_cache(
-        self, part: AttentionCache, chunk: Chunk, cursor: Cursor, written: tuple[Array, Array]
-    ) -> AttentionCache:
-        """All layers in one write; `written` are keys and values [N, B, T, G, K]."""
-        del cursor
-        # Padding, and what does not fit, goes past the end, where the write is dropped.
-        place = jnp.where(chunk.segment_ids != 0, chunk.index, part.keys.shape[3])
-        row = jnp.arange(place.shape[0])[:, None]
-
-        def write(old: Array, new: Array) -> Array:
-            # Indexed axes come first: [B, T, N, G, K].
-            new = jnp.moveaxis(new.astype(old.dtype), 0, 2)
-            return old.at[:, row, :, place].set(new, mode="drop")
-
-        keys, values = written
-        return AttentionCache(write(part.keys, keys), write(part.values, values))
+    def entries(self) -> dict[str, tuple[int, int]]:
+        shape = self.spec.num_kv_heads, self.spec.head_dim
+        return {"keys": shape, "values": shape}
 
     def forward_flops(self, length: int) -> float:
         """Projections, plus 4 K for every head and every query with a key not in its future."""
         s = self.spec
-        weights = self.common.model_dim * (2 * s.num_heads + 2 * s.num_kv_heads) * s.head_dim
+        heads = self.query_heads + s.num_heads + 2 * s.num_kv_heads
         pairs = length * (length + 1) / 2
-        return 2 * length * weights + 4 * s.num_heads * s.head_dim * pairs
+        projections = 2 * length * self.common.model_dim * heads * s.head_dim
+        return projections + 4 * self.query_heads * s.head_dim * pairs

@@ -1,5 +1,7 @@
 """Token mixers as the trunk sees them: a module, its part of the cache, and its counts."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +25,7 @@ class Context:
         cache: what its `split_cache` leaves whole, read in place by all layers.
         chunk: where the tokens come in a cache; None without one.
         cursor: of the cache before these tokens; None without one.
+        given: what mixers of earlier stages gave, by name.
     """
 
     segment_ids: Int[Array, "B T"] | None
@@ -31,6 +34,7 @@ class Context:
     cache: Any = None
     chunk: Chunk | None = None
     cursor: Cursor | None = None
+    given: Mapping[str, Array] = struct.field(default_factory=dict)
 
 
 class Mixed(NamedTuple):
@@ -39,10 +43,13 @@ class Mixed(NamedTuple):
     Attributes:
         y: [B, T, D].
         written: what `write_cache` takes of this layer; None without a cache.
+        given: arrays [B, T, ...] that all later stages get, by name, in `Context.given`. Only
+            layers of a stage that is not repeated may give any.
     """
 
     y: Float[Array, "B T D"]
     written: Any = None
+    given: Mapping[str, Array] = MappingProxyType({})
 
 
 class Mixer(Branch):

@@ -7,6 +7,7 @@ are a new architecture.
 from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder, DecoderConfig
 from multiscreen_jax.models.delta_net import *
+from multiscreen_jax.models.diff_v2 import *
 from multiscreen_jax.models.gated_delta_net import *
 from multiscreen_jax.models.hybrid import *
 from multiscreen_jax.models.linear import AttentionLayers, LinearConfig, ScreeningLayers
@@ -15,7 +16,9 @@ from multiscreen_jax.models.log_linear_mamba2 import *
 from multiscreen_jax.models.mamba2 import *
 from multiscreen_jax.models.multiscreen import *
 from multiscreen_jax.models.output import ModelOutput
+from multiscreen_jax.models.resformer import *
 from multiscreen_jax.models.retnet import *
+from multiscreen_jax.models.ssmax import *
 from multiscreen_jax.models.transformer import *
 from multiscreen_jax.models.trunk import Layer, Stage
 

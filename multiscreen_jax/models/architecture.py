@@ -1,10 +1,12 @@
 """One record for each architecture, at the end of its file; all lists are computed from them."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from multiscreen_jax import fields
+from multiscreen_jax.models.conversion import Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,8 @@ class Architecture:
         config, model: its classes; `model(config)` is the language model.
         presets: by size, the fields of the config.
         paper: title and address of what it follows.
+        sources: tables of PyTorch implementations whose weights it takes and gives; the first is
+            what its own files are written in.
     """
 
     name: str
@@ -23,9 +27,18 @@ class Architecture:
     model: Callable[[Any], Any]
     presets: Mapping[str, Mapping[str, Any]]
     paper: str
+    sources: tuple[Source, ...] = ()
 
     def preset(self, size: str, **overrides: Any) -> Any:
         """The config of a size, with fields replaced; ValueError naming the sizes there are."""
         if str(size).lower() not in self.presets:
             raise fields.unknown_name(f"{self.name} preset", size, self.presets)
         return self.config(**{**self.presets[size.lower()], **overrides})
+
+
+def architecture_of(config: type) -> Architecture:
+    """The record at the end of the file that defines a config's class; TypeError without one."""
+    record = getattr(sys.modules[config.__module__], "ARCHITECTURE", None)
+    if record is None or record.config is not config:
+        raise TypeError(f"{config.__name__} has no record: its file does not end with ARCHITECTURE")
+    return record

@@ -11,7 +11,7 @@ The residual stream is kept in `promote_types(dtype, float32)`.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,11 +19,12 @@ from jaxtyping import Array, Float, Int
 
 from multiscreen_jax import fields
 from multiscreen_jax.cache import ModelCache
-from multiscreen_jax.layers.branch import Common
+from multiscreen_jax.layers.branch import Common, Spec
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, lookup
 from multiscreen_jax.layers.parameters import weight
 from multiscreen_jax.layers.stack import check_remat
 from multiscreen_jax.models import trunk
+from multiscreen_jax.models.architecture import architecture_of
 from multiscreen_jax.models.fit import check_params, count_parameters
 from multiscreen_jax.models.language_model import LanguageModel
 from multiscreen_jax.models.trunk import Stage, Trunk
@@ -69,6 +70,15 @@ class DecoderConfig:
         fields.precision(self.precision)
         fields.booleans(self, "tie_embeddings", "final_norm_gain", "unroll_layers")
         check_remat(self.remat)
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """A named shape of this architecture, with fields replaced; see its record."""
+        return architecture_of(cls).preset(name, **overrides)
+
+    def own_fields(self, spec: type[Spec]) -> dict[str, Any]:
+        """This config's values of a spec's fields, by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(spec)}
 
     def stages(self) -> tuple[Stage, ...]:
         """The layers, from the first to the last."""

@@ -5,11 +5,11 @@ x = x + swiglu(norm(x))
 """
 
 import dataclasses
-from typing import Any
 
 from multiscreen_jax.mixers.delta_net import DeltaNetSpec
 from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
+from multiscreen_jax.models.fla_names import DELTA, fla
 from multiscreen_jax.models.linear import LinearConfig
 
 __all__ = ["DeltaNet", "DeltaNetConfig"]
@@ -28,11 +28,6 @@ class DeltaNetConfig(LinearConfig):
     conv_width: int = 4
     output_gate: bool = False
     negative_eigenvalues: bool = False
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "DeltaNetConfig":
-        """A named shape: "tiny"."""
-        return ARCHITECTURE.preset(name, **overrides)
 
     def mixer(self) -> DeltaNetSpec:
         return DeltaNetSpec(**self.own_fields(DeltaNetSpec))
@@ -55,4 +50,15 @@ ARCHITECTURE = Architecture(
         },
     },
     paper="Parallelizing Linear Transformers with the Delta Rule, arXiv:2406.06484",
+    sources=(
+        fla(
+            "deltanet/fla",
+            *DELTA,
+            notes=(
+                "DeltaNetForCausalLM of flash-linear-attention, with beta, SiLU and L2 norms of "
+                "queries and keys. use_gate is our output_gate, allow_neg_eigval our "
+                "negative_eigenvalues."
+            ),
+        ),
+    ),
 )  # fmt: skip

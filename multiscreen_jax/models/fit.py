@@ -23,7 +23,7 @@ def check_params(model: nn.Module, params: Any) -> None:
     """ValueError unless `params` has the names and shapes that the model's `init` gives."""
     check_tree(params)
     kind = type(model).__name__
-    needed, given = _needed(model.clone(parent=None)), shapes(params)
+    needed, given = needed_shapes(model.clone(parent=None)), shapes(params)
     for name, shape in needed.items():
         if name not in given:
             other = next((f"; they have {x}" for x in given if x not in needed), "")
@@ -51,10 +51,11 @@ def check_tree(params: Any) -> None:
 
 def count_parameters(model: nn.Module) -> int:
     """Numbers in all parameters of a language model; nothing is computed."""
-    return sum(math.prod(shape) for shape in _needed(model).values())
+    return sum(math.prod(shape) for shape in needed_shapes(model).values())
 
 
 @functools.lru_cache(maxsize=256)
-def _needed(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def needed_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """{"layers.mixer.query": shape} of every parameter that the model's `init` makes."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return shapes(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])

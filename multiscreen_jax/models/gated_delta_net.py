@@ -5,12 +5,12 @@ x = x + swiglu(norm(x))
 """
 
 import dataclasses
-from typing import Any
 
 from multiscreen_jax.mixers.gated_delta_net import GatedDeltaNetSpec
 from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.delta_net import DeltaNetConfig
+from multiscreen_jax.models.fla_names import GATED_DELTA, fla
 from multiscreen_jax.models.linear import AttentionLayers, ScreeningLayers
 
 __all__ = ["GatedDeltaNet", "GatedDeltaNetConfig"]
@@ -21,11 +21,6 @@ class GatedDeltaNetConfig(DeltaNetConfig):
     """Shape and settings of a Gated DeltaNet: those of `DeltaNetConfig`, with an output gate."""
 
     output_gate: bool = True
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "GatedDeltaNetConfig":
-        """A named shape: "tiny", "800m"."""
-        return ARCHITECTURE.preset(name, **overrides)
 
     def mixer(self) -> GatedDeltaNetSpec:
         return GatedDeltaNetSpec(**self.own_fields(GatedDeltaNetSpec))
@@ -63,4 +58,15 @@ ARCHITECTURE = Architecture(
         },
     },
     paper="Gated Delta Networks, arXiv:2412.06464",
+    sources=(
+        fla(
+            "gated_deltanet/fla",
+            *GATED_DELTA,
+            notes=(
+                "GatedDeltaNetForCausalLM of flash-linear-attention. head_dim is our key_dim and "
+                "head_dim * expand_v our value_dim; use_gate is our output_gate, allow_neg_eigval "
+                "our negative_eigenvalues. More value heads than heads have no counterpart."
+            ),
+        ),
+    ),
 )  # fmt: skip

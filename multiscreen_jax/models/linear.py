@@ -8,7 +8,6 @@ by this architecture's feed-forward.
 """
 
 import dataclasses
-from typing import Any
 
 from multiscreen_jax import fields
 from multiscreen_jax.layers.branch import Spec
@@ -88,10 +87,6 @@ class LinearConfig(DecoderConfig):
     def mixer(self) -> Spec:
         """The architecture's own mixer."""
         raise NotImplementedError(f"{type(self).__name__} does not define mixer")
-
-    def own_fields(self, spec: type[Spec]) -> dict[str, Any]:
-        """This config's values of a spec's fields, by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(spec)}
 
     def init(self) -> NormalAndUniform:
         assert self.initializer_range is not None

@@ -7,13 +7,13 @@ Its parent with one change: the past is kept in states by age, each with a weigh
 """
 
 import dataclasses
-from typing import Any
 
 from multiscreen_jax.mixers.log_linear import Levels
 from multiscreen_jax.mixers.log_linear_gated_delta_net import LogLinearGatedDeltaNetSpec
 from multiscreen_jax.models import gated_delta_net
 from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
+from multiscreen_jax.models.fla_names import LOG_LINEAR_GATED_DELTA, fla
 from multiscreen_jax.models.gated_delta_net import GatedDeltaNetConfig
 
 __all__ = ["LogLinearGatedDeltaNet", "LogLinearGatedDeltaNetConfig"]
@@ -22,11 +22,6 @@ __all__ = ["LogLinearGatedDeltaNet", "LogLinearGatedDeltaNetConfig"]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogLinearGatedDeltaNetConfig(Levels, GatedDeltaNetConfig):
     """Shape and settings of a Log-Linear Gated DeltaNet: `GatedDeltaNetConfig` and `Levels`."""
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "LogLinearGatedDeltaNetConfig":
-        """A named shape: "tiny", "800m"."""
-        return ARCHITECTURE.preset(name, **overrides)
 
     def mixer(self) -> LogLinearGatedDeltaNetSpec:
         return LogLinearGatedDeltaNetSpec(**self.own_fields(LogLinearGatedDeltaNetSpec))
@@ -47,4 +42,14 @@ ARCHITECTURE = Architecture(
         "800m": gated_delta_net.ARCHITECTURE.presets["800m"],
     },
     paper="Log-Linear Attention, arXiv:2506.04761, section 3.4",
+    sources=(
+        fla(
+            "log_linear_gdn/hattention",
+            *LOG_LINEAR_GATED_DELTA,
+            notes=(
+                "HGatedDeltaNetForCausalLM of HanGuo97/log-linear-attention, 15 levels. Names and "
+                "shapes are those of gated_deltanet/fla with two more a layer."
+            ),
+        ),
+    ),
 )

@@ -7,13 +7,13 @@ Its parent with one change: the past is kept in states by age, each with a weigh
 """
 
 import dataclasses
-from typing import Any
 
 from multiscreen_jax.mixers.log_linear import Levels
 from multiscreen_jax.mixers.log_linear_mamba2 import LogLinearMamba2Spec
 from multiscreen_jax.models import mamba2
 from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
+from multiscreen_jax.models.fla_names import BLOCK, LOG_LINEAR_MAMBA2, fla
 from multiscreen_jax.models.mamba2 import Mamba2Config
 
 __all__ = ["LogLinearMamba2", "LogLinearMamba2Config"]
@@ -29,11 +29,6 @@ class LogLinearMamba2Config(Levels, Mamba2Config):
 
     feed_forward_dim: int | None = None
 
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "LogLinearMamba2Config":
-        """A named shape: "tiny", "800m"."""
-        return ARCHITECTURE.preset(name, **overrides)
-
     def mixer(self) -> LogLinearMamba2Spec:
         return LogLinearMamba2Spec(**self.own_fields(LogLinearMamba2Spec))
 
@@ -44,6 +39,26 @@ class LogLinearMamba2(Decoder):
     config: LogLinearMamba2Config
 
 
+_HATTENTION = fla(
+    "log_linear_mamba2/hattention",
+    *LOG_LINEAR_MAMBA2,
+    layer=BLOCK,
+    norm="norm_f",
+    notes=(
+        "HAttentionForCausalLM of HanGuo97/log-linear-attention, 15 levels. state_size is our "
+        "key_dim, head_dim our value_dim. With several groups its gated norm still takes the mean "
+        "over all heads, ours over those of a group."
+    ),
+)
+_FLA = dataclasses.replace(
+    _HATTENTION,
+    name="log_linear_mamba2/fla",
+    notes=(
+        "LogLinearMamba2ForCausalLM of flash-linear-attention: the names and shapes of "
+        "log_linear_mamba2/hattention. It drops what is older than its levels hold."
+    ),
+)
+
 ARCHITECTURE = Architecture(
     name="log-linear-mamba2",
     config=LogLinearMamba2Config,
@@ -53,4 +68,5 @@ ARCHITECTURE = Architecture(
         "800m": mamba2.ARCHITECTURE.presets["mlp-800m"],
     },
     paper="Log-Linear Attention, arXiv:2506.04761, section 3.3",
+    sources=(_HATTENTION, _FLA),
 )

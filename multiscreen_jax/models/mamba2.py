@@ -5,11 +5,11 @@ x = x + swiglu(norm(x))                          where feed_forward_dim is not 0
 """
 
 import dataclasses
-from typing import Any
 
 from multiscreen_jax.mixers.mamba2 import Mamba2Spec
 from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
+from multiscreen_jax.models.fla_names import BLOCK, MAMBA2, fla
 from multiscreen_jax.models.linear import LinearConfig
 
 __all__ = ["Mamba2", "Mamba2Config"]
@@ -30,11 +30,6 @@ class Mamba2Config(LinearConfig):
     norm_eps: float = 1e-5
     num_groups: int = 1
     conv_width: int = 4
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "Mamba2Config":
-        """A named shape: "tiny", "mlp-tiny", "mlp-800m"."""
-        return ARCHITECTURE.preset(name, **overrides)
 
     def mixer(self) -> Mamba2Spec:
         return Mamba2Spec(**self.own_fields(Mamba2Spec))
@@ -66,4 +61,19 @@ ARCHITECTURE = Architecture(
         },
     },
     paper="Transformers are SSMs, arXiv:2405.21060",
+    sources=(
+        fla(
+            "mamba2/fla",
+            *MAMBA2,
+            layer=BLOCK,
+            norm="norm_f",
+            notes=(
+                "Mamba2ForCausalLM of flash-linear-attention, and of transformers (with several "
+                "groups its gated norm takes the mean over all heads); with feed-forward layers "
+                "the mamba2mlp of HanGuo97/log-linear-attention. state_size is our key_dim, "
+                "head_dim our value_dim, n_groups our num_groups. Biases of the projections, D by "
+                "channel and limits of dt have no counterpart."
+            ),
+        ),
+    ),
 )  # fmt: skip

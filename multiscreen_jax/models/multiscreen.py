@@ -28,6 +28,7 @@ from multiscreen_jax.models import trunk
 from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.fit import check_params, count_parameters
 from multiscreen_jax.models.language_model import LanguageModel
+from multiscreen_jax.models.multiscreen_names import SOURCES
 from multiscreen_jax.models.trunk import Layer, Stage, Trunk
 from pallas_kernels.common.numerics import unit_norm
 
@@ -227,4 +228,5 @@ ARCHITECTURE = Architecture(
         },
     },
     paper="Screening Is Enough, arXiv:2604.01178 v3",
+    sources=SOURCES,
 )  # fmt: skip

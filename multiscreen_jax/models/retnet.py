@@ -5,11 +5,11 @@ x = x + swiglu(norm(x))
 """
 
 import dataclasses
-from typing import Any
 
 from multiscreen_jax.mixers.retention import RetentionSpec
 from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder
+from multiscreen_jax.models.fla_names import RETENTION, fla
 from multiscreen_jax.models.linear import LinearConfig
 
 __all__ = ["RetNet", "RetNetConfig"]
@@ -24,11 +24,6 @@ class RetNetConfig(LinearConfig):
     """
 
     rope_theta: float = 10000.0
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "RetNetConfig":
-        """A named shape: "tiny"."""
-        return ARCHITECTURE.preset(name, **overrides)
 
     def mixer(self) -> RetentionSpec:
         return RetentionSpec(**self.own_fields(RetentionSpec))
@@ -51,4 +46,14 @@ ARCHITECTURE = Architecture(
         },
     },
     paper="Retentive Network, arXiv:2307.08621",
+    sources=(
+        fla(
+            "retnet/fla",
+            *RETENTION,
+            notes=(
+                "RetNetForCausalLM of flash-linear-attention, with an output gate and without "
+                "short convolutions; norm_eps and the number of heads are in its config only."
+            ),
+        ),
+    ),
 )  # fmt: skip

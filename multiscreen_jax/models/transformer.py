@@ -9,7 +9,6 @@ The residual stream is kept in `promote_types(dtype, float32)`.
 """
 
 import dataclasses
-from typing import Any
 
 from multiscreen_jax import fields
 from multiscreen_jax.layers.feed_forward import SwiGLUSpec
@@ -17,6 +16,7 @@ from multiscreen_jax.layers.initializers import Normal
 from multiscreen_jax.mixers.attention import AttentionSpec
 from multiscreen_jax.models.architecture import Architecture
 from multiscreen_jax.models.decoder import Decoder, DecoderConfig
+from multiscreen_jax.models.llama_names import llama
 from multiscreen_jax.models.trunk import Layer, Stage
 
 __all__ = ["Transformer", "TransformerConfig"]
@@ -35,6 +35,7 @@ class TransformerConfig(DecoderConfig):
         feed_forward_dim: F; None is floor(8 D / 3).
         rope_theta: base of the rotary frequencies.
         rope_factor: positions are divided by it (position interpolation).
+        attention_bias: the four projections of attention have one.
         final_norm_gain: the paper's counts have none.
     """
 
@@ -44,6 +45,7 @@ class TransformerConfig(DecoderConfig):
     feed_forward_dim: int | None = None
     rope_theta: float = 10000.0
     rope_factor: float = 1.0
+    attention_bias: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,16 +56,7 @@ class TransformerConfig(DecoderConfig):
 
     def attention(self) -> AttentionSpec:
         """The mixer of every layer."""
-        spec = AttentionSpec(
-            num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, head_dim=self.head_dim,
-            rope_theta=self.rope_theta, rope_factor=self.rope_factor,
-        )  # fmt: skip
-        return spec.fitted(self.model_dim)
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "TransformerConfig":
-        """One of the paper's sizes: "8m", "18m", "45m", "124m", "353m" (with 50257 tokens)."""
-        return ARCHITECTURE.preset(name, **overrides)
+        return AttentionSpec(**self.own_fields(AttentionSpec)).fitted(self.model_dim)
 
     def init(self) -> Normal:
         return transformer_init(self.num_layers)
@@ -98,4 +91,5 @@ ARCHITECTURE = Architecture(
         "353m": {**_GPT2, "num_layers": 24, "num_heads": 16, "model_dim": 1024},
     },
     paper="the baseline of Screening Is Enough, arXiv:2604.01178 v1, appendix A",
+    sources=(llama("transformer/hf-llama", notes="LlamaForCausalLM of transformers."),),
 )  # fmt: skip

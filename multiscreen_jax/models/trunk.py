@@ -21,7 +21,7 @@ from multiscreen_jax.layers.initializers import Init
 from multiscreen_jax.layers.positions import document_positions
 from multiscreen_jax.layers.residuals import PRE_NORM, Residual, Sublayer
 from multiscreen_jax.layers.stack import LayerStack
-from multiscreen_jax.mixers.mixer import Context, Mixer
+from multiscreen_jax.mixers.mixer import Context, Mixed, Mixer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,18 @@ def stages_of(
     return tuple(stages)
 
 
+def layer_places(stages: tuple[Stage, ...]) -> list[tuple[str, int]]:
+    """Where each layer is in the parameter tree, from the first: (path, index among repeats)."""
+    places = []
+    for stage in stages:
+        several = len(stage.pattern) > 1
+        for repeat in range(stage.repeats):
+            for number in range(len(stage.pattern)):
+                level = f"layer_{number}/" if several else ""
+                places.append((f"{stage.name}/{level}", repeat))
+    return places
+
+
 def forward_flops(common: Common, stages: tuple[Stage, ...], length: int) -> float:
     """FLOPs of all branches over one sequence, as each says them."""
     total = 0.0
@@ -134,6 +146,16 @@ def init_cache(
     return ModelCache(parts, new_cursor(batch, min(limits)))
 
 
+def _once(stage: Stage, given: dict[str, Array]) -> dict[str, Array]:
+    """What the layers of a stage gave, each once, without the axis of repeats."""
+    if given and stage.repeats > 1:
+        raise ValueError(
+            f"layers of stage {stage.name!r} give {', '.join(given)}, {stage.repeats} times; "
+            "allowed: a stage that is not repeated"
+        )
+    return {name: x[0] for name, x in given.items()}
+
+
 class TrunkLayer(nn.Module):
     """The branches of one layer, each joined to the stream by the layer's residual scheme."""
 
@@ -145,14 +167,14 @@ class TrunkLayer(nn.Module):
         self, x: Float[Array, "B T D"], own: tuple[Int[Array, ""], Any], context: Context
     ) -> tuple[Float[Array, "B T D"], Any]:
         depth, cache = own
-        layer, written = self.layer, None
+        layer, mixed = self.layer, None
         self.sow("intermediates", "residual", x, reduce_fn=lambda _, new: new)
 
         def mix(x: Array) -> Array:
-            nonlocal written
+            nonlocal mixed
             mixer = layer.build_mixer(self.common, name=layer.mixer.tree_name)
-            y, written = mixer(x, cache, context)
-            return y
+            mixed = Mixed(*mixer(x, cache, context))
+            return mixed.y
 
         def feed(x: Array) -> Array:
             return layer.feed_forward.build(self.common, name=layer.feed_forward.tree_name)(
@@ -163,7 +185,7 @@ class TrunkLayer(nn.Module):
         x = layer.residual(x, Sublayer(layer.mixer.tree_name, mix, *about))
         if layer.feed_forward is not None:
             x = layer.residual(x, Sublayer(layer.feed_forward.tree_name, feed, *about))
-        return x, written
+        return x, (mixed.written, dict(mixed.given))
 
 
 class LayerGroup(nn.Module):
@@ -180,11 +202,12 @@ class LayerGroup(nn.Module):
     def __call__(
         self, x: Float[Array, "B T D"], layers: tuple[Any, ...], contexts: tuple[Context, ...]
     ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
-        written = []
+        written, given = [], {}
         for layer, own, context in zip(self.layer, layers, contexts, strict=True):
-            x, new = layer(x, own, context)
+            x, (new, gives) = layer(x, own, context)
             written.append(new)
-        return x, tuple(written)
+            given |= gives
+        return x, (tuple(written), given)
 
 
 class Trunk(nn.Module):
@@ -223,7 +246,7 @@ class Trunk(nn.Module):
             self._check(cache, x.shape[0])
             chunk, cursor = place(cache.cursor, segment_ids, x.shape[1])
             positions = chunk.position
-        depth, parts, prepared = 0, {}, {}
+        depth, parts, prepared, given = 0, {}, {}, {}
         for stage in self.stages:
             mixers = stage.mixers(self.common)
             held = (None,) * len(mixers) if cache is None else cache.parts[stage.name]
@@ -232,13 +255,16 @@ class Trunk(nn.Module):
                 if mixer.spec not in prepared:
                     prepared[mixer.spec] = mixer.prepare(positions, x.dtype)
                 own, whole = (None, None) if part is None else mixer.split_cache(part)
-                before = None if cache is None else cache.cursor
                 depths = depth + number + len(mixers) * jnp.arange(stage.repeats)
                 layers.append((depths, own))
                 contexts.append(
-                    Context(segment_ids, positions, prepared[mixer.spec], whole, chunk, before)
-                )
-            x, written = getattr(self, stage.name)(x, tuple(layers), tuple(contexts))
+                    Context(
+                        segment_ids, positions, prepared[mixer.spec], whole, chunk,
+                        None if cache is None else cache.cursor, given,
+                    )
+                )  # fmt: skip
+            x, (written, gives) = getattr(self, stage.name)(x, tuple(layers), tuple(contexts))
+            given = given | _once(stage, gives)
             if cache is not None:
                 parts[stage.name] = tuple(
                     mixer.write_cache(part, chunk, cursor, new)

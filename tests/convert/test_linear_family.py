@@ -7,24 +7,15 @@ import numpy as np
 import pytest
 
 from multiscreen_jax import convert
-from multiscreen_jax.convert.checks import dim_lengths, layer_names
-from multiscreen_jax.convert.layout import shape_of
+from multiscreen_jax.convert.plan import tensors_of
 from multiscreen_jax.convert.sources import table_named
-from multiscreen_jax.convert.table import holds
 from multiscreen_jax.models import AttentionLayers, config_for
 from tests.convert.trees import LINEAR_FAMILY, assert_same, random_tree
 
 
 def named_shapes(source, config):
     """Shapes by torch name."""
-    table = table_named(source)
-    sizes = dim_lengths(table, config)
-    return {
-        name: shape_of(row.axes, sizes)
-        for row in table.rows
-        if holds(row.when, config)
-        for name in layer_names(row.name, config.num_layers)
-    }
+    return {tensor.name: tensor.shape for tensor in tensors_of(table_named(source), config)}
 
 
 def test_the_published_log_linear_gated_delta_net():
@@ -136,5 +127,7 @@ def test_a_pattern_has_no_counterpart():
         pattern=("mixer", "mixer", "attention"),
         attention=AttentionLayers(num_heads=2),
     )
-    with pytest.raises(ValueError, match="pattern"):
+    with pytest.raises(
+        ValueError, match=r"no counterpart of layers/layer_2/attention.* and 2 more"
+    ):
         convert.to_torch("gated_deltanet/fla", random_tree(config), config)

@@ -1,5 +1,8 @@
 """Random parameter trees and configs for every conversion source."""
 
+import dataclasses
+import operator
+
 import jax
 import numpy as np
 from flax import traverse_util
@@ -15,6 +18,7 @@ from multiscreen_jax.models import (
     TransformerConfig,
     build,
 )
+from multiscreen_jax.models.registry import ARCHITECTURES
 from multiscreen_jax.sharding import path_name
 from multiscreen_jax.train.state import abstract_params
 
@@ -53,13 +57,20 @@ LINEAR_FAMILY = {
 
 
 def config_for(source: str):
+    """A small config of the source's class."""
     if source in LINEAR_FAMILY:
         return LINEAR_FAMILY[source]
-    return MULTISCREEN if source.startswith("multiscreen/") else TRANSFORMER
+    if source.startswith("multiscreen/"):
+        return MULTISCREEN
+    architecture = next(each for each in ARCHITECTURES if source in map(name_of, each.sources))
+    return architecture.config(**dataclasses.asdict(TRANSFORMER))
+
+
+name_of = operator.attrgetter("name")
 
 
 def shapes(config) -> dict[str, tuple[int, ...]]:
-    if not isinstance(config, MultiscreenConfig | TransformerConfig):
+    if type(config) not in (MultiscreenConfig, TransformerConfig):
         leaves = jax.tree_util.tree_flatten_with_path(abstract_params(build(config)))[0]
         return {path_name(path): leaf.shape for path, leaf in leaves}
     n, d = config.num_layers, config.model_dim

@@ -197,6 +197,7 @@ def test_continuations_keep_their_space_and_stop_at_whole_characters(tmp_path, m
         assert adaptor.generate_until(asked, disable_tqdm=True) == [expected]
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_batch():
     arguments = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
     asked = requests("generate_until", [(text, arguments) for text in ("one", "two two", "three")])

@@ -110,7 +110,7 @@ def check_mixer(name, dtype, config_class, sizes, ours):
         context = Context(None, jnp.arange(x.shape[1])[None])
 
         def loss(weights, x):
-            y, _ = mixer.apply({"params": ours(weights, config)}, x, None, context)
+            y = mixer.apply({"params": ours(weights, config)}, x, None, context).y
             return jnp.sum(y * cotangent), y
 
         (_, y), (grads, dx) = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(inputs, x)

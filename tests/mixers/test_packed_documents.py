@@ -48,7 +48,7 @@ def _packed(name, params, x, segment_ids, positions, weights):
     context = _context(mixer, segment_ids, x.shape[1], positions)
 
     def loss(params, x):
-        y, _ = mixer.apply({"params": params}, x, None, context)
+        y = mixer.apply({"params": params}, x, None, context).y
         return jnp.sum(y * weights), y
 
     (_, y), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)

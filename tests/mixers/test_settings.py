@@ -23,7 +23,7 @@ def test_retention_turns_queries_and_keys():
     mixer = config.mixer().build(config.common)
     context = Context(None, POSITIONS, mixer.prepare(POSITIONS, X.dtype))
     params = mixer.init(jax.random.key(1), X, None, context)["params"]
-    got, _ = mixer.apply({"params": params}, X, None, context)
+    got = mixer.apply({"params": params}, X, None, context).y
 
     weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     x, positions = np.asarray(X[0], np.float64), np.asarray(POSITIONS[0])
@@ -49,7 +49,7 @@ def test_a_delta_net_by_hand():
     config = DeltaNetConfig(**SHAPE, value_dim=V, initializer_range=1.0, output_gate=True)
     mixer, context = config.mixer().build(config.common), Context(None, POSITIONS)
     params = mixer.init(jax.random.key(1), X, None, context)["params"]
-    got, _ = mixer.apply({"params": params}, X, None, context)
+    got = mixer.apply({"params": params}, X, None, context).y
 
     weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     x = np.asarray(X[0], np.float64)

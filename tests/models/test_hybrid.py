@@ -20,6 +20,7 @@ from multiscreen_jax.mixers import (
     ScreeningSpec,
 )
 from multiscreen_jax.models import HybridConfig, Layer
+from multiscreen_jax.models.resformer import FirstSpec
 from multiscreen_jax.train import config_json
 from multiscreen_jax.train.state import abstract_params
 from tests.suites import cache_suite
@@ -102,13 +103,17 @@ def test_no_token_sees_the_future_and_documents_are_alone(trained):
     cache_suite.assert_close(call(TOKENS, ids)[:, 9:20], call(TOKENS[:, 9:20]), 3e-5, "packed")
 
 
+@pytest.mark.slow
 def test_caches(trained):
     cache_suite.check_every_split_in_one_batch(*trained, TOKENS[:1], 1e-4)
     cache_suite.check_ragged_batch(*trained, TOKENS, (11, 4))
     cache_suite.check_overflow_is_loud(*trained, TOKENS[:, :6])
 
 
-@pytest.mark.parametrize("fields", [{"unroll_layers": True}, {"remat": "full"}])
+@pytest.mark.parametrize(
+    "fields",
+    [pytest.param({"unroll_layers": True}, marks=pytest.mark.slow), {"remat": "full"}],
+)
 def test_how_it_is_computed_changes_nothing(fields):
     config = dataclasses.replace(CONFIG, num_layers=6, pattern=PATTERN[::3])
     model, params = perturbed(config)
@@ -148,3 +153,11 @@ def test_layers_that_cannot_be_are_refused(fields, message):
     with pytest.raises(ValueError, match=message) as error:
         dataclasses.replace(CONFIG, **fields)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_given_many_times_is_refused():
+    """Later stages get a value once, so a layer that is repeated cannot give one."""
+    given = Layer(FirstSpec(num_heads=4), WIDE)
+    config = dataclasses.replace(CONFIG, first=(), pattern=(given,), num_layers=2)
+    with pytest.raises(ValueError, match="layers of stage 'layers' give values, 2 times; allowed"):
+        abstract_params(mj.models.build(config))

@@ -131,6 +131,7 @@ def test_bfloat16_is_near_float32():
     assert 0 < jnp.sqrt(jnp.mean((got - want) ** 2)) / jnp.std(want) < 0.03
 
 
+@pytest.mark.slow
 def test_float64_throughout():
     with jax.enable_x64(True):
         config = dataclasses.replace(CONFIG, dtype="float64", param_dtype="float64")
@@ -232,8 +233,8 @@ def test_cache_dtype_and_arguments():
     model = Transformer(CONFIG)
     cache = model.init_cache(None, 2, 5, dtype="bfloat16")
     (kept,) = cache.parts["layers"]
-    assert kept.keys.shape == (3, 2, 2, 5, 6)
-    assert kept.keys.dtype == jnp.bfloat16
+    assert kept["keys"].shape == (3, 2, 2, 5, 6)
+    assert kept["keys"].dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="max_length of a cache must be an integer >= 1, got 0"):
         model.init_cache(None, 2, 0)
 

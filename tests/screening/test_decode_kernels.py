@@ -113,6 +113,7 @@ def test_nan_is_not_taken_for_a_rejected_key():
 
 
 @pytest.mark.parametrize("summarized", slow_unless((True,), (False, True)))
+@pytest.mark.slow
 def test_tpu_copies_do_not_race(summarized):
     """Rings within a span and over several, whole copies and parts, an empty row."""
     case = make_case((9000, 0), (17.0, np.inf), (0.5, 0.3), dims=(16, 16), make_keys=clustered_keys)

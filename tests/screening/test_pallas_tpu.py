@@ -273,6 +273,7 @@ def test_equals_recorded_unit(name):
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=limit, err_msg=n)
 
 
+@pytest.mark.slow
 def test_no_races():
     inputs = inputs_of(200, (1.5, 150.0))
     expected = dense_float64(None, *inputs)

@@ -6,8 +6,7 @@ version's 1 / (exp(s) + 1), which is sigmoid(-s), so their acceptance parameter 
 
 from dataclasses import replace
 
-from multiscreen_jax.convert.table import LengthBuffer, Row, Source
-from multiscreen_jax.models.multiscreen import MultiscreenConfig
+from multiscreen_jax.models.conversion import LengthBuffer, Row, Source
 
 FIELDS = {
     "o": "vocab_size",
@@ -20,40 +19,38 @@ FIELDS = {
 
 PAPER = Source(
     name="multiscreen/paper",
-    config_class=MultiscreenConfig,
     fields=FIELDS,
     rows=(
         Row("W_E", "o d", {"embedding/rows": "o d"}),
         Row("s_E", "", {"embedding/log_input_scale": ""}),
         Row("s_F", "", {"embedding/log_output_scale": ""}),
-        Row("layers.{layer}.W_Q", "h d k", {"layers/tiles/query": "d h k"}),
-        Row("layers.{layer}.W_K", "h d k", {"layers/tiles/key": "d h k"}),
-        Row("layers.{layer}.W_V", "h d v", {"layers/tiles/value": "d h v"}),
-        Row("layers.{layer}.W_G", "h d v", {"layers/tiles/gate": "d h v"}),
-        Row("layers.{layer}.W_O", "h v d", {"layers/tiles/output": "h v d"}),
-        Row("layers.{layer}.s_w", "h", {"layers/tiles/log_window": "h"}),
-        Row("layers.{layer}.s_r", "h", {"layers/tiles/logit_width": "h"}),
-        Row("layers.{layer}.s_O", "h", {"layers/tiles/log_output_scale": "h"}),
+        Row("layers.{layer}.W_Q", "h d k", {"tiles/query": "d h k"}),
+        Row("layers.{layer}.W_K", "h d k", {"tiles/key": "d h k"}),
+        Row("layers.{layer}.W_V", "h d v", {"tiles/value": "d h v"}),
+        Row("layers.{layer}.W_G", "h d v", {"tiles/gate": "d h v"}),
+        Row("layers.{layer}.W_O", "h v d", {"tiles/output": "h v d"}),
+        Row("layers.{layer}.s_w", "h", {"tiles/log_window": "h"}),
+        Row("layers.{layer}.s_r", "h", {"tiles/logit_width": "h"}),
+        Row("layers.{layer}.s_O", "h", {"tiles/log_output_scale": "h"}),
     ),
     notes="The paper's symbols, one array per head and projection; s_r with width = sigmoid(s_r).",
 )
 
 DIEOD = Source(
     name="multiscreen/dieod",
-    config_class=MultiscreenConfig,
     fields=FIELDS,
     rows=(
         Row("embed.weight", "o d", {"embedding/rows": "o d"}),
         Row("s_E", "", {"embedding/log_input_scale": ""}),
         Row("s_F", "", {"embedding/log_output_scale": ""}),
-        Row("layers.{layer}.block.q_proj.weight", "(h k) d", {"layers/tiles/query": "d h k"}),
-        Row("layers.{layer}.block.k_proj.weight", "(h k) d", {"layers/tiles/key": "d h k"}),
-        Row("layers.{layer}.block.v_proj.weight", "(h v) d", {"layers/tiles/value": "d h v"}),
-        Row("layers.{layer}.block.g_proj.weight", "(h v) d", {"layers/tiles/gate": "d h v"}),
-        Row("layers.{layer}.block.o_proj.weight", "d (h v)", {"layers/tiles/output": "h v d"}),
-        Row("layers.{layer}.block.sw", "h", {"layers/tiles/log_window": "h"}),
-        Row("layers.{layer}.block.sr", "h", {"layers/tiles/logit_width": "h"}, sign=-1),
-        Row("layers.{layer}.block.sO", "h", {"layers/tiles/log_output_scale": "h"}),
+        Row("layers.{layer}.block.q_proj.weight", "(h k) d", {"tiles/query": "d h k"}),
+        Row("layers.{layer}.block.k_proj.weight", "(h k) d", {"tiles/key": "d h k"}),
+        Row("layers.{layer}.block.v_proj.weight", "(h v) d", {"tiles/value": "d h v"}),
+        Row("layers.{layer}.block.g_proj.weight", "(h v) d", {"tiles/gate": "d h v"}),
+        Row("layers.{layer}.block.o_proj.weight", "d (h v)", {"tiles/output": "h v d"}),
+        Row("layers.{layer}.block.sw", "h", {"tiles/log_window": "h"}),
+        Row("layers.{layer}.block.sr", "h", {"tiles/logit_width": "h"}, sign=-1),
+        Row("layers.{layer}.block.sO", "h", {"tiles/log_output_scale": "h"}),
     ),
     notes=(
         "dieOD/multiscreen-pytorch, commit 8abea13. Positions wrap after its max_seq_len (256 "
@@ -75,7 +72,6 @@ HF = replace(
 
 LUCIDRAINS = Source(
     name="multiscreen/lucidrains",
-    config_class=MultiscreenConfig,
     fields=FIELDS,
     rows=(
         Row("token_embeds", "o d", {"embedding/rows": "o d"}),
@@ -84,29 +80,29 @@ LUCIDRAINS = Source(
         Row(
             "layers.{layer}.to_queries_gates.weight",
             "(h k+v) d",
-            {"layers/tiles/query": "d h k", "layers/tiles/gate": "d h v"},
+            {"tiles/query": "d h k", "tiles/gate": "d h v"},
         ),
         Row(
             "layers.{layer}.to_keys_values.weight",
             "(h k+v) d",
-            {"layers/tiles/key": "d h k", "layers/tiles/value": "d h v"},
+            {"tiles/key": "d h k", "tiles/value": "d h v"},
         ),
-        Row("layers.{layer}.to_out.weight", "d (h v)", {"layers/tiles/output": "h v d"}),
+        Row("layers.{layer}.to_out.weight", "d (h v)", {"tiles/output": "h v d"}),
         Row(
             "layers.{layer}.soft_mask.learned_window.log_scales",
             "h",
-            {"layers/tiles/log_window": "h"},
+            {"tiles/log_window": "h"},
         ),
         Row(
             "layers.{layer}.inverse_acceptance_width.log_scales",
             "h",
-            {"layers/tiles/logit_width": "h"},
+            {"tiles/logit_width": "h"},
             sign=-1,
         ),
         Row(
             "layers.{layer}.head_wise_scale.log_scales",
             "h",
-            {"layers/tiles/log_output_scale": "h"},
+            {"tiles/log_output_scale": "h"},
         ),
     ),
     lengths=(LengthBuffer("layers.{layer}.soft_mask.max_seq_len"),),
@@ -119,4 +115,4 @@ LUCIDRAINS = Source(
     ),
 )
 
-TABLES = (PAPER, DIEOD, HF, LUCIDRAINS)
+SOURCES = (PAPER, DIEOD, HF, LUCIDRAINS)
