@@ -101,7 +101,7 @@ def load(config: EvaluateConfig) -> Loaded:
     """The checkpoint, its model under the chosen inference rule, and the data to evaluate on."""
     if config.relevance.text is not None:
         checks.text("--relevance.text", config.relevance.text)
-    trained = open_run(config.run, config.step)
+    trained = open_run(config.run, config.step, config.code)
     print(trained.title)
     model, tokenizer = trained.model, trained.tokenizer
     if config.infinite_windows:

@@ -112,6 +112,8 @@ class EvaluateConfig:
     lm-evaluation-harness."""
     step: _optional("INT", "newest", int) = None
     """Which checkpoint."""
+    code: _optional("FILE.py", "none", str) = None
+    """Python file the run was trained from, which is run; its copy is RUN_DIR/code.py."""
     infinite_windows: bool = False
     """Multiscreen's inference rule: windows longer than the training length become infinite."""
     rope_factor: _optional("FLOAT", "as in training", float) = None

@@ -37,6 +37,10 @@ class ExportConfig:
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: newest)")
     ] = None
     """Which checkpoint."""
+    code: Annotated[
+        str | None, tyro.conf.arg(metavar="FILE.py", help_behavior_hint="(default: none)")
+    ] = None
+    """Python file the run was trained from, which is run; its copy is RUN_DIR/code.py."""
     source: Annotated[
         str | None, tyro.conf.arg(metavar="SOURCE", help_behavior_hint="(default: the model's own)")
     ] = None
@@ -47,7 +51,7 @@ def main() -> None:
     """Reads a checkpoint and writes the file."""
     with one_line_errors():
         config = options.read(ExportConfig, prog=PROGRAM, description=__doc__)
-        run = open_run(config.run, config.step)
+        run = open_run(config.run, config.step, config.code)
         convert.save_safetensors(config.output, run.params, run.model.config, config.source)
         print(f"{run.title} written to {config.output}; its tokenizer: {run.tokenizer.name}")
 

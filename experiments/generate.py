@@ -60,6 +60,8 @@ class GenerateConfig:
     """Go on when the model ends the document."""
     step: _optional("INT", "newest", int) = None
     """Which checkpoint."""
+    code: _optional("FILE.py", "none", str) = None
+    """Python file the run was trained from, which is run; its copy is RUN_DIR/code.py."""
     infinite_windows: bool = False
     """Multiscreen's inference rule: windows longer than the training length become infinite."""
 
@@ -83,7 +85,7 @@ def run(config: GenerateConfig) -> str:
     """Prints prompt and continuation to standard output, and returns the continuation."""
     checks.text("--prompt", config.prompt)
     checks.integer("--seed", config.seed, 0, checks.LARGEST_SEED)
-    trained = open_run(config.run, config.step)
+    trained = open_run(config.run, config.step, config.code)
     model, tokenizer = trained.model, trained.tokenizer
     if config.infinite_windows:
         if not isinstance(model, Multiscreen):

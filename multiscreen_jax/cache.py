@@ -29,9 +29,9 @@ class Cursor:
             models return NaN for it from that call on.
     """
 
-    length: Int[Array, "B"]
-    segment: Int[Array, "B"]
-    start: Int[Array, "B"]
+    length: Int[Array, " B"]
+    segment: Int[Array, " B"]
+    start: Int[Array, " B"]
     max_length: int = struct.field(pytree_node=False)
 
 
@@ -65,7 +65,7 @@ class Chunk:
     position: Int[Array, "B T"]
     segment_ids: Int[Array, "B T"]
     continues: Bool[Array, "B T"]
-    overflow: Bool[Array, "B"]
+    overflow: Bool[Array, " B"]
 
 
 def check_size(batch: int, max_length: int) -> None:
@@ -169,7 +169,7 @@ def place(
     return chunk, end
 
 
-def last_real(segment_ids: Int[Array, "B T"] | None, batch: int, length: int) -> Int[Array, "B"]:
+def last_real(segment_ids: Int[Array, "B T"] | None, batch: int, length: int) -> Int[Array, " B"]:
     """Index in the chunk of each row's last real token (0 for a row of padding only)."""
     if segment_ids is None:
         return jnp.full(batch, length - 1, jnp.int32)

@@ -153,7 +153,7 @@ def _steps(model, params, prompts, max_new_tokens, settings, max_length, cache_d
 
 
 class _Chosen(NamedTuple):
-    tokens: Int[Array, "B"]
+    tokens: Int[Array, " B"]
     done: Array  # [B] bool: the row has met a stop token
     bad: Array  # [B] bool: its logits held NaN
 
@@ -245,7 +245,7 @@ def _power_of_two(n: int, at_least: int) -> int:
     return max(at_least, 1 << (n - 1).bit_length())
 
 
-def _row_keys(key: Array | None, batch: int) -> Key[Array, "B"]:
+def _row_keys(key: Array | None, batch: int) -> Key[Array, " B"]:
     if key is None:
         return jax.random.split(jax.random.key(0), batch)  # greedy: never read
     dtype = getattr(key, "dtype", None)

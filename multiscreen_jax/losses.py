@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from multiscreen_jax.layers.embedding import (
     check_segments,
@@ -26,6 +26,7 @@ from multiscreen_jax.layers.embedding import (
     refuse_unknown_targets,
     wide_ids,
 )
+from multiscreen_jax.layers.sown import apply_and_collect
 from multiscreen_jax.models.fit import check_model, check_tree
 from multiscreen_jax.sharding import activation_axes, even_rows, shard_activations
 
@@ -209,6 +210,18 @@ def loss_sum(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array]
     )
 
 
+def collected_sum(
+    model: nn.Module, params: Any, batch: Batch, key: Key[Array, ""] | None = None
+) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    """(weighted sum of the losses in nats, losses that modules sowed, metrics) of a batch.
+
+    For training: `key` drives what is random in the model, see `layers.sown` for the dicts.
+    """
+    hidden, table, targets, weights, *sown = _forward(model, params, batch, key, collect=True)
+    total = cross_entropy(hidden, table, targets, weights, precision=_precision(model))
+    return total, *sown
+
+
 def next_token(model: nn.Module, params: Any, batch: Batch) -> Float[Array, ""]:
     """Mean next-token cross-entropy in nats over the targets that count.
 
@@ -246,7 +259,14 @@ def token_scores(
     return nats, hits, weights
 
 
-def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array, Array, Array]:
+def _forward(
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    key: Key[Array, ""] | None = None,
+    collect: bool = False,
+) -> tuple[Any, ...]:
+    """(hidden, table, targets, weights), and with `collect` what modules sowed."""
     if not isinstance(batch, Mapping):
         kind = type(batch).__name__
         raise TypeError(f"a batch is a dict with tokens [B, T+1], got {kind}; {{'tokens': tokens}}")
@@ -260,13 +280,16 @@ def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array,
     rows, length = batch["tokens"].shape
     check_targets(batch, (rows, length - 1))  # before anything runs
     batch = {**batch, "tokens": wide_ids(batch["tokens"])}
-    variables = {"params": params}
-    hidden, _ = model.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        variables,
-        batch["tokens"][:, :-1],
-        segment_ids=None if segments is None else segments[:, :-1],
-        method="trunk",
-    )
+    how = {
+        "segment_ids": None if segments is None else segments[:, :-1],
+        "method": "trunk",
+        **({} if key is None else {"key": key}),
+    }
+    tokens, variables = batch["tokens"][:, :-1], {"params": params}
+    if collect:
+        (hidden, _), *sown = apply_and_collect(model, params, tokens, **how)
+    else:
+        (hidden, _), sown = model.apply(variables, tokens, **how), []
     hidden = shard_activations(hidden)
     table = model.apply(variables, method="output_rows")
     targets, weights = targets_and_weights(batch, jnp.promote_types(hidden.dtype, jnp.float32))
@@ -274,7 +297,7 @@ def _forward(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array,
     fine = (targets >= 0) & (targets < table.shape[0]) | (weights == 0)
     refuse_unknown_targets(targets, fine, table.shape[0])
     weights = jnp.where(fine, weights, jnp.nan)
-    return hidden, table, targets, weights  # pyright: ignore[reportReturnType]
+    return hidden, table, targets, weights, *sown
 
 
 def _precision(model: nn.Module) -> Any:

@@ -29,11 +29,11 @@ def keep_top_p(logits: Float[Array, "*B O"], p: Float[Array, ""] | float) -> Flo
 
 def sample(
     logits: Float[Array, "B O"],
-    keys: Key[Array, "B"],
+    keys: Key[Array, " B"],
     temperature: Float[Array, ""] | float,
     top_k: int | None = None,
     top_p: Float[Array, ""] | float | None = None,
-) -> Int[Array, "B"]:
+) -> Int[Array, " B"]:
     """One token per row, row b drawn with keys[b] alone, so rows do not depend on each other."""
     # Relative to the largest, what overflows is -inf and never drawn; a temperature that is zero in
     # the logits' dtype (0 / 0) leaves the largest alone.

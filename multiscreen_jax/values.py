@@ -45,7 +45,7 @@ def from_plain(value: Any, kind: Any, path: str) -> Any:
     if value is None or (isinstance(value, str | int | float) and not _is_plain_dataclass(one)):
         return value
     if isinstance(value, dict) and TAG in value and not _is_plain_dataclass(one):
-        return _build(_named(value[TAG], path), value, path)
+        return _build(_named(value[TAG], path, one), value, path)
     if dataclasses.is_dataclass(one):
         if not isinstance(value, dict):
             raise ValueError(f"{path} is {value!r}; allowed: an object with fields")
@@ -77,9 +77,9 @@ def _is_plain_dataclass(kind: Any) -> bool:
     return dataclasses.is_dataclass(kind) and not issubclass(kind, Value)
 
 
-def _named(name: str, path: str) -> type:
+def _named(name: str, path: str, kind: Any) -> type:
     known: dict[str, type] = {}
-    found = [Value]
+    found = [kind if isinstance(kind, type) and issubclass(kind, Value) else Value]
     while found:
         each = found.pop()
         known[each.__name__] = each

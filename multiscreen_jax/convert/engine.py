@@ -30,7 +30,7 @@ def from_torch(source: str, state_dict: Mapping[str, Any], config: Any) -> dict:
 
     Args:
         source: one of `sources()`; `describe(source)` says which settings of the model the
-            weights do not carry.
+            weights do not carry. Or "native": our own names and layouts.
         state_dict: names to numpy arrays, jax arrays or torch tensors of any device and float
             dtype (bfloat16 included).
         config: the model's config, of the class that belongs to the source.
@@ -141,7 +141,11 @@ def trained_length(source: str, state_dict: Mapping[str, Any]) -> int | None:
     "multiscreen/lucidrains" does. In its eval mode windows beyond that length are infinite: set
     `trained_length` of the config to this number and `infinite_windows=True` for the same logits.
     """
-    table, lengths = table_named(source), set()
+    return _length_of(table_named(source), state_dict)
+
+
+def _length_of(table: Source, state_dict: Mapping[str, Any]) -> int | None:
+    lengths = set()
     for buffer in table.lengths:
         layer = 0
         while (name := buffer.name.format(layer=layer)) in state_dict:
@@ -208,7 +212,7 @@ def _check_values(table: Source, state_dict: Mapping[str, Any], config: Any) -> 
                 f"{table.name}: {constant.name} is not {constant.value} everywhere: "
                 f"{constant.advice}"
             )
-    length = trained_length(table.name, state_dict)
+    length = _length_of(table, state_dict)
     if length and config.infinite_windows and config.trained_length != length:
         raise ValueError(
             f"{table.name}: trained on lengths up to {length} (its length buffers), but "

@@ -1,6 +1,5 @@
 """Safetensors files: ours carry their config, others are read with a source and a config."""
 
-import dataclasses
 import json
 import os
 import re
@@ -18,10 +17,10 @@ from multiscreen_jax.convert.engine import from_torch, named_arrays
 from multiscreen_jax.convert.sources import canonical_source, table_for
 from multiscreen_jax.convert.stored import one_line, open_weights, shard_number
 from multiscreen_jax.json_files import read_object
-from multiscreen_jax.models.registry import ARCHITECTURES
+from multiscreen_jax.models.registry import config_classes
 from multiscreen_jax.paths import checked_path
+from multiscreen_jax.values import from_plain, to_plain
 
-CONFIG_CLASSES = {each.config.__name__: each.config for each in ARCHITECTURES}
 LARGEST_CONFIG = 1 << 20  # bytes of JSON
 
 
@@ -34,8 +33,8 @@ def save_safetensors(
         path: the file; it is replaced in one step, so a crash leaves the old one whole.
         params: our parameter tree; arrays keep their dtype, bfloat16 included.
         config: the model's config, stored in the file's metadata as JSON with its class.
-        source: names and layout in the file, by default "multiscreen/paper" for Multiscreen and
-            "transformer/hf-llama" for the Transformer.
+        source: names and layout in the file, by default the first source of its architecture, such
+            as "multiscreen/paper", and "native" where it has none.
 
     Raises:
         ValueError, TypeError: as `to_torch`.
@@ -48,7 +47,7 @@ def save_safetensors(
         "format": "pt",
         "source": source,
         "config_class": type(config).__name__,
-        "config": json.dumps(dataclasses.asdict(config)),
+        "config": json.dumps(to_plain(config)),
         "crc32": _checksum(arrays),
     }
     if path.is_dir():
@@ -130,17 +129,15 @@ def _part_of(path: Path) -> str:
 
 
 def _stored_config(path: Path, metadata: Mapping[str, str]) -> Any:
-    name = metadata["config_class"]
-    if name not in CONFIG_CLASSES:
+    name, known = metadata["config_class"], config_classes()
+    if name not in known:
         raise ValueError(
-            f"{path} holds a config of unknown class {name!r} (known: {', '.join(CONFIG_CLASSES)})"
+            f"{path} holds a config of unknown class {name!r} (known: {', '.join(known)})"
         )
     what = f"{path} holds no usable {name}"
     fields = read_object(metadata.get("config", ""), what, largest=LARGEST_CONFIG)
-    # JSON has no tuples, and a frozen config must stay hashable
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     try:
-        return CONFIG_CLASSES[name](**fields)
+        return from_plain(fields, known[name], "config")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{what}: {one_line(error)}") from None
 

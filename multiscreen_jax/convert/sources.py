@@ -1,12 +1,16 @@
 """The sources of all architectures and how one is found."""
 
+import functools
+import string
 from collections.abc import Mapping
 from typing import Any
 
 from multiscreen_jax import fields
-from multiscreen_jax.models.conversion import Source
-from multiscreen_jax.models.registry import ARCHITECTURES
+from multiscreen_jax.models.conversion import Row, Source
+from multiscreen_jax.models.fit import needed_shapes
+from multiscreen_jax.models.registry import ARCHITECTURES, build, config_classes
 
+NATIVE = "native"
 TABLES = {source.name: source for each in ARCHITECTURES for source in each.sources}
 _CONFIGS = {source.name: each.config for each in ARCHITECTURES for source in each.sources}
 
@@ -54,6 +58,8 @@ def table_named(source: str) -> Source:
 
 def table_for(source: str, config: Any) -> Source:
     """The table of this source, once the config is seen to be of its class."""
+    if source == NATIVE:
+        return native_table(config)
     table = table_named(source)
     if type(config) is not _CONFIGS[source]:  # a subclass has other parameters
         raise TypeError(
@@ -68,10 +74,23 @@ def tables_of(config: Any) -> list[Source]:
 
 
 def canonical_source(config: Any) -> str:
-    """The source in which models of this config are saved: the first of its class."""
-    for table in tables_of(config):
-        return table.name
-    raise TypeError(f"no conversion source for a config of class {_kind(config)}")
+    """The source in which models of this config are saved: the first of its class, or "native"."""
+    if type(config) not in config_classes().values():
+        raise TypeError(f"config must be a model's, got {_kind(config)}")
+    return next((table.name for table in tables_of(config)), NATIVE)
+
+
+@functools.lru_cache(maxsize=64)
+def native_table(config: Any) -> Source:
+    """Our own arrays as they are, under their paths: for models that no other library has."""
+    model = build(config)
+
+    def row(name: str, shape: tuple[int, ...]) -> Row:
+        axes = " ".join(string.ascii_lowercase[: len(shape)])
+        return Row(name, axes, {name.replace(".", "/"): axes})
+
+    rows = tuple(row(name, shape) for name, shape in needed_shapes(model).items())
+    return Source(NATIVE, fields={}, rows=rows, notes="This library's own names and layouts.")
 
 
 def _kind(value: Any) -> str:

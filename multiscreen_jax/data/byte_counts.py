@@ -21,14 +21,14 @@ class TextBytes:
         self._ends = np.concatenate([[0], np.cumsum(sizes)])
         self.total = int(self._ends[-1])
 
-    def before(self, characters: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    def before(self, characters: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Bytes before each of these characters, counted from 0."""
         return self._ends[characters]
 
 
 def count_bytes(
-    text: TextBytes, spans: Int[np.ndarray, "n 2"], weights: Int[np.ndarray, "n"]
-) -> Int[np.ndarray, "n"]:
+    text: TextBytes, spans: Int[np.ndarray, "n 2"], weights: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
     """Bytes behind each token; they sum to all bytes of the text.
 
     Args:
@@ -58,6 +58,6 @@ def count_bytes(
     return np.diff(places, prepend=0)
 
 
-def narrow(counts: Int[np.ndarray, "n"]) -> np.ndarray:
+def narrow(counts: Int[np.ndarray, " n"]) -> np.ndarray:
     """The same counts in the smallest unsigned integers that hold them."""
     return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))

@@ -303,7 +303,7 @@ class WindowSource:
             row["target_bytes"] = np.zeros(length, np.int32)
             row["target_bytes"][: max(count, 1) - 1] = piece.byte_counts[1:]
         if self.complete:
-            mask: Float[np.ndarray, "T"] = (np.arange(1, length + 1) < count).astype(np.float32)
+            mask: Float[np.ndarray, " T"] = (np.arange(1, length + 1) < count).astype(np.float32)
             row["loss_mask"] = mask
         return row
 

@@ -34,7 +34,7 @@ class AcceptedKeys:
     relevance: Float[np.ndarray, "N H T M"]
     accepted: Int[np.ndarray, "N H T"]
     total_relevance: Float[np.ndarray, "N H T"]
-    reach: Int[np.ndarray, "T"]
+    reach: Int[np.ndarray, " T"]
     window: Float[np.ndarray, "N H"]
     width: Float[np.ndarray, "N H"]
 
@@ -116,8 +116,8 @@ class _Finder:
 def find_layer(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
-    window: Float[Array, "H"],
-    width: Float[Array, "H"],
+    window: Float[Array, " H"],
+    width: Float[Array, " H"],
     segments: Int[Array, "B T"],
     most: int,
 ) -> dict[str, Array]:

@@ -17,8 +17,8 @@ Add = Callable[[Any, Float[Array, "B C S"], Int[Array, "C S"], Float[Array, ""]]
 def fold_windows(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
-    window: Float[Array, "H"],
-    width: Float[Array, "H"],
+    window: Float[Array, " H"],
+    width: Float[Array, " H"],
     segments: Int[Array, "B T"],
     start: Callable[[int, int], Any],
     add: Add,

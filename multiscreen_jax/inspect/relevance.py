@@ -42,7 +42,7 @@ class RelevanceMaps:
     window: Float[np.ndarray, "N H"]
     width: Float[np.ndarray, "N H"]
     layers: tuple[int, ...]
-    segment_ids: Int[np.ndarray, "T"] | None = None
+    segment_ids: Int[np.ndarray, " T"] | None = None
 
     def in_window(self) -> np.ndarray:
         """bool [N, H, T, T]: real tokens of one document at distances 0 <= i - j < window."""
@@ -195,8 +195,8 @@ def _counts(model: Any, params: Any, tokens: Array, segment_ids: Array | None) -
 def count_layer(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
-    window: Float[Array, "H"],
-    width: Float[Array, "H"],
+    window: Float[Array, " H"],
+    width: Float[Array, " H"],
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> dict[str, Array]:
     """in_window, accepted, silent_queries, queries: int32 [B, H, blocks], one per query block."""
@@ -222,7 +222,7 @@ def count_layer(
 
 
 def keys_in_window(
-    segment_ids: Int[Array, "B T"], window: Float[Array, "H"]
+    segment_ids: Int[Array, "B T"], window: Float[Array, " H"]
 ) -> Int[Array, "B H T"]:
     """A query at position p of its document has min(p + 1, ceil(window)) keys in its window."""
     batch, length = segment_ids.shape

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from multiscreen_jax.layers import parameters
 from multiscreen_jax.layers.norms import RMSNorm
+from multiscreen_jax.layers.sown import sow
 from multiscreen_jax.values import Value
 from pallas_kernels.common.numerics import accumulation_dtype
 
@@ -97,6 +98,18 @@ class Branch(nn.Module):
         """A parameter in the model's `param_dtype`, with its facts: see `parameters.weight`."""
         dtype = self.common.param_dtype
         return parameters.weight(self, name, init, shape, axes, dtype, decay=decay, rule=rule)
+
+    def add_loss(self, name: str, value: Float[Array, ""]) -> None:
+        """A loss besides the objective's, already weighted, summed over layers.
+
+        Training adds it and logs `losses/{name}`; of the part of the batch that is computed at a
+        time, see `objectives.objective`. `losses.next_token` is free of it.
+        """
+        sow(self, "losses", name, value)
+
+    def add_metric(self, name: str, value: Float[Array, ""]) -> None:
+        """A number that training logs as `metrics/{name}`, summed over layers."""
+        sow(self, "metrics", name, value)
 
     def project(
         self, name: str, x: Float[Array, "B T D"], *, bias: bool = False, **sizes: int

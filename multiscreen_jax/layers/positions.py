@@ -19,7 +19,7 @@ def document_positions(
     return index - start
 
 
-def mipe_gamma(window: Float[Array, "H"], threshold: float) -> Float[Array, "H"]:
+def mipe_gamma(window: Float[Array, " H"], threshold: float) -> Float[Array, " H"]:
     """gamma(w) = (cos(pi w / w_th) + 1) / 2 below the threshold, else zero. (v3 eq. 6)"""
     below = window < threshold
     # The inner `where` keeps cos(inf) = NaN out of the gradient.
@@ -29,7 +29,7 @@ def mipe_gamma(window: Float[Array, "H"], threshold: float) -> Float[Array, "H"]
 
 def mipe_turns(
     positions: Int[Array, "B T"],
-    window: Float[Array, "H"],
+    window: Float[Array, " H"],
     threshold: float,
     wrap_length: int | None = None,
 ) -> Float[Array, "B T H"]:

@@ -39,7 +39,7 @@ class ShortConvolution(nn.Module):
         x: Float[Array, "B T *C"],
         segment_ids: Int[Array, "B T"] | None,
         window: Float[Array, "B W *C"] | None = None,
-        continues: Bool[Array, "B"] | None = None,
+        continues: Bool[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T *C"], Float[Array, "B W *C"] | None]:
         """The convolved tokens and, with a window, the next one.
 

@@ -15,7 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from multiscreen_jax.layers.parameters import stacked
+from multiscreen_jax.layers.sown import SOWN
 from multiscreen_jax.sharding import shard_activations
+
+COLLECTED = ("intermediates", *SOWN)
 
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,
@@ -80,7 +83,7 @@ class LayerStack(nn.Module):
         scanned = nn.scan(
             _with_remat(self.block_class, self.remat, prevent_cse=False),
             length=self.num_layers,
-            variable_axes={"params": 0, "intermediates": 0},
+            variable_axes={"params": 0, **dict.fromkeys(COLLECTED, 0)},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             out_axes=0,
@@ -100,7 +103,7 @@ class LayerStack(nn.Module):
 
     def _loop(self, x: Array, cache: Any, shared: Any) -> tuple[Array, Any]:
         stacked = self.variables["params"]
-        keep = self.is_mutable_collection("intermediates")
+        kept = [kind for kind in COLLECTED if self.is_mutable_collection(kind)]
         block = _with_remat(self.block_class, self.remat, prevent_cse=True)(
             **self.block_fields, parent=None
         )
@@ -108,13 +111,13 @@ class LayerStack(nn.Module):
         for layer in range(self.num_layers):
             params, layer_cache = jax.tree.map(lambda leaf: leaf[layer], (stacked, cache))  # noqa: B023
             (x, out), mutated = block.apply(
-                {"params": params}, x, layer_cache, shared, mutable=["intermediates"]
+                {"params": params}, x, layer_cache, shared, mutable=kept
             )
             outs.append(out)
-            sown.append(mutated.get("intermediates", {}))
-        if keep:
-            for name, value in _stack(sown).items():
-                self.put_variable("intermediates", name, value)
+            sown.append(mutated)
+        for kind, values in _stack(sown).items():
+            for name, value in values.items():
+                self.put_variable(kind, name, value)
         return x, _stack(outs)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from multiscreen_jax.cache import Chunk, Cursor, check_like
 from multiscreen_jax.layers.branch import Branch
@@ -26,6 +26,8 @@ class Context:
         chunk: where the tokens come in a cache; None without one.
         cursor: of the cache before these tokens; None without one.
         given: what mixers of earlier stages gave, by name.
+        key: of this layer, step and part of the batch, for what is random in training; None: no
+            layer draws anything.
     """
 
     segment_ids: Int[Array, "B T"] | None
@@ -35,6 +37,7 @@ class Context:
     chunk: Chunk | None = None
     cursor: Cursor | None = None
     given: Mapping[str, Array] = struct.field(default_factory=dict)
+    key: Key[Array, ""] | None = None
 
 
 class Mixed(NamedTuple):

@@ -80,7 +80,7 @@ class RecurrentMixer(Mixer):
 
 
 def decay(
-    step: Float[Array, "B T H"], step_bias: Float[Array, "H"], log_rate: Float[Array, "H"]
+    step: Float[Array, "B T H"], step_bias: Float[Array, " H"], log_rate: Float[Array, " H"]
 ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
     """Steps dt = softplus(step + step_bias), and decays g = -exp(log_rate) dt, in step's dtype.
 
@@ -90,7 +90,7 @@ def decay(
     return step, -jnp.exp(log_rate.astype(step.dtype)) * step
 
 
-def continues(context: Context) -> Bool[Array, "B"] | None:
+def continues(context: Context) -> Bool[Array, " B"] | None:
     """Whether each row's first token goes on with the cache's document; None is all rows.
 
     A row of padding alone counts as going on: what it carries is not to be lost.

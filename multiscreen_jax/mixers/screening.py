@@ -162,7 +162,7 @@ class ScreeningTiles(Mixer):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        layer: tuple[Int[Array, "H"], Int[Array, "H"]] | None,
+        layer: tuple[Int[Array, " H"], Int[Array, " H"]] | None,
         context: Context,
     ) -> Mixed:
         """Sum of the tiles' outputs, and the keys and values to write if a cache is read.
@@ -302,7 +302,7 @@ def _matrix_product(x, weight, precision):
 def initial_log_window(threshold: float) -> Any:
     """Initialiser linspace(0, log w_th, H): windows from 2 to w_th + 1 in every layer."""
 
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "H"]:
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, " H"]:
         del key
         return jnp.linspace(0, np.log(threshold), *shape, dtype=dtype)
 

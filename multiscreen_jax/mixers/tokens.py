@@ -36,7 +36,7 @@ class TokenMixer(Mixer):
         }
         return made, max_length
 
-    def split_cache(self, part: Entries) -> tuple[Int[Array, "N"], Entries]:
+    def split_cache(self, part: Entries) -> tuple[Int[Array, " N"], Entries]:
         """Layers read the one cache in place, by number, and hand back what is to be written."""
         return jnp.arange(next(iter(part.values())).shape[0]), part
 

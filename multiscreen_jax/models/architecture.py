@@ -10,6 +10,21 @@ from multiscreen_jax.models.conversion import Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What the checks that every architecture gets need to know of one.
+
+    Attributes:
+        fields: of the small model that they build.
+        tolerance: of tokens read by parts against the whole row, by the logits' deviation.
+        excused: checks that cannot apply, by name, and why.
+    """
+
+    fields: Mapping[str, Any]
+    tolerance: float = 5e-5
+    excused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
     """Record of an architecture.
 
@@ -20,6 +35,7 @@ class Architecture:
         paper: title and address of what it follows.
         sources: tables of PyTorch implementations whose weights it takes and gives; the first is
             what its own files are written in.
+        contract: of the checks.
     """
 
     name: str
@@ -28,6 +44,7 @@ class Architecture:
     presets: Mapping[str, Mapping[str, Any]]
     paper: str
     sources: tuple[Source, ...] = ()
+    contract: Contract
 
     def preset(self, size: str, **overrides: Any) -> Any:
         """The config of a size, with fields replaced; ValueError naming the sizes there are."""

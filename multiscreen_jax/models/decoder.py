@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from multiscreen_jax import fields
 from multiscreen_jax.cache import ModelCache
@@ -162,6 +162,7 @@ class Decoder(LanguageModel):
         tokens: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | None = None,
         cache: ModelCache | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], ModelCache | None]:
         """The normalised output of the last layer [B, T, D], and the new cache."""
         check_tokens(tokens, self.config.vocab_size)
@@ -169,7 +170,7 @@ class Decoder(LanguageModel):
         self.check_own_params()
         x = self.vocabulary.encode(tokens)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        x, cache = self.blocks(x, segment_ids, cache)
+        x, cache = self.blocks(x, segment_ids, cache, key)
         return self.final_norm(x), cache
 
     def output_rows(self) -> Float[Array, "O D"]:

@@ -7,10 +7,10 @@ x = x + swiglu(norm(x))
 import dataclasses
 
 from multiscreen_jax.mixers.delta_net import DeltaNetSpec
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.fla_names import DELTA, fla
-from multiscreen_jax.models.linear import LinearConfig
+from multiscreen_jax.models.linear import SMALL, LinearConfig
 
 __all__ = ["DeltaNet", "DeltaNetConfig"]
 
@@ -60,5 +60,10 @@ ARCHITECTURE = Architecture(
                 "negative_eigenvalues."
             ),
         ),
+    ),
+    contract=Contract(
+        fields={
+            **SMALL, "num_heads": 2, "feed_forward_dim": 24, "negative_eigenvalues": True,
+        },
     ),
 )  # fmt: skip

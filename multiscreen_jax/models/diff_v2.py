@@ -19,10 +19,10 @@ from jaxtyping import Array, Float
 
 from multiscreen_jax.layers.branch import Common
 from multiscreen_jax.mixers.attention import Attention, AttentionSpec
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.llama_names import ATTENTION, llama, row
-from multiscreen_jax.models.transformer import TransformerConfig
+from multiscreen_jax.models.transformer import SMALL, TransformerConfig
 
 __all__ = ["DiffV2", "DiffV2Config", "DiffV2Spec"]
 
@@ -93,4 +93,5 @@ ARCHITECTURE = Architecture(
             recorded="diff_v2",
         ),
     ),
+    contract=Contract(fields=SMALL),
 )

@@ -7,11 +7,11 @@ x = x + swiglu(norm(x))
 import dataclasses
 
 from multiscreen_jax.mixers.gated_delta_net import GatedDeltaNetSpec
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.delta_net import DeltaNetConfig
 from multiscreen_jax.models.fla_names import GATED_DELTA, fla
-from multiscreen_jax.models.linear import AttentionLayers, ScreeningLayers
+from multiscreen_jax.models.linear import SMALL, AttentionLayers, ScreeningLayers
 
 __all__ = ["GatedDeltaNet", "GatedDeltaNetConfig"]
 
@@ -69,4 +69,5 @@ ARCHITECTURE = Architecture(
             ),
         ),
     ),
+    contract=Contract(fields={**SMALL, "num_heads": 2, "feed_forward_dim": 24}),
 )  # fmt: skip

@@ -13,8 +13,17 @@ three are three and two.
 import dataclasses
 
 from multiscreen_jax import fields
+from multiscreen_jax.layers.feed_forward import SwiGLUSpec
 from multiscreen_jax.layers.initializers import NormalAndUniform
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.layers.residuals import NoNorm
+from multiscreen_jax.mixers import (
+    AttentionSpec,
+    GatedDeltaNetSpec,
+    Mamba2Spec,
+    RetentionSpec,
+    ScreeningSpec,
+)
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.decoder import Decoder, DecoderConfig
 from multiscreen_jax.models.trunk import Layer, Stage, stages_of
 
@@ -68,10 +77,28 @@ class Hybrid(Decoder):
     config: HybridConfig
 
 
+_WIDE = SwiGLUSpec(feed_forward_dim=24)
+_FIRST = RetentionSpec(num_heads=2, key_dim=4, value_dim=6)
+_TILES = ScreeningSpec(num_heads=2, key_dim=4, value_dim=6, window_threshold=9.0)
+
 ARCHITECTURE = Architecture(
     name="hybrid",
     config=HybridConfig,
     model=Hybrid,
     presets={},
     paper="none: whatever its layers follow",
-)
+    # An odd first layer, four kinds beside each other, and a tail of two.
+    contract=Contract(
+        fields={
+            "vocab_size": 61, "model_dim": 16, "num_layers": 7, "norm_eps": 1e-6,
+            "first": (Layer(_FIRST, SwiGLUSpec(feed_forward_dim=8)),),
+            "pattern": (
+                Layer(GatedDeltaNetSpec(num_heads=2, key_dim=6, value_dim=5), _WIDE),
+                Layer(Mamba2Spec(num_heads=4, key_dim=6, value_dim=5)),
+                Layer(AttentionSpec(num_heads=4, num_kv_heads=2), _WIDE),
+                Layer(_TILES, residual=NoNorm()),
+            ),
+        },
+        tolerance=2e-4,
+    ),
+)  # fmt: skip

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from multiscreen_jax.models.fit import check_params
 from multiscreen_jax.models.output import ModelOutput
@@ -52,9 +52,16 @@ class LanguageModel(nn.Module):
             check_params(self, self.variables.get("params", {}))
 
     def trunk(
-        self, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"] | None, cache: Any
+        self,
+        tokens: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: Any = None,
+        key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Everything before the output projection, and the new cache."""
+        """Everything before the output projection, and the new cache.
+
+        `key` drives what is random in training; without one nothing is.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define trunk")
 
     def output_rows(self) -> Float[Array, "O D"]:

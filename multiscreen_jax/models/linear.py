@@ -19,6 +19,9 @@ from multiscreen_jax.models.decoder import DecoderConfig
 from multiscreen_jax.models.transformer import transformer_init
 from multiscreen_jax.models.trunk import Layer, Stage, stages_of
 
+# Of the models that checks build; no length is that of another axis.
+SMALL = {"vocab_size": 61, "model_dim": 16, "num_layers": 2, "key_dim": 6, "value_dim": 5}
+
 LAYER_KINDS = ("mixer", "attention", "screening")
 
 

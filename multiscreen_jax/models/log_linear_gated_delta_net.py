@@ -11,10 +11,11 @@ import dataclasses
 from multiscreen_jax.mixers.log_linear import Levels
 from multiscreen_jax.mixers.log_linear_gated_delta_net import LogLinearGatedDeltaNetSpec
 from multiscreen_jax.models import gated_delta_net
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.fla_names import LOG_LINEAR_GATED_DELTA, fla
 from multiscreen_jax.models.gated_delta_net import GatedDeltaNetConfig
+from multiscreen_jax.models.linear import SMALL
 
 __all__ = ["LogLinearGatedDeltaNet", "LogLinearGatedDeltaNetConfig"]
 
@@ -51,5 +52,14 @@ ARCHITECTURE = Architecture(
                 "shapes are those of gated_deltanet/fla with two more a layer."
             ),
         ),
+    ),
+    contract=Contract(
+        fields={
+            **SMALL,
+            "num_heads": 2,
+            "feed_forward_dim": 24,
+            "num_levels": 9,
+            "max_documents": 4,
+        },
     ),
 )

@@ -11,9 +11,10 @@ import dataclasses
 from multiscreen_jax.mixers.log_linear import Levels
 from multiscreen_jax.mixers.log_linear_mamba2 import LogLinearMamba2Spec
 from multiscreen_jax.models import mamba2
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.fla_names import BLOCK, LOG_LINEAR_MAMBA2, fla
+from multiscreen_jax.models.linear import SMALL
 from multiscreen_jax.models.mamba2 import Mamba2Config
 
 __all__ = ["LogLinearMamba2", "LogLinearMamba2Config"]
@@ -69,4 +70,14 @@ ARCHITECTURE = Architecture(
     },
     paper="Log-Linear Attention, arXiv:2506.04761, section 3.3",
     sources=(_HATTENTION, _FLA),
+    contract=Contract(
+        fields={
+            **SMALL,
+            "num_heads": 4,
+            "num_groups": 2,
+            "feed_forward_dim": 24,
+            "num_levels": 9,
+            "max_documents": 4,
+        },
+    ),
 )

@@ -7,10 +7,10 @@ x = x + swiglu(norm(x))                          where feed_forward_dim is not 0
 import dataclasses
 
 from multiscreen_jax.mixers.mamba2 import Mamba2Spec
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.fla_names import BLOCK, MAMBA2, fla
-from multiscreen_jax.models.linear import LinearConfig
+from multiscreen_jax.models.linear import SMALL, LinearConfig
 
 __all__ = ["Mamba2", "Mamba2Config"]
 
@@ -76,4 +76,5 @@ ARCHITECTURE = Architecture(
             ),
         ),
     ),
+    contract=Contract(fields={**SMALL, "num_heads": 4, "num_groups": 2}),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from multiscreen_jax import fields
 from multiscreen_jax.cache import ModelCache
@@ -25,7 +25,7 @@ from multiscreen_jax.layers.residuals import NoNorm
 from multiscreen_jax.layers.stack import check_remat
 from multiscreen_jax.mixers.screening import ScreeningSpec
 from multiscreen_jax.models import trunk
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.fit import check_params, count_parameters
 from multiscreen_jax.models.language_model import LanguageModel
 from multiscreen_jax.models.multiscreen_names import SOURCES
@@ -193,6 +193,7 @@ class Multiscreen(LanguageModel):
         tokens: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | None = None,
         cache: ModelCache | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], ModelCache | None]:
         """The residual stream after the last layer [B, T, D], and the new cache."""
         check_tokens(tokens, self.config.vocab_size)
@@ -229,4 +230,11 @@ ARCHITECTURE = Architecture(
     },
     paper="Screening Is Enough, arXiv:2604.01178 v3",
     sources=SOURCES,
+    contract=Contract(
+        fields={
+            "vocab_size": 61, "model_dim": 16, "num_layers": 2, "num_heads": 2, "key_dim": 4,
+            "value_dim": 6, "window_threshold": 9.0,
+        },
+        tolerance=2e-4,
+    ),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import operator
+import sys
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -47,7 +48,9 @@ def config_for(name: str, **overrides: Any) -> ModelConfig:
 
 
 def build(config: Any) -> nn.Module:
-    """The model of a config; of one that is not registered, yours say, a `Decoder`.
+    """The model of a config; of one that is not registered, yours say, that of its file's record.
+
+    A `Decoder` where its file has none.
 
     Raises:
       TypeError: not a model's config.
@@ -55,10 +58,22 @@ def build(config: Any) -> nn.Module:
     if type(config) in MODELS:
         return MODELS[type(config)](config)
     if isinstance(config, DecoderConfig):
-        return Decoder(config)
+        record = getattr(sys.modules[type(config).__module__], "ARCHITECTURE", None)
+        is_its = record is not None and record.config is type(config)
+        return record.model(config) if is_its else Decoder(config)
     known = ", ".join(c.__name__ for c in MODELS)
     given = type(config).__name__
     raise TypeError(f"config must be one of {known} or another DecoderConfig, got {given}")
+
+
+def config_classes() -> dict[str, type]:
+    """All classes of model configs by name, those of a file of your own too once it has run."""
+    found, left = dict.fromkeys(MODELS), [DecoderConfig]
+    while left:
+        below = left.pop().__subclasses__()
+        left += below
+        found |= dict.fromkeys(below)
+    return {each.__name__: each for each in found}
 
 
 def create(name: str, **overrides: Any) -> tuple[nn.Module, Any]:

@@ -15,10 +15,10 @@ from multiscreen_jax.layers.branch import Common
 from multiscreen_jax.layers.feed_forward import SwiGLUSpec
 from multiscreen_jax.mixers.attention import Attention, AttentionSpec
 from multiscreen_jax.mixers.mixer import Context
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.llama_names import llama
-from multiscreen_jax.models.transformer import TransformerConfig
+from multiscreen_jax.models.transformer import SMALL, TransformerConfig
 from multiscreen_jax.models.trunk import Layer, Stage, stages_of
 
 __all__ = ["ResFormer", "ResFormerConfig"]
@@ -91,4 +91,5 @@ ARCHITECTURE = Architecture(
             recorded="resformer",
         ),
     ),
+    contract=Contract(fields={**SMALL, "num_layers": 3}),
 )

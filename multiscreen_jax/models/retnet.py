@@ -7,10 +7,10 @@ x = x + swiglu(norm(x))
 import dataclasses
 
 from multiscreen_jax.mixers.retention import RetentionSpec
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.fla_names import RETENTION, fla
-from multiscreen_jax.models.linear import LinearConfig
+from multiscreen_jax.models.linear import SMALL, LinearConfig
 
 __all__ = ["RetNet", "RetNetConfig"]
 
@@ -56,4 +56,5 @@ ARCHITECTURE = Architecture(
             ),
         ),
     ),
+    contract=Contract(fields={**SMALL, "num_heads": 2, "feed_forward_dim": 24}),
 )  # fmt: skip

@@ -20,10 +20,10 @@ from multiscreen_jax import fields
 from multiscreen_jax.layers.branch import Common
 from multiscreen_jax.mixers.attention import Attention, AttentionSpec
 from multiscreen_jax.mixers.mixer import Context
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.decoder import Decoder
 from multiscreen_jax.models.llama_names import llama, row, settings
-from multiscreen_jax.models.transformer import TransformerConfig
+from multiscreen_jax.models.transformer import SMALL, TransformerConfig
 
 __all__ = ["SSMax", "SSMaxConfig", "SSMaxSpec"]
 
@@ -63,7 +63,7 @@ class SSMaxAttention(Attention):
             factor += self._each("ssmax_bias", 0.0)
         return (q * factor[..., None]).astype(q.dtype), k, v
 
-    def _each(self, name: str, value: float) -> Float[Array, "H"]:
+    def _each(self, name: str, value: float) -> Float[Array, " H"]:
         init = nn.initializers.constant(value)
         return self.weight(name, init, (self.spec.num_heads,), ("heads",), decay=False)
 
@@ -105,4 +105,5 @@ ARCHITECTURE = Architecture(
             recorded="ssmax_decoder",
         ),
     ),
+    contract=Contract(fields=SMALL),
 )

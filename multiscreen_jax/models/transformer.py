@@ -14,7 +14,7 @@ from multiscreen_jax import fields
 from multiscreen_jax.layers.feed_forward import SwiGLUSpec
 from multiscreen_jax.layers.initializers import Normal
 from multiscreen_jax.mixers.attention import AttentionSpec
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, Contract
 from multiscreen_jax.models.decoder import Decoder, DecoderConfig
 from multiscreen_jax.models.llama_names import llama
 from multiscreen_jax.models.trunk import Layer, Stage
@@ -78,6 +78,11 @@ class Transformer(Decoder):
 
 
 _GPT2 = {"vocab_size": 50257}
+# Of the models that checks build, here and in variants.
+SMALL = {
+    "vocab_size": 61, "model_dim": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
+    "feed_forward_dim": 24,
+}  # fmt: skip
 
 ARCHITECTURE = Architecture(
     name="transformer",
@@ -92,4 +97,5 @@ ARCHITECTURE = Architecture(
     },
     paper="the baseline of Screening Is Enough, arXiv:2604.01178 v1, appendix A",
     sources=(llama("transformer/hf-llama", notes="LlamaForCausalLM of transformers."),),
+    contract=Contract(fields=SMALL),
 )  # fmt: skip

@@ -12,8 +12,9 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from multiscreen_jax.cache import ModelCache, check_cache, check_size, new_cursor, place
 from multiscreen_jax.layers.branch import Common, Spec
@@ -168,6 +169,8 @@ class TrunkLayer(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Any]:
         depth, cache = own
         layer, mixed = self.layer, None
+        if context.key is not None:
+            context = context.replace(key=jax.random.fold_in(context.key, depth))
         self.sow("intermediates", "residual", x, reduce_fn=lambda _, new: new)
 
         def mix(x: Array) -> Array:
@@ -236,8 +239,12 @@ class Trunk(nn.Module):
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"] | None = None,
         cache: ModelCache | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], ModelCache | None]:
-        """The stream after the last layer, NaN in rows that overflow, and the new cache."""
+        """The stream after the last layer, NaN in rows that overflow, and the new cache.
+
+        `key` drives what is random in training; every layer gets one of its own.
+        """
         chunk = cursor = None
         if cache is None:
             rows = 1 if segment_ids is None else x.shape[0]
@@ -260,7 +267,7 @@ class Trunk(nn.Module):
                 contexts.append(
                     Context(
                         segment_ids, positions, prepared[mixer.spec], whole, chunk,
-                        None if cache is None else cache.cursor, given,
+                        None if cache is None else cache.cursor, given, key,
                     )
                 )  # fmt: skip
             x, (written, gives) = getattr(self, stage.name)(x, tuple(layers), tuple(contexts))

@@ -2,6 +2,7 @@
 
     OUTPUT/checkpoints/120/params          the parameters
     OUTPUT/checkpoints/120/optimizer       step and optimizer state
+    OUTPUT/checkpoints/120/carry           what the objective hands on, where it does
     OUTPUT/checkpoints/120/run             JSON: config, data position, fingerprint of the data
     OUTPUT/checkpoints/120/manifest.json   checksum of every file above, written last
     OUTPUT/checkpoints/.pending-120        facts for the manifest, there until it is
@@ -37,8 +38,8 @@ from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.reading import (
     FOLDER,
     is_unfinished,
+    items_of,
     marker,
-    optimizer_item,
     read_state,
     run_of,
     steps_in,
@@ -49,6 +50,7 @@ _REFUSED = "refused"
 _ITEMS = {
     "params": ocp.args.StandardSave,
     "optimizer": ocp.args.StandardSave,
+    "carry": ocp.args.StandardSave,
     "run": ocp.args.JsonSave,
 }
 _COMMITTED = "commit_success.txt"  # Orbax's last file in a folder, before it gets its name
@@ -98,8 +100,7 @@ class Checkpoints:
             manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    optimizer=ocp.args.StandardSave(optimizer_item(state)),
+                    **{name: ocp.args.StandardSave(x) for name, x in items_of(state).items()},
                     run=ocp.args.JsonSave(run),
                 ),
                 force=True,
@@ -300,7 +301,8 @@ def _committed(folder: Path) -> bool:
     Orbax leaves this file in the folder and in every item's; `is_checkpoint_finalized` looks at
     names only, where folders can be renamed.
     """
-    return all((folder / item / _COMMITTED).is_file() for item in (".", *_ITEMS))
+    kept = [item for item in _ITEMS if item != "carry" or (folder / item).is_dir()]
+    return all((folder / item / _COMMITTED).is_file() for item in (".", *kept))
 
 
 def _pending_facts(folder: Path) -> dict[str, Any]:

@@ -1,16 +1,23 @@
-"""From `NAME --section.field value ...` to an ExperimentConfig."""
+"""From `NAME --section.field value ...` to an ExperimentConfig.
 
+NAME is that of a config, or the path of a Python file of one's own that defines `config()`.
+`--model PRESET` puts another registered model on its data and steps.
+"""
+
+import dataclasses
 import difflib
 import importlib
 import inspect
 import pkgutil
 import sys
+import typing
 from collections.abc import Sequence
 from types import ModuleType
 
 import tyro
 
-from multiscreen_jax.train import options
+from multiscreen_jax.models.registry import config_for, preset_names
+from multiscreen_jax.train import options, own_code
 from multiscreen_jax.train.config import ExperimentConfig
 
 
@@ -54,21 +61,68 @@ def parse(package: str, prog: str, arguments: Sequence[str] | None = None) -> Ex
         print(_overview(package, prog))
         sys.exit(0 if arguments else 2)
     name, *words = arguments
-    default = named_config(package, name)
-    description = inspect.getdoc(_module(package, name)) or ""
-    return options.read(
-        ExperimentConfig,
-        default=default,
+    module = own_code.load(name) if name.endswith(".py") else _module(package, name)
+    default, words = _with_model(_config_of(module, name), words)
+    kind = _kind_of(default)
+    read = options.read(
+        kind,
+        default=kind(**vars(default)),
         args=words,
         prog=f"{prog} {name}",
-        description=description,
-        # The named config decides which kind of model there is; its fields are options.
+        description=inspect.getdoc(module) or "",
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+    return ExperimentConfig(**vars(read))
+
+
+def _config_of(module: ModuleType, name: str) -> ExperimentConfig:
+    make = getattr(module, "config", None)
+    if not callable(make):
+        raise ValueError(f"{name} has no function config(); allowed: a file that defines one")
+    config = make()
+    if not isinstance(config, ExperimentConfig):
+        given = type(config).__name__
+        raise ValueError(f"config() of {name} gives {given}; allowed: an ExperimentConfig")
+    return config
+
+
+def _with_model(config: ExperimentConfig, words: list[str]) -> tuple[ExperimentConfig, list[str]]:
+    """The config with the preset of `--model NAME`, if there is one, and the other words."""
+    name, rest = None, []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag != "--model":
+            rest.append(word)
+        elif equals or words:
+            name = value if equals else words.pop(0)
+        else:
+            raise ValueError(f"--model needs a name; known: {', '.join(preset_names())}")
+    if name is None:
+        return config, rest
+    model = config_for(name, vocab_size=config.model.vocab_size)
+    return dataclasses.replace(config, model=model), rest
+
+
+def _kind_of(config: ExperimentConfig) -> type:
+    """ExperimentConfig with the classes of this one's model and objective, whose fields become
+    options; which classes these are is no option."""
+    hints = typing.get_type_hints(ExperimentConfig)
+    hints |= {name: type(getattr(config, name)) for name in ("model", "objective")}
+    fields = [(name, kind) for name, kind in hints.items()]
+    return dataclasses.make_dataclass(
+        "ExperimentConfig", fields, bases=(ExperimentConfig,), frozen=True, kw_only=True
     )
 
 
 def _overview(package: str, prog: str) -> str:
-    lines = [f"usage: {prog} NAME [--section.field value ...]", "", "Named configs:"]
+    lines = [
+        f"usage: {prog} NAME [--model PRESET] [--section.field value ...]",
+        f"       {prog} FILE.py ...      a file of yours that defines config()",
+        "",
+        "Named configs:",
+    ]
     for name in config_names(package):
         first, *_ = (inspect.getdoc(_module(package, name)) or "").splitlines()
         lines.append(f"  {name:24} {first}")

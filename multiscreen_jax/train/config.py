@@ -1,7 +1,7 @@
 """Everything a training run is made of, as nested frozen dataclasses.
 
-    ExperimentConfig(model=MultiscreenConfig(...), data=DataConfig(...), optim=OptimConfig(...),
-                     mesh=MeshConfig(...), train=TrainConfig(...))
+    ExperimentConfig(model=MultiscreenConfig(...), data=DataConfig(...), objective=NextToken(),
+                     optim=OptimConfig(...), mesh=MeshConfig(...), train=TrainConfig(...))
 
 Every class checks itself when it is built; a bad value is a one-line ValueError that names the
 field, those of optim, mesh and train as the command line spells them.
@@ -14,6 +14,7 @@ from typing import Any
 
 from multiscreen_jax.data import DataConfig
 from multiscreen_jax.models.registry import ModelConfig
+from multiscreen_jax.objectives import NextToken, Objective
 from multiscreen_jax.paths import checked_path, expanded_path
 from multiscreen_jax.train import checks
 
@@ -168,15 +169,18 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """One experiment: a model, its data, its optimizer, its devices and its run."""
+    """One experiment: a model, its data and objective, its optimizer, its devices and its run."""
 
     model: ModelConfig
     data: DataConfig
+    objective: Objective = field(default_factory=NextToken)
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.objective, Objective):
+            checks.refuse("objective", self.objective, "an Objective")
         batch, parts = self.data.batch_size, self.train.accumulate
         if batch % parts:
             checks.refuse("train.accumulate", parts, f"a divisor of data.batch-size, {batch}")

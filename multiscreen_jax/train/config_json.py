@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from multiscreen_jax.json_files import parse
-from multiscreen_jax.models.registry import MODELS
+from multiscreen_jax.models.registry import config_classes
+from multiscreen_jax.objectives import NextToken, Objective
 from multiscreen_jax.train import checks
 from multiscreen_jax.train.config import ExperimentConfig
-from multiscreen_jax.values import from_plain, to_plain
+from multiscreen_jax.values import Value, from_plain, to_plain
 
 SECTIONS = tuple(field.name for field in dataclasses.fields(ExperimentConfig))
-MODEL_CLASSES = {cls.__name__: cls for cls in MODELS}
+LATER = {"objective": to_plain(NextToken(), Objective)}  # of older runs, which lack the section
 
 # What may change when a run is continued, because it does not change what is being trained: the
 # devices, how the model is computed, how far ahead data is read, and all of `train` but these two.
@@ -54,6 +55,7 @@ def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     fields = set(SECTIONS)
     if unknown := sorted(set(values) - fields):
         raise ValueError(f"config section {unknown[0]!r} is unknown; allowed: {sorted(fields)}")
+    values = {**LATER, **values}
     if missing := sorted(fields - set(values)):
         raise ValueError(f"config section {missing[0]!r} is missing")
     hints = typing.get_type_hints(ExperimentConfig)
@@ -65,11 +67,11 @@ def model_from_dict(values: dict[str, Any]) -> Any:
     """The inverse of `model_to_dict`."""
     if not isinstance(values, dict):
         checks.refuse("model", values, "an object with fields")
-    name = values.get("class")
-    if name not in MODEL_CLASSES:
-        raise ValueError(f"model.class is {name!r}; allowed: {', '.join(MODEL_CLASSES)}")
+    name, known = values.get("class"), config_classes()
+    if name not in known:
+        raise ValueError(f"model.class is {name!r}; allowed: {', '.join(known)}")
     fields = {key: value for key, value in values.items() if key != "class"}
-    return _section("model", MODEL_CLASSES[name], fields)
+    return _section("model", known[name], fields)
 
 
 def save(config: ExperimentConfig, path: Path) -> None:
@@ -92,7 +94,7 @@ def _is_another_kind(path: Path) -> bool:
         values = parse(path.read_bytes(), str(path))
     except (OSError, ValueError):  # not there, or cut short by a machine that died
         return False
-    return not isinstance(values, dict) or not values.keys() >= set(SECTIONS)
+    return not isinstance(values, dict) or not values.keys() >= set(SECTIONS) - set(LATER)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -119,7 +121,7 @@ def completed(old: dict[str, Any]) -> dict[str, Any]:
             if name == "model":
                 sections[name] = model_to_dict(model_from_dict(given))
             else:
-                sections[name] = to_plain(_section(name, hints[name], given))
+                sections[name] = to_plain(_section(name, hints[name], given), hints[name])
     return sections
 
 
@@ -135,9 +137,10 @@ def refuse_changes(
     old: dict[str, Any], new: dict[str, Any], where: str, allowed: tuple[str, ...] = ()
 ) -> None:
     """ValueError naming every field that matters and differs between two configs' dicts."""
+    before = {**{name: LATER[name] for name in LATER if name in new}, **completed(old)}
     changed = {
         name: values
-        for name, values in differences(completed(old), new).items()
+        for name, values in differences(before, new).items()
         if name not in allowed and not is_harmless(name)
     }
     if changed:
@@ -175,11 +178,14 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _section(path: str, kind: Any, given: Any) -> Any:
-    """Builds dataclass `kind` from a plain dict; JSON's lists become tuples where declared."""
+    """Builds dataclass `kind` from a plain dict; JSON's lists become tuples where declared.
+
+    A `Value` says its class itself.
+    """
     if not isinstance(given, dict):
         checks.refuse(path, given, "an object with fields")
     known = [field.name for field in dataclasses.fields(kind) if field.init]
-    for name in given:
+    for name in given if not issubclass(kind, Value) else ():
         if name not in known:
             raise ValueError(
                 f"{checks.flag_name(f'{path}.{name}')} is unknown; allowed: {', '.join(known)}"

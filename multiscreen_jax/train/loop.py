@@ -21,7 +21,15 @@ from multiscreen_jax import sharding
 from multiscreen_jax.cleanup import afterwards
 from multiscreen_jax.data.pipeline import device_arrays
 from multiscreen_jax.ownership import Owner, owned
-from multiscreen_jax.train import checkpoint, config_json, metrics, provenance, reading, together
+from multiscreen_jax.train import (
+    checkpoint,
+    config_json,
+    metrics,
+    own_code,
+    provenance,
+    reading,
+    together,
+)
 from multiscreen_jax.train.checkpoint import Checkpoints
 from multiscreen_jax.train.config import ExperimentConfig, resolved
 from multiscreen_jax.train.errors import (
@@ -38,6 +46,7 @@ from multiscreen_jax.train.setup import Run, make_output_dir, prepare, usable_ou
 from multiscreen_jax.train.signals import StopRequest
 
 CONFIG_FILE = "config.json"
+_TOLD = ("losses/", "metrics/")  # what models sow, see `step.loss_and_gradients`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +108,8 @@ def _open_record(run: Run, reporter: Reporter) -> metrics.Sinks:
     if jax.process_index() == 0:
         with writing(settings.output_dir):
             config_json.save(run.config, Path(settings.output_dir) / CONFIG_FILE)
+            if note := own_code.keep(run.config, Path(settings.output_dir)):
+                reporter.say(note)
             write_environment(run)
     unwritten = checkpoint.unwritten_metrics(run.checkpoints.folder, run.start)
     return metrics.open_sinks(settings, described, run.start, unwritten, reporter.say)
@@ -185,9 +196,8 @@ class _Collector:
         self.record: dict[str, Any] = {}
         self._settings, self._checkpoints = run.config.train, run.checkpoints
         self._sinks, self._reporter = sinks, reporter
-        self._tokens = data.batch_size * data.sequence_length
-        # One forward and a backward of twice its cost; screening windows count as they begin.
-        self._flops = 3 * data.batch_size * model.forward_flops(data.sequence_length)
+        # A backward pass counts twice a forward one; screening windows count as they begin.
+        self._work = run.config.objective.work(model, data.batch_size, data.sequence_length)
         self._pending: tuple[int, Any] | None = None
         self._checked: dict[str, Any] | None = None
         self.skipped = run.skipped
@@ -248,9 +258,10 @@ class _Collector:
             "learning_rate": float(host["learning_rate"]),
             "gradient_norm": float(host["gradient_norm"]),
             "update_norm": float(host["update_norm"]),
-            "tokens_per_second": rate * self._tokens,
-            "model_flops_per_second": rate * self._flops,
+            f"{self._work.name}_per_second": rate * self._work.units,
+            "model_flops_per_second": rate * self._work.flops,
             "skipped_updates": self.skipped,
+            **{name: float(x) for name, x in host.items() if name.startswith(_TOLD)},
             **extra,
         }
         self._sinks.write(self.record)

@@ -78,9 +78,14 @@ def summary(record: dict[str, Any]) -> str:
             parts.append(f"{record['validation_bits_per_byte']:.3f} bits/byte")
             if "validation_lost_share" in record:
                 parts.append(f"{record['validation_lost_share']:.2%} of the bytes unknown")
-        else:
+        elif "validation_accuracy" in record:
             parts.append(f"accuracy {record['validation_accuracy']:.2%}")
     parts.append(f"lr {record['learning_rate']:.2e}")
-    parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+    speeds = (name for name in record if name.endswith("_per_second"))
+    parts += [
+        f"{record[name]:,.0f} {name.removesuffix('_per_second')}/s"
+        for name in speeds
+        if name != "model_flops_per_second"
+    ]
     parts.append(f"{record['model_flops_per_second'] / 1e9:,.1f} GFLOP/s")
     return "  ".join(parts)

@@ -10,7 +10,7 @@ import jax
 
 import multiscreen_jax
 import pallas_kernels
-from multiscreen_jax.train import config_json
+from multiscreen_jax.train import config_json, own_code
 from multiscreen_jax.train.config import ExperimentConfig
 
 # Of these each process may have its own: they change no number, or are the first one's alone.
@@ -40,6 +40,7 @@ def facts(config: ExperimentConfig) -> dict[str, Any]:
         "version of Python": ".".join(platform.python_version_tuple()[:2]),
         **{f"version of {name}": version(name) for name in ("jax", "jaxlib", "flax", "optax")},
         "code of the library": _code_digest(),
+        "code of the experiment": own_code.digest_of(config),
     }
 
 

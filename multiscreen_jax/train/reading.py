@@ -19,7 +19,7 @@ from multiscreen_jax.json_files import check_keys, read_object
 from multiscreen_jax.models.registry import build
 from multiscreen_jax.paths import expanded_path
 from multiscreen_jax.sharding import path_name
-from multiscreen_jax.train import config_json, manifest
+from multiscreen_jax.train import config_json, manifest, own_code
 from multiscreen_jax.train.manifest import DamagedCheckpoint
 from multiscreen_jax.train.state import TrainState, abstract_params
 
@@ -201,7 +201,9 @@ def read_model(folder: Path, run: dict[str, Any]) -> tuple[Any, Any, Any]:
     try:
         config = config_json.from_dict(run["config"])
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder} has a config that cannot be used: {error}") from None
+        copy = output_of(folder) / own_code.COPY
+        own = f"; it was trained from {copy}: read it, then give it as --code" * copy.is_file()
+        raise ValueError(f"{folder} has a config that cannot be used: {error}{own}") from None
     model = build(config.model)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
@@ -223,13 +225,23 @@ def read_item(folder: Path, item: str, abstract: Any) -> Any:
 
 def read_state(folder: Path, abstract: TrainState) -> TrainState:
     """A whole state, onto the shapes, dtypes and shardings of `abstract`."""
-    optimizer = read_item(folder, "optimizer", optimizer_item(abstract))
-    return TrainState(params=read_item(folder, "params", abstract.params), **optimizer)
+    items = items_of(abstract)
+    read = {name: read_item(folder, name, item) for name, item in items.items()}
+    return TrainState(params=read["params"], **read["optimizer"], **read.get("carry", {}))
 
 
-def optimizer_item(state: TrainState) -> dict[str, Any]:
-    """The part of a state that is saved as the item `optimizer`."""
-    return {"step": state.step, "optimizer_state": state.optimizer_state}
+def has_optimizer_of(folder: Path, abstract: TrainState) -> bool:
+    """Whether a checkpoint's optimizer state has the arrays of this one."""
+    item = items_of(abstract)["optimizer"]
+    return _stored_shapes(folder / "optimizer") == _shapes(item)
+
+
+def items_of(state: TrainState) -> dict[str, Any]:
+    """A state by the items in which it is saved."""
+    optimizer = {"step": state.step, "optimizer_state": state.optimizer_state}
+    # An item is a tree, and a carry may be one array.
+    carry = {} if state.carry is None else {"carry": {"carry": state.carry}}
+    return {"params": state.params, "optimizer": optimizer, **carry}
 
 
 def _newest_whole(
@@ -280,10 +292,7 @@ def _too_fast(folder: Path) -> FileNotFoundError:
 
 
 def _refuse_other_arrays(path: Path, abstract: Any) -> None:
-    # Unlike a Checkpointer it says nothing of files that may be absent.
-    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-        stored = handler.metadata(epath.Path(path))
-    there, wanted = _shapes(stored.tree), _shapes(abstract)
+    there, wanted = _stored_shapes(path), _shapes(abstract)
     for name, shape in wanted.items():
         if name not in there:
             raise ValueError(f"{path} is of another model: it has no {name}, of shape {shape}")
@@ -294,6 +303,12 @@ def _refuse_other_arrays(path: Path, abstract: Any) -> None:
     for name, shape in there.items():
         if name not in wanted:
             raise ValueError(f"{path} is of another model: it has {name} besides, of shape {shape}")
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    # Unlike a Checkpointer it says nothing of files that may be absent.
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        return _shapes(handler.metadata(epath.Path(path)).tree)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

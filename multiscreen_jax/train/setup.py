@@ -1,6 +1,7 @@
 """Everything a run needs before its first step: checked, opened, restored and compiled."""
 
 import dataclasses
+import functools
 import os
 import tempfile
 import time
@@ -89,6 +90,13 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
         say(files)
     if note := pipeline.loss_note():
         say(note)
+    if absent := set(config.objective.fields) - pipeline.batch(0).keys():
+        checks.refuse(
+            "data.source",
+            config.data.source,
+            f"one whose batches have {', '.join(sorted(absent))}, which "
+            f"{type(config.objective).__name__} needs",
+        )
     if pipeline.vocab_size > config.model.vocab_size:
         checks.refuse(
             "model.vocab_size",
@@ -114,7 +122,8 @@ def prepare(config: ExperimentConfig, mesh: Mesh, checkpoints: Checkpoints, say:
     model, step = build(config.model), experiment_step(config)
     validation = None
     if config.train.evaluate_every and held_out is not None:
-        validation = Validation(model, held_out, config.train.evaluate_batches, where)
+        batches = config.train.evaluate_batches
+        validation = Validation(config.objective, model, held_out, batches, where)
     compiled, implementations = None, {}  # a finished run has no step to make
     if start < config.train.steps:
         with record_choices() as implementations:
@@ -214,7 +223,8 @@ def _restore_or_create(
             kept, here = run_tokenizer.facts_of(copy), origin["tokenizer"]
             run_tokenizer.refuse_other(kept, here, holds, "data.source is read with")
 
-    abstract = abstract_state(model, optimizer, mesh)
+    init_carry = functools.partial(config.objective.init_carry, model, config.data.batch_size)
+    abstract = abstract_state(model, optimizer, mesh, init_carry)
     restored = checkpoints.restore(abstract, check, say)
     if restored is not None:
         state, run = restored
@@ -224,12 +234,18 @@ def _restore_or_create(
         origin["inherited"] = run.get("inherited")
         return state, run["step"], run["skipped_updates"], trained_length, origin
     length = config.data.sequence_length
+
+    def create() -> TrainState:
+        return create_state(model, optimizer, mesh, config.train.seed, init_carry)
+
     if config.train.init_from is None:
-        state = create_state(model, optimizer, mesh, config.train.seed)
+        state = create()
     else:
         state, inherited, origin["inherited"] = _inherit(
-            config.train.init_from, now, origin["tokenizer"], abstract, say
+            config.train.init_from, now, origin["tokenizer"], abstract, create, say
         )
+        where = jax.tree.map(lambda leaf: leaf.sharding, abstract.carry)
+        state = state.replace(carry=jax.jit(init_carry, out_shardings=where)())
         updates = int(update_count(state.optimizer_state))
         rate = np.asarray(make_schedule(config.optim, config.train.steps)(updates)).item()
         say(f"the learning rate starts at {rate:g}, after {updates} inherited updates")
@@ -252,7 +268,12 @@ def _keep_tokenizer(output: Path, tokenizer: Tokenizer, is_new: bool) -> None:
 
 
 def _inherit(
-    path: str, now: dict[str, Any], tokenizer: dict[str, Any], abstract: TrainState, say: Say
+    path: str,
+    now: dict[str, Any],
+    tokenizer: dict[str, Any],
+    abstract: TrainState,
+    create: Callable[[], TrainState],
+    say: Say,
 ) -> tuple[TrainState, int | None, dict[str, Any]]:
     """(parameters and optimizer state, trained length, which checkpoint) of another run.
 
@@ -273,10 +294,16 @@ def _inherit(
 
     def read(folder: Path, run: dict[str, Any]) -> tuple[Path, dict[str, Any], str, TrainState]:
         together.all_or_none(lambda: check(folder, run))
-        return folder, run, manifest.seal_of(folder), reading.read_state(folder, abstract)
+        if reading.has_optimizer_of(folder, abstract):
+            state = reading.read_state(folder, abstract.replace(carry=None))
+        else:
+            say(f"{folder} has an optimizer state of other rules; here it starts anew")
+            params = reading.read_item(folder, "params", abstract.params)
+            state = create().replace(params=params)
+        return folder, run, manifest.seal_of(folder), state
 
     folder, run, seal, state = reading.read_newest(path, _agreed_step(path), read)
-    changes = config_json.differences(run["config"], now)
+    changes = config_json.differences({**config_json.LATER, **run["config"]}, now)
     listed = ", ".join(
         f"{checks.flag_name(name)} {before} -> {after}"
         for name, (before, after) in changes.items()

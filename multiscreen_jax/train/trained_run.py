@@ -13,7 +13,7 @@ from multiscreen_jax import pretrained
 from multiscreen_jax.data import DataConfig, Tokenizer
 from multiscreen_jax.data.config import near_matches
 from multiscreen_jax.paths import expanded_path
-from multiscreen_jax.train import checks, reading, run_tokenizer
+from multiscreen_jax.train import checks, own_code, reading, run_tokenizer
 from multiscreen_jax.train.places import located
 
 ALLOWED = "the output folder of a training run, one of its checkpoints, or a shipped model"
@@ -53,19 +53,25 @@ class TrainedRun:
         return replace(self.data, **places)
 
 
-def open_run(name: str | Path, step: int | None = None) -> TrainedRun:
+def open_run(
+    name: str | Path, step: int | None = None, code: str | Path | None = None
+) -> TrainedRun:
     """Reads the newest whole checkpoint of a run, or a shipped model.
 
     Args:
       name: a run's output folder, its `checkpoints` folder, one checkpoint's folder, or one of
         `pretrained.names()`, where no folder is called so.
       step: which checkpoint; None takes the newest that is whole.
+      code: the Python file that the run was trained from, which is run; None where the run is of
+        this library's models, or the file is imported already.
 
     Raises:
       FileNotFoundError: there is nothing of this name.
       ValueError: a damaged checkpoint or tokenizer, or a tokenizer that is not the run's.
     """
     path = expanded_path(name, "the run")
+    if code is not None:
+        own_code.load(code)
     if path.is_dir():
         return reading.read_newest(path, step, _open)
     if path.exists():

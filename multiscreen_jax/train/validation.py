@@ -1,4 +1,4 @@
-"""Loss on the validation split, in nats per token and bits per byte of text, and accuracy."""
+"""What the objective measures on the validation split."""
 
 import math
 from functools import cached_property
@@ -10,14 +10,16 @@ import numpy as np
 from multiscreen_jax import sharding
 from multiscreen_jax.data import Pipeline
 from multiscreen_jax.data.pipeline import entropy_bits, scored_targets
-from multiscreen_jax.evaluation import evaluate
 from multiscreen_jax.evaluation.perplexity import read_batches
+from multiscreen_jax.objectives import Objective
 
 
 class Validation:
     """The first batches of the validation split, always the same ones."""
 
-    def __init__(self, model: nn.Module, pipeline: Pipeline, batches: int, where: Any) -> None:
+    def __init__(
+        self, objective: Objective, model: nn.Module, pipeline: Pipeline, batches: int, where: Any
+    ) -> None:
         available = pipeline.num_batches
         count = batches if available is None else min(batches, available)
         if count == 0:
@@ -25,7 +27,8 @@ class Validation:
                 "train.evaluate-every is set and the validation split holds no batch; give "
                 "data.valid-source or a larger data.valid-fraction, or 0 to train without"
             )
-        self._model, self._pipeline, self._count, self._where = model, pipeline, count, where
+        self._objective, self._model = objective, model
+        self._pipeline, self._count, self._where = pipeline, count, where
 
     @cached_property
     def unigram_bits_per_byte(self) -> float:
@@ -44,19 +47,17 @@ class Validation:
         return entropy_bits(counts) / text_bytes if text_bytes else math.nan
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """validation_loss (nats per token), validation_accuracy, and of text
-        validation_bits_per_byte, with the share of its bytes that the tokenizer lost, if any, as
-        validation_lost_share."""
+        """validation_loss and what else the objective measures: of next tokens (nats)
+        validation_accuracy, and of text validation_bits_per_byte, with the share of its bytes that
+        the tokenizer lost, if any, as validation_lost_share."""
 
         def place(batch: Any) -> Any:
             return sharding.place_batch(batch, self._where)
 
-        found = evaluate(self._model, params, self._pipeline, self._count, place)
-        values = {"validation_loss": found["loss"], "validation_accuracy": found["accuracy"]}
-        if found["bytes"]:
-            values["validation_bits_per_byte"] = found["bits_per_byte"]
-            if self._pipeline.lost_share:
-                values["validation_lost_share"] = self._pipeline.lost_share
+        found = self._objective.evaluate(self._model, params, self._pipeline, self._count, place)
+        values = {f"validation_{name}": value for name, value in found.items()}
+        if "bits_per_byte" in found and self._pipeline.lost_share:
+            values["validation_lost_share"] = self._pipeline.lost_share
         return values
 
     def summary(self, record: dict[str, float]) -> str:
@@ -69,7 +70,6 @@ class Validation:
                 f"{self._count} batches, where token frequencies alone give "
                 f"{self.unigram_bits_per_byte:.3f}{lost}"
             )
-        return (
-            f"validation loss {record['validation_loss']:.4f}, "
-            f"accuracy {record['validation_accuracy']:.2%}"
-        )
+        accuracy = record.get("validation_accuracy")
+        right = "" if accuracy is None else f", accuracy {accuracy:.2%}"
+        return f"validation loss {record['validation_loss']:.4f}{right}"

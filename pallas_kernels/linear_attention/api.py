@@ -99,7 +99,7 @@ def retention(
     q: Float[Array, "B T G K"],
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T H V"],
-    g: Float[Array, "H"] | None = None,
+    g: Float[Array, " H"] | None = None,
     *,
     scale: float | None = None,
     initial_state: Float[Array, "B H K V"] | None = None,
@@ -133,7 +133,7 @@ def retention(
     )  # fmt: skip
 
 
-def retention_decays(heads: int, dtype: jnp.dtype) -> Float[Array, "H"]:
+def retention_decays(heads: int, dtype: jnp.dtype) -> Float[Array, " H"]:
     """RetNet's g, the fading of each head's state in one token: log(1 - 2^(-5 - h))."""
     return jnp.asarray(np.log1p(-(2.0 ** (-5 - np.arange(heads)))), dtype)
 

@@ -75,7 +75,7 @@ def retention(
     q: Float[Array, "B T G K"],
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T H V"],
-    g: Float[Array, "H"] | None = None,
+    g: Float[Array, " H"] | None = None,
     *,
     axis_name: str,
     initial_state: Float[Array, "B H K V"] | None = None,

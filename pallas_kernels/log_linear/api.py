@@ -279,7 +279,7 @@ def _levels(
     return jnp.concatenate([scales, last], axis=-1), wanted
 
 
-def _longest(docs: Documents | None, start: Int[Array, "B"], length: int) -> Int[Array, "B"]:
+def _longest(docs: Documents | None, start: Int[Array, " B"], length: int) -> Int[Array, " B"]:
     """Tokens of each row's longest document; the first one has `start` before the row."""
     if docs is None:
         return start + length

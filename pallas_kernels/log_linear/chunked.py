@@ -142,7 +142,7 @@ def _wide(inputs: Inputs) -> Inputs:
     return Inputs(*repeat_groups(q, k, v), v, *others)
 
 
-def _chunk(slots: Inputs, n: Int[Array, "B"], size: int) -> Inputs:
+def _chunk(slots: Inputs, n: Int[Array, " B"], size: int) -> Inputs:
     """Chunk n of every row, [B,H,1,C,...]."""
     row, at = np.arange(len(n))[:, None], n[:, None] * size + np.arange(size)
 
@@ -239,7 +239,7 @@ def _continue_chunk(
     maps: ChunkMaps,
     scales: Float[Array, "B H C L"],
     older: Float[Array, "B H I K V"],
-    offset: Int[Array, "B"],
+    offset: Int[Array, " B"],
     product: Callable[..., Array],
 ) -> Head:
     """Levels 1, 2, ... of a state of `offset` tokens in the chunk, read by those that follow."""
@@ -256,7 +256,7 @@ def _continue_chunk(
     return Head(jnp.sum(y * weights[..., None], axis=-2), passed)
 
 
-def _block_starts(offset: Int[Array, "B"], count: int) -> Int[Array, "B I"]:
+def _block_starts(offset: Int[Array, " B"], count: int) -> Int[Array, "B I"]:
     """First token of the bucket of each set bit of `offset`; a clear bit has an empty bucket."""
     bit = np.arange(1, count + 1)
     return (offset[:, None] >> bit) << bit
@@ -264,7 +264,7 @@ def _block_starts(offset: Int[Array, "B"], count: int) -> Int[Array, "B I"]:
 
 def _open_levels(
     chunk: Inputs,
-    at: Int[Array, "B"],
+    at: Int[Array, " B"],
     levels: int,
     local: Callable[[Inputs], ChunkMaps],
     product: Callable[..., Array],

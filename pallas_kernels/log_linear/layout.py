@@ -33,9 +33,9 @@ class Layout(NamedTuple):
     number: Int[Array, "B N"]
     fresh: Bool[Array, "B N"]
     closes: Bool[Array, "B N"]
-    last: Int[Array, "B"]
-    length: Int[Array, "B"]
-    too_many: Bool[Array, "B"]
+    last: Int[Array, " B"]
+    length: Int[Array, " B"]
+    too_many: Bool[Array, " B"]
 
     @property
     def chunks(self) -> int:
@@ -65,7 +65,7 @@ def plain_layout(batch: int, length: int, size: int) -> Layout:
 
 def aligned_layout(
     documents: Documents | None,
-    start: Int[Array, "B"],
+    start: Int[Array, " B"],
     length: int,
     size: int,
     max_documents: int,

@@ -27,7 +27,7 @@ class LogLinearState(NamedTuple):
     """
 
     levels: Float[Array, "B H L K V"]
-    length: Int[Array, "B"]
+    length: Int[Array, " B"]
 
 
 def empty_state(
@@ -70,7 +70,7 @@ def merge_masks(
     )
 
 
-def merge(levels: Float[Array, "B H L K V"], index: Int[Array, "B"]) -> Float[Array, "B H L K V"]:
+def merge(levels: Float[Array, "B H L K V"], index: Int[Array, " B"]) -> Float[Array, "B H L K V"]:
     """The levels as token `index` finds them: its own, level 0, is empty."""
     emptied, target = (x[:, None, :, None, None] for x in merge_masks(index, levels.shape[2]))
     total = jnp.sum(jnp.where(emptied, levels, 0), axis=2, keepdims=True)

@@ -58,7 +58,7 @@ def _last(layout: Layout, reads: Array) -> Int[Array, "B 1"]:
     return jnp.minimum(jnp.max(closing, axis=1, keepdims=True), reads.shape[1] - 1)
 
 
-def _present(bits: Int[Array, "B"], count: int) -> Array:
+def _present(bits: Int[Array, " B"], count: int) -> Array:
     return ((bits[:, None] >> np.arange(count)) & 1 == 1)[:, None, :, None, None]
 
 

@@ -38,8 +38,8 @@ def screening_pallas_gpu(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S H K"],
     v: Float[Array, "B S H V"],
-    window: Float[Array, "H"],
-    width: Float[Array, "H"],
+    window: Float[Array, " H"],
+    width: Float[Array, " H"],
     segment_ids: Int[Array, "B N"] | None = None,
     gap: Int[Array, ""] | None = None,
     *,
@@ -103,7 +103,7 @@ def visited_tiles(
 
 
 def count_visited_pairs(
-    length: int, windows: Float[Array, "H"], block: Block, over: str = "queries"
+    length: int, windows: Float[Array, " H"], block: Block, over: str = "queries"
 ) -> int:
     """Queries x keys of the `visited_tiles` of all heads."""
     starts, stops = (np.asarray(x, np.int64) for x in _visited(length, windows, block, over))

@@ -8,12 +8,12 @@ from pallas_kernels.common.numerics import accumulation_dtype
 from pallas_kernels.screening.extent import extent_of
 
 
-def trim(similarity: Float[Array, "B H T S"], width: Float[Array, "H"]) -> Float[Array, "B H T S"]:
+def trim(similarity: Float[Array, "B H T S"], width: Float[Array, " H"]) -> Float[Array, "B H T S"]:
     """alpha = max(1 - (1 - s) / width, 0)^2: zero unless s > 1 - width, one at s = 1. (v3 eq. 9)"""
     return jnp.maximum(1 - (1 - similarity) / width[:, None, None], 0) ** 2
 
 
-def softmask(distance: Int[Array, "T S"], window: Float[Array, "H"]) -> Float[Array, "H T S"]:
+def softmask(distance: Int[Array, "T S"], window: Float[Array, " H"]) -> Float[Array, "H T S"]:
     """m = (cos(pi d / w) + 1) / 2 at distances 0 <= d = i - j < w, else zero. (v3 eq. 10)
 
     A window of infinity gives one at every distance d >= 0.
@@ -26,8 +26,8 @@ def softmask(distance: Int[Array, "T S"], window: Float[Array, "H"]) -> Float[Ar
 def relevance(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S H K"],
-    window: Float[Array, "H"],
-    width: Float[Array, "H"],
+    window: Float[Array, " H"],
+    width: Float[Array, " H"],
     segment_ids: Int[Array, "B N"] | None = None,
     gap: Int[Array, ""] | None = None,
     *,
@@ -52,8 +52,8 @@ def screening_reference(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S H K"],
     v: Float[Array, "B S H V"],
-    window: Float[Array, "H"],
-    width: Float[Array, "H"],
+    window: Float[Array, " H"],
+    width: Float[Array, " H"],
     segment_ids: Int[Array, "B N"] | None = None,
     gap: Int[Array, ""] | None = None,
     *,

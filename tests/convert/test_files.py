@@ -150,7 +150,7 @@ def test_unwritable(tmp_path):
         convert.save_safetensors(tmp_path / "no" / "w.safetensors", params, MULTISCREEN)
     with pytest.raises(IsADirectoryError, match="is a directory"):
         convert.save_safetensors(tmp_path, params, MULTISCREEN)
-    with pytest.raises(TypeError, match="no conversion source"):
+    with pytest.raises(TypeError, match="config must be a model's, got dict"):
         convert.save_safetensors(tmp_path / "w.safetensors", params, {})
 
 

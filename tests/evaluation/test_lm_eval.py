@@ -15,12 +15,12 @@ from experiments.evaluate_config import EvaluateConfig, LmEvalConfig
 from multiscreen_jax import evaluation, generate
 from multiscreen_jax.data import DataConfig, open_pipeline, open_tokenizer
 from multiscreen_jax.data.tokenizers import CharacterTokenizer
-from multiscreen_jax.models import MultiscreenConfig, TransformerConfig, build
-from multiscreen_jax.models.registry import MODELS
+from multiscreen_jax.models import MultiscreenConfig, TransformerConfig
+from multiscreen_jax.models.registry import ARCHITECTURES, build
 from multiscreen_jax.train import override, train
 from tests.data import tokenizer_files
 from tests.marks import slow_unless
-from tests.models import linear_family, test_hybrid
+from tests.models import linear_family
 
 lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -29,8 +29,8 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 LETTERS = CharacterTokenizer(string.ascii_letters + " .,:!?01")  # 60, and the end
 SHAPE = {"vocab_size": 61, "model_dim": 16, "num_layers": 2, "num_heads": 2, "precision": "highest"}
 CONFIGS = {
+    **{each.name: each.config(**each.contract.fields) for each in ARCHITECTURES},
     **linear_family.CONFIGS,
-    "hybrid": test_hybrid.CONFIG,
     "multiscreen": MultiscreenConfig(**SHAPE, key_dim=4, value_dim=6, window_threshold=9.0),
     "transformer": TransformerConfig(**SHAPE),
 }
@@ -76,10 +76,6 @@ def direct(model, params, tokens, count):
     table = log_probs(model, params, tokens[:-1])[-count:]
     last = np.asarray(tokens[-count:])
     return table[np.arange(count), last].sum(), bool((table.argmax(-1) == last).all())
-
-
-def test_every_architecture_is_tried():
-    assert {type(config) for config in CONFIGS.values()} == set(MODELS)
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ class Bigram(nn.Module):
     def setup(self):
         self.embedding = Rows(self.config)
 
-    def trunk(self, tokens, segment_ids=None, cache=None):
+    def trunk(self, tokens, segment_ids=None, cache=None, key=None):
         x = self.embedding()[tokens]
         return (x if segment_ids is None else x * segment_ids[..., None]), cache
 

@@ -92,6 +92,7 @@ def test_every_layer_has_its_depth():
     assert depths == sorted(depths)
 
 
+@pytest.mark.exhaustive
 def test_no_token_sees_the_future_and_documents_are_alone(trained):
     model, params = trained
     call = jax.jit(lambda *x: model.apply({"params": params}, *x).logits)
@@ -103,16 +104,17 @@ def test_no_token_sees_the_future_and_documents_are_alone(trained):
     cache_suite.assert_close(call(TOKENS, ids)[:, 9:20], call(TOKENS[:, 9:20]), 3e-5, "packed")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # one pattern more than `suites/test_architectures.py` has
 def test_caches(trained):
     cache_suite.check_every_split_in_one_batch(*trained, TOKENS[:1], 1e-4)
     cache_suite.check_ragged_batch(*trained, TOKENS, (11, 4))
     cache_suite.check_overflow_is_loud(*trained, TOKENS[:, :6])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
-    [pytest.param({"unroll_layers": True}, marks=pytest.mark.slow), {"remat": "full"}],
+    [{"unroll_layers": True}, pytest.param({"remat": "full"}, marks=pytest.mark.exhaustive)],
 )
 def test_how_it_is_computed_changes_nothing(fields):
     config = dataclasses.replace(CONFIG, num_layers=6, pattern=PATTERN[::3])

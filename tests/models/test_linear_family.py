@@ -28,6 +28,8 @@ TOKENS = jax.random.randint(jax.random.key(1), (2, 80), 0, 61)
 
 # One of every kind of state: none decays by the input, all do, all levels, and tokens beside.
 FEW = slow_unless(("retnet", "mamba2", "log-linear-gdn", "gdn+attention"), NAMES)
+# What `suites/test_architectures.py` has of every architecture alone.
+ALONE = [name for name in NAMES if "+" not in name]
 
 
 def test_the_papers_counts():
@@ -98,7 +100,7 @@ def test_flops_match_the_compiler(name):
     assert abs(counted / config.forward_flops(length) - 1) < 0.1
 
 
-@pytest.mark.parametrize("name", slow_unless(("gdn+attention",), NAMES))
+@pytest.mark.parametrize("name", slow_unless((), NAMES, exhaustive=ALONE))
 def test_packed_documents_are_alone_and_isolated(name):
     segment_ids = jnp.asarray([[1] * 5 + [2] * 39 + [3] * 33 + [0] * 3])
     row = np.asarray(TOKENS[:1])
@@ -113,7 +115,7 @@ def test_packed_documents_are_alone_and_isolated(name):
     np.testing.assert_array_equal(packed[~second], changed[~second])
 
 
-@pytest.mark.parametrize("name", slow_unless(("gdn+attention",), NAMES))
+@pytest.mark.parametrize("name", slow_unless((), NAMES, exhaustive=ALONE))
 def test_bfloat16_does_not_see_the_future(name):
     tokens = np.asarray(TOKENS[:1, :75])
     before = np.asarray(logits(name, tokens, dtype="bfloat16"))
@@ -160,7 +162,7 @@ def _gradients(name, **fields):
     ("name", "fields"),
     [
         pytest.param("gdn", {"remat": "mixer"}, marks=pytest.mark.slow),
-        pytest.param("gdn+attention", {"remat": "full"}, marks=pytest.mark.slow),
+        pytest.param("gdn+attention", {"remat": "full"}, marks=pytest.mark.exhaustive),
         pytest.param("gdn+attention", {"unroll_layers": True}, marks=pytest.mark.slow),
         ("mamba2", {"remat": "dots", "unroll_layers": True}),
     ],

@@ -14,8 +14,8 @@ from tests.suites import cache_suite
 TOKENS = jax.random.randint(jax.random.key(1), (2, 23), 0, 61)
 LONG = jax.random.randint(jax.random.key(3), (1, 70), 0, 61)
 FEW = ("mamba2", "gdn+attention")
-# States that others hold too: a delta rule with gates, and levels of states.
-HELD_BY_OTHERS = ("gdn", "log-linear-mamba2", "log-linear-gdn")
+# Which `suites/test_architectures.py` has alone, on shorter rows.
+HELD_BY_OTHERS = ("retnet", "deltanet", "gdn", "log-linear-mamba2", "log-linear-gdn")
 models = pytest.mark.parametrize("name", slow_unless(FEW[1:], NAMES, exhaustive=HELD_BY_OTHERS))
 # What is the cursor's or the loop's, whatever the mixers.
 few_models = pytest.mark.parametrize("name", slow_unless(FEW[1:], NAMES, exhaustive=NAMES))

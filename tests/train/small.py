@@ -19,10 +19,10 @@ def write_text(path: Path) -> Path:
     return path
 
 
-def arguments(text: Path, output: Path, *more: str) -> list[str]:
+def arguments(text: Path, output: Path, *more: str, name: str = "tiny") -> list[str]:
     """The command line of the run: 12 steps, a checkpoint every 4, every step logged."""
     return [
-        "tiny",
+        str(name),
         *("--data.source", str(text)),
         *("--data.sequence-length", "16"),
         *("--data.prefetch", "2"),

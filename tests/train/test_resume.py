@@ -18,11 +18,11 @@ from tests.train import small
 ROOT = Path(__file__).parents[2]
 
 
-def interrupt(how, step, text, output):
+def interrupt(how, step, text, output, *more, name="tiny"):
     """Runs the command in its own process until it is killed; returns the finished process."""
     command = [sys.executable, "-m", "tests.train.interrupted", how, str(step)]
     return subprocess.run(
-        [*command, *small.arguments(text, output)],
+        [*command, *small.arguments(text, output, *more, name=name)],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,

@@ -10,6 +10,7 @@ import pytest
 from multiscreen_jax import losses
 from multiscreen_jax.layers.parameters import facts_of
 from multiscreen_jax.models.registry import build, config_for
+from multiscreen_jax.objectives import NextToken
 from multiscreen_jax.sharding import make_mesh
 from multiscreen_jax.train import NonFiniteLoss, OptimConfig, manifest, train
 from multiscreen_jax.train import setup as run_setup
@@ -38,10 +39,10 @@ def batch():
 
 def test_accumulation_equals_one_large_batch(model, batch):
     params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
-    run = jax.jit(loss_and_gradients, static_argnums=(0, 3))
-    loss, gradients = run(model, params, batch, 1)
+    run = jax.jit(loss_and_gradients, static_argnums=(0, 1, 4))
+    loss, gradients, *_ = run(NextToken(), model, params, batch, 1)
     np.testing.assert_allclose(loss, losses.next_token(model, params, batch), rtol=1e-6)
-    parts_loss, parts_gradients = run(model, params, batch, 2)
+    parts_loss, parts_gradients, *_ = run(NextToken(), model, params, batch, 2)
     np.testing.assert_allclose(parts_loss, loss, rtol=1e-6)
     for got, wanted in zip(
         jax.tree.leaves(parts_gradients), jax.tree.leaves(gradients), strict=True
@@ -55,9 +56,9 @@ def test_many_parts_of_bfloat16_parameters_add_up_in_float32():
     tokens = np.random.default_rng(0).integers(0, 255, (256, 17))
     batch = {"tokens": jnp.asarray(tokens, jnp.int32)}
     params = model.init(jax.random.key(0), batch["tokens"][:1, :2])["params"]
-    run = jax.jit(loss_and_gradients, static_argnums=(0, 3))
-    _, whole = run(model, params, batch, 1)
-    _, parts = run(model, params, batch, 256)
+    run = jax.jit(loss_and_gradients, static_argnums=(0, 1, 4))
+    _, whole, *_ = run(NextToken(), model, params, batch, 1)
+    _, parts, *_ = run(NextToken(), model, params, batch, 256)
     for got, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         assert got.dtype == wanted.dtype == jnp.bfloat16
         got, wanted = (np.asarray(leaf, np.float32) for leaf in (got, wanted))

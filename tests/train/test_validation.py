@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from multiscreen_jax.data import open_pipeline
+from multiscreen_jax.objectives import NextToken
 from multiscreen_jax.train import override, train
 from multiscreen_jax.train.validation import Validation
 from tests.data import tokenizer_files
@@ -22,7 +23,7 @@ def pipeline(text, tmp_path):
 
 
 def test_frequencies_are_of_the_batches_that_are_evaluated(pipeline):
-    found = Validation(None, pipeline, BATCHES, None).unigram_bits_per_byte
+    found = Validation(NextToken(), None, pipeline, BATCHES, None).unigram_bits_per_byte
     targets = np.concatenate([pipeline.batch(i)["tokens"][:, 1:].ravel() for i in range(BATCHES)])
     counts = np.unique(targets, return_counts=True)[1]
     bits = -sum(n * math.log2(n / len(targets)) for n in counts)
@@ -33,13 +34,16 @@ def test_frequencies_are_of_the_batches_that_are_evaluated(pipeline):
 
 def test_of_all_batches_it_is_nearly_the_whole_split(pipeline):
     # Nearly: nothing predicts the split's first token.
-    found = Validation(None, pipeline, 10**6, None).unigram_bits_per_byte
+    found = Validation(NextToken(), None, pipeline, 10**6, None).unigram_bits_per_byte
     assert found == pytest.approx(pipeline.unigram_bits_per_byte(), rel=1e-3)
 
 
 def test_every_process_would_find_the_same(pipeline):
-    whole = Validation(None, pipeline, BATCHES, None).unigram_bits_per_byte
-    assert Validation(None, pipeline.take([2]), BATCHES, None).unigram_bits_per_byte == whole
+    whole = Validation(NextToken(), None, pipeline, BATCHES, None).unigram_bits_per_byte
+    assert (
+        Validation(NextToken(), None, pipeline.take([2]), BATCHES, None).unigram_bits_per_byte
+        == whole
+    )
 
 
 def test_a_start_reads_nothing_and_the_summary_only_these_batches(pipeline, monkeypatch):
@@ -55,7 +59,7 @@ def test_a_start_reads_nothing_and_the_summary_only_these_batches(pipeline, monk
 
     monkeypatch.setattr(rows, "__getitem__", count)
     monkeypatch.setattr(rows, "token_counts", scan)
-    validation = Validation(None, pipeline, BATCHES, None)
+    validation = Validation(NextToken(), None, pipeline, BATCHES, None)
     assert not read
     record = {"validation_loss": 1.0, "validation_bits_per_byte": 2.0}
     alone = f"{validation.unigram_bits_per_byte:.3f}"
@@ -66,7 +70,7 @@ def test_a_start_reads_nothing_and_the_summary_only_these_batches(pipeline, monk
 
 
 def test_what_the_tokenizer_loses_is_said_beside_bits_per_byte(pipeline):
-    validation = Validation(None, pipeline, BATCHES, None)
+    validation = Validation(NextToken(), None, pipeline, BATCHES, None)
     record = {"validation_loss": 1.0, "validation_bits_per_byte": 2.0}
     assert "lost" not in validation.summary(record)
     said = validation.summary({**record, "validation_lost_share": 0.031})
