@@ -55,10 +55,11 @@ class Chunk:
     Attributes:
         index: [B, T] int32, place of each token in the row (padding: where it would be).
         position: [B, T] int32, the same counted from the start of the token's own document.
-        segment_ids: [B, T] int32, 0 for padding.
+        segment_ids: [B, T] int32, documents of the chunk, numbered from 1; 0 for padding.
         continues: [B, T] bool, the token belongs to the document that the cache ends with, so it
             may read cache entries from `Cursor.start` on; other tokens read only this chunk.
-        overflow: [B] bool, the row runs past max_length in this chunk or did so before.
+        overflow: [B] bool, the row runs past max_length in this chunk or did so before, or has
+            tokens after padding, which have no place.
     """
 
     index: Int[Array, "B T"]
@@ -147,8 +148,11 @@ def place(
         segment_ids = jnp.broadcast_to(cursor.segment[:, None], (batch, length))
     index = cursor.length[:, None] + jnp.arange(length, dtype=jnp.int32)
     real = segment_ids != 0
+    after_padding = jnp.any(real[:, 1:] & ~real[:, :-1], axis=1)
     previous = jnp.concatenate([cursor.segment[:, None], segment_ids[:, :-1]], axis=1)
-    start = jax.lax.cummax(jnp.where(segment_ids != previous, index, cursor.start[:, None]), axis=1)
+    begins = segment_ids != previous
+    start = jax.lax.cummax(jnp.where(begins, index, cursor.start[:, None]), axis=1)
+    number = jnp.cumsum(real & begins, axis=1, dtype=jnp.int32)  # 0: of the cache's last document
     count = jnp.sum(real, axis=1, dtype=jnp.int32)
     last = jnp.maximum(count - 1, 0)[:, None]
     end = Cursor(
@@ -162,9 +166,9 @@ def place(
     chunk = Chunk(
         index=index,
         position=index - start,
-        segment_ids=segment_ids,
-        continues=real & (segment_ids == cursor.segment[:, None]),
-        overflow=end.length > cursor.max_length,
+        segment_ids=jnp.where(real, number + ~begins[:, :1], 0),
+        continues=real & (number == 0),
+        overflow=(end.length > cursor.max_length) | after_padding,
     )
     return chunk, end
 

@@ -95,7 +95,7 @@ CASES = [
     ("no rows", lambda p, d: MODEL.apply({"params": p}, jnp.zeros((0, 4), int)), "got (0, 4)"),
     (
         "a document in two parts",
-        lambda p, d: MODEL.apply({"params": p}, jnp.ones((1, 5), int), np.int32([[4, 2, 0, 2, 4]])),
+        lambda p, d: MODEL.apply({"params": p}, jnp.ones((1, 5), int), np.int32([[4, 2, 2, 4, 4]])),
         "4 comes back in row 0 after another one",
     ),
     ("vocab_size", lambda p, d: multiscreen(vocab_size=0), "vocab_size must be an integer >= 1"),

@@ -34,13 +34,11 @@ def check_tokens(tokens: Int[Array, "B T"], vocab_size: int) -> None:
         )
 
 
-def check_segments(segment_ids: Any, shape: tuple[int, ...]) -> None:
+def check_segments(segment_ids: Any, shape: tuple[int, ...], at_end: bool = False) -> None:
     """Raise ValueError unless `segment_ids` is None or integers >= 0 of the tokens' shape.
 
-    Every document must be one stretch of its row, but for padding in it.
-
-    Values can be seen only outside jit; inside, a negative id is a document like any other, and
-    stretches of one id are parts of one document, whose positions start anew.
+    Every document must be one stretch of its row, see `layers.documents`; with `at_end` padding
+    must come last. Values can be seen only outside jit.
     """
     if segment_ids is None:
         return
@@ -59,13 +57,17 @@ def check_segments(segment_ids: Any, shape: tuple[int, ...]) -> None:
     if ids.min(initial=0) < 0:
         raise ValueError(f"segment_ids must be >= 0 (0 is padding), got {ids.min()}")
     for number, row in enumerate(ids):
-        row = row[row != 0]
-        starts = row[np.diff(row, prepend=0) != 0]
+        starts = row[(np.diff(row, prepend=0) != 0) & (row != 0)]
         found, counts = np.unique(starts, return_counts=True)
         if counts.max(initial=1) > 1:
             raise ValueError(
                 f"segment_ids must differ between documents, but {found[counts.argmax()]} comes "
-                f"back in row {number} after another one"
+                f"back in row {number} after another one or after padding"
+            )
+        if at_end and row[: np.count_nonzero(row)].size and not row[: np.count_nonzero(row)].all():
+            raise ValueError(
+                f"segment_ids of a row that continues a cache must have padding, 0, at its end "
+                f"alone; row {number} has tokens after it"
             )
 
 

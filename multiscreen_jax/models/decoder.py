@@ -166,7 +166,7 @@ class Decoder(LanguageModel):
     ) -> tuple[Float[Array, "B T D"], ModelCache | None]:
         """The normalised output of the last layer [B, T, D], and the new cache."""
         check_tokens(tokens, self.config.vocab_size)
-        check_segments(segment_ids, tokens.shape)
+        check_segments(segment_ids, tokens.shape, at_end=cache is not None)
         self.check_own_params()
         x = self.vocabulary.encode(tokens)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

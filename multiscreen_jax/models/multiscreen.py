@@ -197,7 +197,7 @@ class Multiscreen(LanguageModel):
     ) -> tuple[Float[Array, "B T D"], ModelCache | None]:
         """The residual stream after the last layer [B, T, D], and the new cache."""
         check_tokens(tokens, self.config.vocab_size)
-        check_segments(segment_ids, tokens.shape)
+        check_segments(segment_ids, tokens.shape, at_end=cache is not None)
         self.check_own_params()
         return self.blocks(self.embedding.encode(tokens), segment_ids, cache)
 

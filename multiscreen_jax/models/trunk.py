@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from multiscreen_jax.cache import ModelCache, check_cache, check_size, new_cursor, place
 from multiscreen_jax.layers.branch import Common, Spec
+from multiscreen_jax.layers.documents import documents
 from multiscreen_jax.layers.initializers import Init
 from multiscreen_jax.layers.positions import document_positions
 from multiscreen_jax.layers.residuals import PRE_NORM, Residual, Sublayer
@@ -247,11 +248,13 @@ class Trunk(nn.Module):
         """
         chunk = cursor = None
         if cache is None:
+            segment_ids = documents(segment_ids)
             rows = 1 if segment_ids is None else x.shape[0]
             positions = document_positions(segment_ids, rows, x.shape[1])
         else:
             self._check(cache, x.shape[0])
             chunk, cursor = place(cache.cursor, segment_ids, x.shape[1])
+            segment_ids = None if segment_ids is None else chunk.segment_ids
             positions = chunk.position
         depth, parts, prepared, given = 0, {}, {}, {}
         for stage in self.stages:

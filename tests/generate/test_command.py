@@ -56,7 +56,7 @@ def _trained():
 def trained(monkeypatch):
     params, model, config = _trained()
     opened = TrainedRun(None, 7, model, params, open_tokenizer("bytes"), config.data)
-    monkeypatch.setattr(command, "open_run", lambda run, step: opened)
+    monkeypatch.setattr(command, "open_run", lambda run, step, code: opened)
 
 
 def test_prints_the_prompt_and_what_generate_gives(trained, tmp_path, capsys):
@@ -105,8 +105,8 @@ def test_the_space_after_the_prompt_is_kept(trained, tmp_path, monkeypatch, caps
     tokenizer = open_tokenizer(str(tokenizer_files.write(tmp_path / "t.json", kind)))
     both = tokenizer.encode("the cat sat on the mat").tolist()
     new = both[len(tokenizer.encode("the cat")) :]
-    opened = dataclasses.replace(command.open_run("", None), tokenizer=tokenizer)
-    monkeypatch.setattr(command, "open_run", lambda run, step: opened)
+    opened = dataclasses.replace(command.open_run("", None, None), tokenizer=tokenizer)
+    monkeypatch.setattr(command, "open_run", lambda run, step, code: opened)
     monkeypatch.setattr(command, "stream", lambda *args, **kwargs: iter([[token] for token in new]))
     text = command.run(command.GenerateConfig(run=str(tmp_path), prompt="the cat"))
     assert text == " sat on the mat"

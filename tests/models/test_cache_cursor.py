@@ -28,7 +28,7 @@ def test_tokens_are_placed_after_the_cached_ones():
     np.testing.assert_array_equal(cursor.start, [6, 2])
     # Without ids the last document goes on.
     chunk, cursor = place(cursor, None, 1)
-    np.testing.assert_array_equal(chunk.segment_ids, [[3], [4]])
+    np.testing.assert_array_equal(chunk.segment_ids, [[1], [1]])
     np.testing.assert_array_equal(chunk.position, [[1], [2]])
     assert chunk.continues.all()
     assert not chunk.overflow.any()

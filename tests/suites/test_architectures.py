@@ -87,6 +87,11 @@ def test_documents_are_alone_and_isolated(name):
         alone = np.roll(TOKENS[row : row + 1], -places[0], axis=1)  # what follows is not seen
         alone = logits(name, np.repeat(alone, 2, axis=0))[0, : len(places)]
         cache_suite.assert_close(packed[row, places], alone, tolerance, f"document {number}")
+    again = np.where(DOCUMENTS == 2, 0, np.where(DOCUMENTS == 3, 1, DOCUMENTS))
+    other = np.where(DOCUMENTS == 2, 0, DOCUMENTS)
+    # Where nobody can see that an id comes back, it is another document for all parts of a model.
+    same = logits(name, segment_ids=again), logits(name, segment_ids=other)
+    np.testing.assert_array_equal(*same)
     second = DOCUMENTS == 2
     changed = logits(name, np.where(second, (TOKENS + 1) % 61, TOKENS), DOCUMENTS)
     np.testing.assert_array_equal(packed[~second], changed[~second])
