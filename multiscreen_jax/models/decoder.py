@@ -100,6 +100,10 @@ class DecoderConfig:
             init=self.init(),
         )  # fmt: skip
 
+    def only_for_inference(self) -> tuple[tuple[str, str], ...]:
+        """(field, what is allowed) of settings that training must not have."""
+        return ()
+
     def parameter_count(self) -> int:
         """Numbers in all parameters, counted of their shapes."""
         return count_parameters(Decoder(self))

@@ -131,6 +131,11 @@ class MultiscreenConfig:
             param_dtype=self.param_dtype, precision=self.precision,
         )  # fmt: skip
 
+    def only_for_inference(self) -> tuple[tuple[str, str], ...]:
+        """(field, what is allowed) of settings that training must not have."""
+        rule = "False: the inference rule is not for training"
+        return (("infinite_windows", rule),) if self.infinite_windows else ()
+
     def parameter_count(self) -> int:
         """Numbers in all parameters, counted of their shapes."""
         return count_parameters(Multiscreen(self))

@@ -125,7 +125,8 @@ class TrainConfig:
     evaluate_batches: int = 8
     """Validation batches per evaluation."""
     health_every: int = 0
-    """Steps between reports on windows, widths and dead tiles (Multiscreen); 0: never."""
+    """Steps between reports on the model (a Multiscreen's windows, widths and dead tiles), where
+    there are any; 0: never."""
     on_nonfinite: str = "stop"
     """A loss or gradient that is not finite: stop, skip the update, or continue regardless."""
     sample_prompts: tuple[str, ...] = ()
@@ -184,10 +185,8 @@ class ExperimentConfig:
         batch, parts = self.data.batch_size, self.train.accumulate
         if batch % parts:
             checks.refuse("train.accumulate", parts, f"a divisor of data.batch-size, {batch}")
-        if getattr(self.model, "infinite_windows", False):
-            checks.refuse(
-                "model.infinite_windows", True, "False: the inference rule is not for training"
-            )
+        for name, allowed in self.model.only_for_inference():
+            checks.refuse(f"model.{name}", getattr(self.model, name), allowed)
         trained, length = self.model.trained_length, self.data.sequence_length
         if trained not in (None, length) and self.train.init_from is None:
             checks.refuse(

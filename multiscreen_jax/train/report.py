@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from multiscreen_jax.models import Multiscreen
+from multiscreen_jax.reports import health_of, pictures_of
 
 # Relevance maps of a longer text have more points than a screen has pixels for.
 _PICTURE_TOKENS = 96
@@ -33,12 +33,10 @@ def write_environment(run: Any) -> None:
 
 
 def model_health(model: Any, params: Any, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Windows, widths, dead tiles and rejected shares of a Multiscreen; {} of other models."""
-    if not isinstance(model, Multiscreen):
+    """What `reports` has to say of such a model, such as dead tiles; {} where nothing."""
+    health = health_of(model)
+    if health is None:
         return {}
-    # The figures' library loads only for runs that ask for reports.
-    from multiscreen_jax.inspect.health import health
-
     # Of several processes each holds some rows, and the tokens are few bytes.
     names = [name for name in ("tokens", "segment_ids") if name in batch]
     whole = [multihost_utils.process_allgather(batch[name], tiled=True) for name in names]
@@ -49,7 +47,7 @@ def model_health(model: Any, params: Any, batch: dict[str, Any]) -> dict[str, np
 def write_samples(run: Any, say: Callable[[str], None]) -> None:
     """Continues the prompts of train.sample_prompts: printed, and OUTPUT/samples.txt.
 
-    Of a Multiscreen, OUTPUT/pictures shows what the tiles look at in the first text. Of several
+    Where there are pictures of such a model, OUTPUT/pictures shows the first text. Of several
     processes each fetches all parameters, and the first does the rest, on one device.
     """
     from multiscreen_jax.generation import generate
@@ -75,9 +73,7 @@ def write_samples(run: Any, say: Callable[[str], None]) -> None:
     folder = Path(settings.output_dir)
     (folder / "samples.txt").write_text("\n---\n".join(texts) + "\n", encoding="utf-8")
     say("\n---\n".join(texts))
-    if isinstance(run.model, Multiscreen):
-        from multiscreen_jax.inspect import save_pictures
-
+    if save_pictures := pictures_of(run.model):
         shown = sequences[0][:_PICTURE_TOKENS]
         paths = save_pictures(
             run.model,
@@ -86,4 +82,4 @@ def write_samples(run: Any, say: Callable[[str], None]) -> None:
             folder / "pictures",
             tokens_text=tokenizer.token_texts(shown),
         )
-        say(f"what the tiles look at: {', '.join(map(str, paths))}")
+        say(f"pictures of it: {', '.join(map(str, paths))}")
