@@ -22,7 +22,7 @@ from experiments.bench.report import command, machine_facts
 from experiments.configs import _paper
 from multiscreen_jax.fields import unknown_name
 from multiscreen_jax.models.registry import preset_names
-from multiscreen_jax.sharding import MESH_AXES
+from multiscreen_jax.sharding import WITH_EXPERTS
 from multiscreen_jax.train import (
     ExperimentConfig,
     one_line_errors,
@@ -63,8 +63,8 @@ def parse_mesh(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
-        if axis not in MESH_AXES:
-            raise unknown_name("mesh axis", axis, MESH_AXES)
+        if axis not in WITH_EXPERTS:
+            raise unknown_name("mesh axis", axis, WITH_EXPERTS)
         if axis in sizes or not size.isdecimal() or int(size) < 1:
             raise ValueError(f"mesh is {text!r}; allowed: as fsdp=64,model=4, each axis once")
         sizes[axis] = int(size)

@@ -51,11 +51,13 @@ def positive_integers(config: Any, *fields: str, at_least: int = 1) -> None:
         object.__setattr__(config, field, int(value))  # numpy's have no JSON
 
 
-def positive_numbers(config: Any, *fields: str) -> None:
+def positive_numbers(config: Any, *fields: str, or_zero: bool = False) -> None:
     for field in fields:
         value = getattr(config, field)
-        if not is_number(value) or not 0 < value < float("inf"):
-            raise ValueError(f"{field} must be a finite number > 0, got {value!r}")
+        is_fine = is_number(value) and 0 <= value < float("inf") and (or_zero or value > 0)
+        if not is_fine:
+            lowest = ">= 0" if or_zero else "> 0"
+            raise ValueError(f"{field} must be a finite number {lowest}, got {value!r}")
         object.__setattr__(config, field, value if isinstance(value, int) else float(value))
 
 

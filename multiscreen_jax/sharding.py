@@ -5,8 +5,9 @@
 
 Mesh axes: `data` (copies of the model), `fsdp` (shares of parameters and optimizer state, the
 batch is divided over these too), `seq` (shares of a sequence: activations alone), `model` (shares
-of heads, feed-forward width and vocabulary). A mesh axis that does not divide an array's axis
-leaves that axis whole. Nothing here touches a device before `make_mesh`.
+of heads, feed-forward width and vocabulary). Where there are experts to divide, a mesh also has
+`expert`: shares of them, and the batch is divided over it. A mesh axis that does not divide an
+array's axis leaves that axis whole. Nothing here touches a device before `make_mesh`.
 """
 
 import dataclasses
@@ -21,13 +22,14 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "seq", "model")
+WITH_EXPERTS = ("data", "fsdp", "expert", "seq", "model")
 
 
 @dataclasses.dataclass(frozen=True)
 class LogicalAxes:
     """Logical axis -> the mesh axes it is divided over (None: kept whole)."""
 
-    batch: tuple[str, ...] | None = ("data", "fsdp")
+    batch: tuple[str, ...] | None = ("data", "fsdp", "expert")
     tokens: tuple[str, ...] | None = ("seq",)
     layers: tuple[str, ...] | None = None
     vocabulary: tuple[str, ...] | None = ("model",)
@@ -39,6 +41,7 @@ class LogicalAxes:
     level: tuple[str, ...] | None = None
     tap: tuple[str, ...] | None = None
     feed_forward: tuple[str, ...] | None = ("model",)
+    expert: tuple[str, ...] | None = ("expert",)
     gain: tuple[str, ...] | None = None
 
 
@@ -67,6 +70,8 @@ def make_mesh(
     seq: int = 1,
     model: int = 1,
     devices: Sequence[Any] | None = None,
+    *,
+    expert: int = 1,
 ) -> Mesh:
     """A mesh over all devices; -1 (once) takes what the other axes leave.
 
@@ -75,17 +80,19 @@ def make_mesh(
 
     Args:
       devices: all of JAX's by default.
+      expert: more than 1 gives the mesh this axis; otherwise it has none.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices, or data x fsdp do not divide
         over the slices.
     """
-    sizes = [data, fsdp, seq, model]
+    axes = MESH_AXES if expert == 1 else WITH_EXPERTS
+    sizes = [data, fsdp, seq, model] if expert == 1 else [data, fsdp, expert, seq, model]
     devices = jax.devices() if devices is None else devices
     if -1 in sizes:
         known = math.prod(size for size in sizes if size != -1)
         sizes[sizes.index(-1)] = max(1, len(devices) // known)
-    shape = ", ".join(f"mesh.{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    shape = ", ".join(f"mesh.{axis} {size}" for axis, size in zip(axes, sizes, strict=True))
     if math.prod(sizes) != len(devices):
         more = "; --mesh.cpu-devices N makes N of a CPU" if devices[0].platform == "cpu" else ""
         raise ValueError(
@@ -95,7 +102,7 @@ def make_mesh(
     over_data = math.gcd(sizes[0], slices)
     if sizes[1] % (slices // over_data):
         raise ValueError(f"{shape}: data and fsdp must divide over {slices} slices")
-    across = (over_data, slices // over_data, 1, 1)
+    across = (over_data, slices // over_data, *[1] * (len(axes) - 2))
     inside = [size // parts for size, parts in zip(sizes, across, strict=True)]
     # An axis of the mesh may be a part of one of the torus, as 4 of the 16 of a v6e.
     split = {"allow_split_physical_axes": True}
@@ -103,7 +110,7 @@ def make_mesh(
         grid = mesh_utils.create_device_mesh(inside, devices, **split)
     else:
         grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, **split)
-    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    return Mesh(grid, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -124,12 +131,15 @@ def parameter_shardings(params: Any, facts: Any, mesh: Mesh) -> Any:
 
 def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axes."""
-    entries = []
-    for axis, size in zip(axes, shape, strict=True):
-        names = mesh_axes(axis)
-        parts = _parts(mesh, names)
-        entries.append(names if parts > 1 and size % parts == 0 else None)
-    return PartitionSpec(*entries)
+    pairs = zip(axes, shape, strict=True)
+    return PartitionSpec(*(_divides(mesh, axis, size) or None for axis, size in pairs))
+
+
+def _divides(mesh: Any, axis: str | None, size: int) -> tuple[str, ...]:
+    """The axes of a mesh that a logical axis of this size is divided over; () leaves it whole."""
+    names = tuple(name for name in mesh_axes(axis) if name in mesh.shape)
+    parts = _parts(mesh, names)
+    return names if parts > 1 and size % parts == 0 else ()
 
 
 def mesh_axes(axis: str | None) -> tuple[str, ...]:
@@ -162,7 +172,8 @@ def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are divided over `data` and `fsdp`; devices of `seq` have whole rows, since
     tokens are few bytes and inputs and targets begin at different ones."""
-    return NamedSharding(mesh, PartitionSpec(LogicalAxes().batch))
+    rows = tuple(name for name in mesh_axes("batch") if name in mesh.shape)
+    return NamedSharding(mesh, PartitionSpec(rows))
 
 
 def activation_axes(batch: int, length: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -170,14 +181,10 @@ def activation_axes(batch: int, length: int) -> tuple[tuple[str, ...], tuple[str
 
     None, that is (), where no mesh is set, inside shard_map, and where they do not divide.
     """
-    mesh, rules = _our_mesh(), LogicalAxes()
+    mesh = _our_mesh()
     if mesh is None:
         return (), ()
-    rows, tokens = (
-        names if names and _parts(mesh, names) > 1 and size % _parts(mesh, names) == 0 else ()
-        for names, size in ((rules.batch, batch), (rules.tokens, length))
-    )
-    return rows, tokens
+    return _divides(mesh, "batch", batch), _divides(mesh, "tokens", length)
 
 
 def shard_activations(x: jax.Array) -> jax.Array:
@@ -236,21 +243,21 @@ def flat_tokens(x: jax.Array) -> jax.Array:
 def _our_mesh() -> Any:
     """The mesh that is set, if it is one of ours and the compiler divides arrays over it."""
     mesh = jax.sharding.get_abstract_mesh()
-    ours = not mesh.empty and mesh.axis_names == MESH_AXES
+    ours = not mesh.empty and mesh.axis_names in (MESH_AXES, WITH_EXPERTS)
     return mesh if ours and all(kind == AxisType.Auto for kind in mesh.axis_types) else None
 
 
 def _parts(mesh: Any, names: tuple[str, ...] | None) -> int:
-    return math.prod(mesh.shape[name] for name in names or ())
+    return math.prod(mesh.shape.get(name, 1) for name in names or ())
 
 
 def check_batch(rows: int, length: int, mesh: Mesh) -> None:
     """ValueError unless every device gets the same number of rows, and of tokens."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % parts:
+    axes = [name for name in mesh_axes("batch") if name in mesh.shape]
+    if rows % (parts := _parts(mesh, tuple(axes))):
         raise ValueError(
             f"data.batch-size / train.accumulate is {rows}; allowed: a multiple of "
-            f"mesh.data x mesh.fsdp, {parts}"
+            f"{' x '.join(f'mesh.{name}' for name in axes)}, {parts}"
         )
     if length % mesh.shape["seq"]:
         raise ValueError(
@@ -275,7 +282,7 @@ def check_parameters(params: Any, facts: Any, mesh: Mesh) -> str | None:
         for axis, size, divided in zip(
             its.axes, leaf.shape, partition(its.axes, leaf.shape, mesh), strict=True
         ):
-            names = [name for name in mesh_axes(axis) if mesh.shape[name] > 1]
+            names = [name for name in mesh_axes(axis) if mesh.shape.get(name, 1) > 1]
             if divided:
                 used.update(names)
                 parts *= _parts(mesh, tuple(names))
@@ -284,14 +291,14 @@ def check_parameters(params: Any, facts: Any, mesh: Mesh) -> str | None:
                     whole.setdefault(name, set()).add(f"{axis} {size}")
         total += leaf.size
         held += leaf.size // parts
-    for name in ("fsdp", "model"):
-        size = mesh.shape[name]
+    for name in ("fsdp", "expert", "model"):
+        size = mesh.shape.get(name, 1)
         if size > 1 and name not in used:
             raise ValueError(
                 f"mesh.{name} is {size}, which divides no parameter; allowed: a divisor of one of "
-                f"{', '.join(sorted(whole.get(name, ())))}"
+                f"{', '.join(sorted(whole.get(name, ['1'])))}"
             )
-    share = held * mesh.shape["fsdp"] * mesh.shape["model"] / total
+    share = held * _parts(mesh, ("fsdp", "expert", "model")) / total
     if share < 1.1:
         return None
     said = "; ".join(
@@ -314,7 +321,7 @@ def process_rows(rows: int, sharding: NamedSharding) -> np.ndarray:
 
 def place_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     """This process's rows of a batch (see `process_rows`) as global arrays on the devices."""
-    parts = math.prod(sharding.mesh.shape[name] for name in LogicalAxes().batch or ())
+    parts = _parts(sharding.mesh, LogicalAxes().batch)
     held = len(process_rows(parts, sharding))
 
     def place(local: np.ndarray) -> jax.Array:

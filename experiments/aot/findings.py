@@ -20,7 +20,7 @@ from experiments.aot.program import (
     trace_step,
 )
 from experiments.aot.traffic import memory_bytes
-from multiscreen_jax.sharding import MESH_AXES, check_batch, make_mesh
+from multiscreen_jax.sharding import MESH_AXES, WITH_EXPERTS, check_batch, make_mesh
 from multiscreen_jax.train.config import ExperimentConfig, override
 
 
@@ -149,9 +149,9 @@ def check(
 def check_sizes(config: ExperimentConfig, sizes: dict[str, int], topology: Topology) -> None:
     """ValueError for a mesh that is not the slice's, or over which the batch does not divide."""
     check_mesh(sizes, topology)
-    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
+    axes = WITH_EXPERTS if sizes.get("expert", 1) > 1 else MESH_AXES
     rows = config.data.batch_size // config.train.accumulate
-    mesh: Any = AbstractMesh(shape, MESH_AXES)
+    mesh: Any = AbstractMesh(tuple(sizes.get(axis, 1) for axis in axes), axes)
     check_batch(rows, config.data.sequence_length, mesh)
 
 

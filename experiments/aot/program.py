@@ -1,5 +1,6 @@
 """The training step of a config, traced and compiled for a slice that is not attached."""
 
+import functools
 import math
 import re
 import tempfile
@@ -82,7 +83,8 @@ def trace_step(config: ExperimentConfig, mesh: Mesh) -> Trace:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), record_choices() as choices:
         model = build(config.model)
         optimizer = make_optimizer(config.optim, config.train.steps, facts_of(model))
-        state = abstract_state(model, optimizer, mesh)
+        init_carry = functools.partial(config.objective.init_carry, model, config.data.batch_size)
+        state = abstract_state(model, optimizer, mesh, init_carry)
         traced = jit_step(experiment_step(config), state, mesh).trace(state, batch)
     return Trace(state, batch, traced, choices)
 

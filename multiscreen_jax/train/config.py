@@ -77,6 +77,8 @@ class MeshConfig:
     """Shares of every sequence, for contexts that do not fit a device."""
     model: int = 1
     """Shares of heads, feed-forward width and vocabulary."""
+    expert: int = 1
+    """Shares of the experts of a mixture; the batch is divided over these as well."""
     cpu_devices: int = 1
     """Devices to make of this machine's cores where there is no accelerator: with mesh.data -1
     each trains on its share of the batch, as on a pod. With several processes: of each."""
@@ -89,8 +91,9 @@ class MeshConfig:
         checks.integer("mesh.cpu_devices", self.cpu_devices, 1)
         checks.integer("mesh.join_seconds", self.join_seconds, 1)
         checks.integer("mesh.heartbeat_seconds", self.heartbeat_seconds, 1)
-        sizes = (self.data, self.fsdp, self.seq, self.model)
-        for name, size in zip(("data", "fsdp", "seq", "model"), sizes, strict=True):
+        axes = ("data", "fsdp", "seq", "model", "expert")
+        sizes = tuple(getattr(self, name) for name in axes)
+        for name, size in zip(axes, sizes, strict=True):
             checks.integer(f"mesh.{name}", size, 1, also=(-1,))
         if sizes.count(-1) > 1:
             checks.refuse("mesh", sizes, "at most one axis of size -1")

@@ -78,7 +78,7 @@ def train(config: ExperimentConfig) -> Result:
         owner = together.all_or_none(lambda: _take_output_dir(config, held))
         together.agree(provenance.facts(config))
         folder = together.all_or_none(lambda: make_output_dir(config.train.output_dir))
-        axes = {name: getattr(config.mesh, name) for name in sharding.MESH_AXES}
+        axes = {name: getattr(config.mesh, name) for name in sharding.WITH_EXPERTS}
         mesh = sharding.make_mesh(**axes)
         checkpoints = Checkpoints(folder, config.train.keep_last, config.train.keep_best, owner)
         reporter = Reporter(config.train.steps)

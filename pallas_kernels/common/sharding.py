@@ -18,7 +18,7 @@ from jax.sharding import AxisType, PartitionSpec
 SEQUENCE_AXIS = "seq"
 # Letters in `shard_op` -> axes of the mesh, as in `multiscreen_jax.sharding`; those a mesh lacks do
 # not count.
-MESH_AXES = {"b": ("data", "fsdp"), "h": ("model",), "t": (SEQUENCE_AXIS,)}
+MESH_AXES = {"b": ("data", "fsdp", "expert"), "h": ("model",), "t": (SEQUENCE_AXIS,)}
 
 
 def over_sequence(
