@@ -26,6 +26,7 @@ from multiscreen_jax.layers.embedding import (
     refuse_unknown_targets,
     wide_ids,
 )
+from multiscreen_jax.layers.logits import logits_of, soft_cap_slope
 from multiscreen_jax.layers.sown import apply_and_collect
 from multiscreen_jax.models.fit import check_model, check_tree
 from multiscreen_jax.sharding import activation_axes, even_rows, shard_activations
@@ -55,12 +56,14 @@ def cross_entropy(
     weights: Float[Array, "B T"],
     chunk: int | None = None,
     precision: Any = None,
+    cap: float | None = None,
 ) -> Float[Array, ""]:
-    """Sum over tokens of weight times -log softmax(table @ hidden)[target], in nats.
+    """Sum over tokens of weight times -log softmax(cap(table @ hidden))[target], in nats.
 
     Logits, losses and the sum are in promote_types(hidden.dtype, float32). Gradients exist for
     `hidden` and `table` (accumulated in the same type); targets and weights have none.
-    `chunk` is the number of tokens of each row projected at a time (default: `chunk_length`).
+    `chunk` is the number of tokens of each row projected at a time (default: `chunk_length`); `cap`
+    is that of `layers.logits.soft_cap`.
     Cost: 2 B T O D multiply-adds times one for the value alone, times three with gradients. Under a
     mesh every device takes its own rows and tokens, with the table whole on each for the time of
     the call.
@@ -68,7 +71,7 @@ def cross_entropy(
 
     def total(*arrays: Array) -> Float[Array, "1 1"]:
         size = chunk or chunk_length(*arrays[2].shape, table.shape[0])
-        return _cross_entropy(size, precision, table.shape[0], *arrays)[None, None]
+        return _cross_entropy(size, precision, table.shape[0], cap, *arrays)[None, None]
 
     return jnp.sum(_on_own_tokens(total, hidden, table, targets, weights))
 
@@ -101,12 +104,13 @@ def token_cross_entropy(
     targets: Int[Array, "B T"],
     chunk: int | None = None,
     precision: Any = None,
+    cap: float | None = None,
 ) -> Float[Array, "B T"]:
     """-log softmax(table @ hidden)[target] of every token, in nats; the same chunks, no weights.
 
     Meant for evaluation. Differentiating it stores each chunk's logits: use `cross_entropy`.
     """
-    scan = functools.partial(_scan_logits, _nats, chunk, precision, table.shape[0])
+    scan = functools.partial(_scan_logits, _nats, chunk, precision, table.shape[0], cap)
     return _on_own_tokens(scan, hidden, table, targets)
 
 
@@ -116,12 +120,13 @@ def token_hits(
     targets: Int[Array, "B T"],
     chunk: int | None = None,
     precision: Any = None,
+    cap: float | None = None,
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
     """(`token_cross_entropy`, whether the target's logit alone is the largest) of every token.
 
     A tie is no hit, so that equal logits everywhere are right nowhere. For evaluation.
     """
-    scan = functools.partial(_scan_logits, _nats_and_hits, chunk, precision, table.shape[0])
+    scan = functools.partial(_scan_logits, _nats_and_hits, chunk, precision, table.shape[0], cap)
     return _on_own_tokens(scan, hidden, table, targets)
 
 
@@ -139,6 +144,7 @@ def _scan_logits(
     chunk: int | None,
     precision: Any,
     vocabulary: int,
+    cap: float | None,
     hidden: Array,
     table: Array,
     targets: Array,
@@ -151,14 +157,7 @@ def _scan_logits(
 
     def step(carry: None, part: tuple[Array, Array]) -> tuple[None, Any]:
         hidden_bcd, targets_bc = part
-        logits_bco = jnp.einsum(
-            "bcd,od->bco",
-            hidden_bcd,
-            table,
-            precision=precision,
-            preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
-        )
-        logits_bco = _of_tokens(logits_bco, vocabulary)
+        logits_bco = _of_tokens(logits_of(hidden_bcd, table, cap, precision), vocabulary)
         return carry, measure(logits_bco, _is_target(targets_bc, table.shape[0]))
 
     _, measured = jax.lax.scan(step, None, parts)
@@ -205,9 +204,7 @@ def loss_sum(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array]
     Dividing the first by the second gives `next_token`; parts of a batch can be added up first.
     """
     hidden, table, targets, weights = _forward(model, params, batch)
-    return cross_entropy(hidden, table, targets, weights, precision=_precision(model)), (
-        jnp.sum(weights)
-    )
+    return cross_entropy(hidden, table, targets, weights, **_how(model)), (jnp.sum(weights))
 
 
 def collected_sum(
@@ -218,7 +215,7 @@ def collected_sum(
     For training: `key` drives what is random in the model, see `layers.sown` for the dicts.
     """
     hidden, table, targets, weights, *sown = _forward(model, params, batch, key, collect=True)
-    total = cross_entropy(hidden, table, targets, weights, precision=_precision(model))
+    total = cross_entropy(hidden, table, targets, weights, **_how(model))
     return total, *sown
 
 
@@ -247,7 +244,7 @@ def token_losses(
     Losses of targets that do not count are computed all the same. Arguments as `next_token`.
     """
     hidden, table, targets, weights = _forward(model, params, batch)
-    return token_cross_entropy(hidden, table, targets, precision=_precision(model)), weights
+    return token_cross_entropy(hidden, table, targets, **_how(model)), weights
 
 
 def token_scores(
@@ -255,7 +252,7 @@ def token_scores(
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
     """(losses, hits, weights): as `token_losses`, and whether each target was the best guess."""
     hidden, table, targets, weights = _forward(model, params, batch)
-    nats, hits = token_hits(hidden, table, targets, precision=_precision(model))
+    nats, hits = token_hits(hidden, table, targets, **_how(model))
     return nats, hits, weights
 
 
@@ -300,21 +297,26 @@ def _forward(
     return hidden, table, targets, weights, *sown
 
 
-def _precision(model: nn.Module) -> Any:
-    return getattr(model.config, "precision", None)  # pyright: ignore[reportAttributeAccessIssue]
+def _how(model: nn.Module) -> dict[str, Any]:
+    config: Any = model.config  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        "precision": getattr(config, "precision", None),
+        "cap": getattr(config, "logit_cap", None),
+    }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _cross_entropy(
     chunk: int,
     precision: Any,
     vocabulary: int,
+    cap: float | None,
     hidden: Array,
     table: Array,
     targets: Array,
     weights: Array,
 ) -> Array:
-    losses = _scan_logits(_nats, chunk, precision, vocabulary, hidden, table, targets)
+    losses = _scan_logits(_nats, chunk, precision, vocabulary, cap, hidden, table, targets)
     return jnp.sum(losses * weights)
 
 
@@ -322,6 +324,7 @@ def _cross_entropy_forward(
     chunk: int,
     precision: Any,
     vocabulary: int,
+    cap: float | None,
     hidden: Array,
     table: Array,
     targets: Array,
@@ -338,7 +341,8 @@ def _cross_entropy_forward(
         total, table_gradient = carry
         # Rows of one matrix: products over two batch axes are slower on CPUs.
         hidden_nd, targets_n, weights_n = (x.reshape(-1, *x.shape[2:]) for x in part)
-        logits_no = _of_tokens(product("nd,od->no", hidden_nd, table), vocabulary)
+        capped_no = logits_of(hidden_nd, table, cap, precision)
+        logits_no = _of_tokens(capped_no, vocabulary)
         chosen_no = _is_target(targets_n, table.shape[0])
         largest_n = jnp.max(logits_no, axis=-1)
         exponential_no = jnp.exp(logits_no - largest_n[:, None])
@@ -347,6 +351,7 @@ def _cross_entropy_forward(
         total += jnp.sum(losses_n * weights_n)
         slope_no = exponential_no * (weights_n / sum_n)[:, None]
         slope_no = slope_no - jnp.where(chosen_no, weights_n[:, None], 0)
+        slope_no = slope_no * soft_cap_slope(capped_no, cap) if cap is not None else slope_no
         # The matrix units take the compute dtype; sums stay in the accumulator's.
         slope_no = slope_no.astype(hidden.dtype)
         hidden_gradient = product("no,od->nd", slope_no, table).astype(hidden.dtype)
@@ -364,6 +369,7 @@ def _cross_entropy_backward(
     chunk: int,
     precision: Any,
     vocabulary: int,
+    cap: float | None,
     residuals: tuple[Array, Array, Array],
     gradient: Array,
 ) -> tuple[Array, Array, None, None]:

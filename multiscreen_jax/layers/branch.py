@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from multiscreen_jax.layers import parameters
 from multiscreen_jax.layers.norms import RMSNorm
+from multiscreen_jax.layers.products import DENSE, Product
 from multiscreen_jax.layers.sown import sow
 from multiscreen_jax.values import Value
 from pallas_kernels.common.numerics import accumulation_dtype
@@ -30,6 +31,7 @@ class Common:
         dtype, param_dtype: of the products, and of the parameters.
         precision: of all products: None (the backend's default), "default", "high", "highest".
         norm_eps: of every norm.
+        product: of activations with every matrix of a branch.
         init: the initialiser of a parameter, by its role (mostly its name) and shape; a hashable
             value, see `layers.initializers`. None where every parameter has its own.
     """
@@ -40,6 +42,7 @@ class Common:
     param_dtype: str = "float32"
     precision: str | None = None
     norm_eps: float = 1e-5
+    product: Product = DENSE
     init: Callable[[str, tuple[int, ...]], Initializer] | None = None
 
     def norm(self, name: str | None = None, **fields: Any) -> nn.Module:
@@ -111,6 +114,13 @@ class Branch(nn.Module):
         """A number that training logs as `metrics/{name}`, summed over layers."""
         sow(self, "metrics", name, value)
 
+    def multiply(
+        self, subscripts: str, x: Array, matrix: Array, out: jnp.dtype | None = None
+    ) -> Array:
+        """The model's product of activations with a weight, see `layers.products`."""
+        c = self.common
+        return c.product(subscripts, x, matrix, jnp.dtype(c.dtype), c.precision, out)
+
     def project(
         self, name: str, x: Float[Array, "B T D"], *, bias: bool = False, **sizes: int
     ) -> Float[Array, "..."]:
@@ -137,12 +147,9 @@ class Branch(nn.Module):
         With `bias` the parameter `{name}_bias` [D] is added.
         """
         c = self.common
-        dtype = jnp.dtype(c.dtype)
         shape = (*y.shape[2:], c.model_dim)
         matrix = self.weight(name, c.init(name, shape), shape, ("heads", dim, "embed"))
-        x = jnp.einsum(
-            "bthv,hvd->btd", y.astype(dtype), matrix.astype(dtype), precision=c.precision
-        )
+        x = self.multiply("bthv,hvd->btd", y, matrix)
         return x + self._bias(name, (c.model_dim,), ("embed",)) if bias else x
 
     def _bias(self, name: str, shape: Iterable[int], axes: Iterable[str]) -> Array:
@@ -151,11 +158,6 @@ class Branch(nn.Module):
         return bias.astype(jnp.dtype(self.common.dtype))
 
     def _product(self, name: str, x: Array, sizes: dict[str, int], out: jnp.dtype) -> Array:
-        c = self.common
-        dtype = jnp.dtype(c.dtype)
         shape = (x.shape[-1], *sizes.values())
-        matrix = self.weight(name, c.init(name, shape), shape, ("embed", *sizes))
-        return jnp.einsum(
-            "btd,d...->bt...", x.astype(dtype), matrix.astype(dtype),
-            precision=c.precision, preferred_element_type=out,
-        )  # fmt: skip
+        matrix = self.weight(name, self.common.init(name, shape), shape, ("embed", *sizes))
+        return self.multiply("btd,d...->bt...", x, matrix, out)

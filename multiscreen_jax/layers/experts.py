@@ -131,22 +131,21 @@ class Experts(Branch):
         one_hot = jax.nn.one_hot(routing.experts, s.num_experts, dtype=wide)
         weights = jnp.einsum("btke,btk->bte", one_hot, routing.weights)
 
-        dtype, width = jnp.dtype(c.dtype), s.feed_forward_dim
-        x = x.astype(dtype)
+        width = s.feed_forward_dim
 
         def matrices(name: str, rows: int, columns: int, *axes: str) -> Array:
             shape = (s.num_experts, rows, columns)
             init = _of_each(c.init(name, (rows, columns)))
-            return self.weight(name, init, shape, ("expert", *axes)).astype(dtype)
+            return self.weight(name, init, shape, ("expert", *axes))
 
         gate = matrices("gate", c.model_dim, width, "embed", "feed_forward")
         up = matrices("up", c.model_dim, width, "embed", "feed_forward")
         down = matrices("down", width, c.model_dim, "feed_forward", "embed")
-        product = {"precision": c.precision}
-        hidden = jax.nn.silu(jnp.einsum("btd,edf->btef", x, gate, **product))
-        hidden = hidden * jnp.einsum("btd,edf->btef", x, up, **product)
-        hidden = hidden * weights[..., None].astype(dtype)
-        return jnp.einsum("btef,efd->btd", hidden, down, **product)
+        hidden = jax.nn.silu(self.multiply("btd,edf->btef", x, gate))
+        hidden = hidden * self.multiply("btd,edf->btef", x, up)
+        # The weight is applied to what is added up, so that one product does both.
+        hidden = hidden * weights[..., None].astype(hidden.dtype)
+        return self.multiply("btef,efd->btd", hidden, down)
 
     def forward_flops(self, length: int) -> float:
         """FLOPs of the router, and of the experts that are chosen, over one sequence."""

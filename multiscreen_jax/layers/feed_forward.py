@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from multiscreen_jax import fields
@@ -40,12 +39,11 @@ class SwiGLU(Branch):
     def __call__(self, x: Float[Array, "B T D"], context: Any = None) -> Float[Array, "B T D"]:
         del context
         c, width = self.common, self.spec.feed_forward_dim
-        dtype = jnp.dtype(c.dtype)
 
         def product(name: str, x: Array, columns: int, *axes: str) -> Array:
             shape = (x.shape[-1], columns)
             matrix = self.weight(name, c.init(name, shape), shape, axes)
-            return jnp.dot(x.astype(dtype), matrix.astype(dtype), precision=c.precision)
+            return self.multiply("btd,df->btf", x, matrix)
 
         gate = product("gate", x, width, "embed", "feed_forward")
         up = product("up", x, width, "embed", "feed_forward")

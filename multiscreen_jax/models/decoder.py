@@ -22,6 +22,7 @@ from multiscreen_jax.cache import ModelCache
 from multiscreen_jax.layers.branch import Common, Spec
 from multiscreen_jax.layers.embedding import check_segments, check_tokens, lookup
 from multiscreen_jax.layers.parameters import weight
+from multiscreen_jax.layers.products import DENSE, Product
 from multiscreen_jax.layers.stack import check_remat
 from multiscreen_jax.models import trunk
 from multiscreen_jax.models.architecture import architecture_of
@@ -42,6 +43,8 @@ class DecoderConfig:
         final_norm_gain: a learned gain in the last norm.
         trained_length: longest training sequence so far, in tokens; continued training updates it.
         dtype, param_dtype: of the products, and of the parameters.
+        logit_cap: c of the cap c tanh(logits / c); None: there is none.
+        product: of activations with the matrices of all branches, see `layers.products`.
         precision: of all products: None (the backend's default), "default", "high", "highest".
         remat: what the backward pass keeps, see `layers.stack.LayerStack`.
         unroll_layers: run layers in a Python loop, for debugging.
@@ -56,6 +59,8 @@ class DecoderConfig:
     trained_length: int | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
+    logit_cap: float | None = None
+    product: Product = DENSE
     precision: str | None = None
     remat: str = "none"
     unroll_layers: bool = False
@@ -68,6 +73,10 @@ class DecoderConfig:
         for field in ("dtype", "param_dtype"):
             object.__setattr__(self, field, fields.dtype_name(field, getattr(self, field)))
         fields.precision(self.precision)
+        if self.logit_cap is not None:
+            fields.positive_numbers(self, "logit_cap")
+        if not isinstance(self.product, Product):
+            raise ValueError(f"product must be a Product, got {self.product!r}")
         fields.booleans(self, "tie_embeddings", "final_norm_gain", "unroll_layers")
         check_remat(self.remat)
 
@@ -97,7 +106,7 @@ class DecoderConfig:
         return Common(
             model_dim=self.model_dim, num_layers=self.num_layers, dtype=self.dtype,
             param_dtype=self.param_dtype, precision=self.precision, norm_eps=self.norm_eps,
-            init=self.init(),
+            product=self.product, init=self.init(),
         )  # fmt: skip
 
     def only_for_inference(self) -> tuple[tuple[str, str], ...]:

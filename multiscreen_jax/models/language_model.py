@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from multiscreen_jax.layers.logits import logits_of
 from multiscreen_jax.models.fit import check_params
 from multiscreen_jax.models.output import ModelOutput
 
 
 class LanguageModel(nn.Module):
-    """A decoder whose logits are `trunk` times `output_rows`, transposed.
+    """A decoder whose logits are `trunk` times `output_rows`, transposed, and perhaps capped.
 
     An architecture adds `config`, `trunk`, `output_rows` and `init_cache`. The loss and generation
     use those two halves apart, so that logits are made only where they are needed.
@@ -37,14 +38,13 @@ class LanguageModel(nn.Module):
         """
         cache = jax.tree.map(_of_jax, cache)
         x, cache = self.trunk(tokens, segment_ids, cache)
-        logits = jnp.einsum(
-            "btd,od->bto",
-            x,
-            self.output_rows(),
-            precision=self.config.precision,
-            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-        )
+        logits = logits_of(x, self.output_rows(), self.logit_cap, self.config.precision)
         return ModelOutput(logits=logits, cache=cache)
+
+    @property
+    def logit_cap(self) -> float | None:
+        """c of the cap c tanh(logits / c); None: there is none."""
+        return getattr(self.config, "logit_cap", None)
 
     def check_own_params(self) -> None:
         """ValueError if this call's parameters are those of another model."""
