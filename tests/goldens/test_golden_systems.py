@@ -23,12 +23,12 @@ SMALL = 5e-5  # of a gradient, absolute
 
 
 def cases():
-    """Float64 for what lies here; all else takes longer than the default suite has."""
+    """Float64 for what lies here, one of each system; all else repeats what it shows."""
     known = implemented()
     for name in files():
         if system_of(name) in known:
             here = is_here(name)
-            yield pytest.param(name, "float64", marks=() if here else pytest.mark.slow)
+            yield pytest.param(name, "float64", marks=() if here else pytest.mark.exhaustive)
             rest = pytest.mark.slow if here else pytest.mark.exhaustive
             yield pytest.param(name, "float32", marks=rest)
 

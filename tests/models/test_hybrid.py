@@ -111,11 +111,8 @@ def test_caches(trained):
     cache_suite.check_overflow_is_loud(*trained, TOKENS[:, :6])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "fields",
-    [{"unroll_layers": True}, pytest.param({"remat": "full"}, marks=pytest.mark.exhaustive)],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fields", [{"unroll_layers": True}, {"remat": "full"}])
 def test_how_it_is_computed_changes_nothing(fields):
     config = dataclasses.replace(CONFIG, num_layers=6, pattern=PATTERN[::3])
     model, params = perturbed(config)

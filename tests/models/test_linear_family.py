@@ -30,6 +30,7 @@ TOKENS = jax.random.randint(jax.random.key(1), (2, 80), 0, 61)
 FEW = slow_unless(("retnet", "mamba2", "log-linear-gdn", "gdn+attention"), NAMES)
 # What `suites/test_architectures.py` has of every architecture alone.
 ALONE = [name for name in NAMES if "+" not in name]
+SOME = ("retnet", "deltanet", "gdn", "log-linear-mamba2")
 
 
 def test_the_papers_counts():
@@ -128,7 +129,7 @@ def test_bfloat16_does_not_see_the_future(name):
         assert (before[:, place:] != changed[:, place:]).any()
 
 
-@pytest.mark.parametrize("name", slow_unless(("gdn+attention",), NAMES))
+@pytest.mark.parametrize("name", slow_unless(("gdn+attention",), NAMES, exhaustive=SOME))
 def test_bfloat16_is_near_float32(name):
     """At most places: norms over five numbers enlarge the error of outputs near zero."""
     want = np.asarray(logits(name, TOKENS[:1, :75]))
@@ -137,7 +138,7 @@ def test_bfloat16_is_near_float32(name):
     assert 0 < np.median(errors) < 0.05
 
 
-@pytest.mark.parametrize("name", slow_unless(("gdn+attention",), NAMES))
+@pytest.mark.parametrize("name", slow_unless(("gdn+attention",), NAMES, exhaustive=SOME))
 def test_float64_throughout(name):
     want = logits(name, TOKENS[:1])
     with jax.enable_x64(True):
@@ -161,7 +162,7 @@ def _gradients(name, **fields):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        pytest.param("gdn", {"remat": "mixer"}, marks=pytest.mark.slow),
+        pytest.param("gdn", {"remat": "mixer"}, marks=pytest.mark.exhaustive),
         pytest.param("gdn+attention", {"remat": "full"}, marks=pytest.mark.exhaustive),
         pytest.param("gdn+attention", {"unroll_layers": True}, marks=pytest.mark.slow),
         ("mamba2", {"remat": "dots", "unroll_layers": True}),

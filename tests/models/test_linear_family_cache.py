@@ -15,7 +15,7 @@ TOKENS = jax.random.randint(jax.random.key(1), (2, 23), 0, 61)
 LONG = jax.random.randint(jax.random.key(3), (1, 70), 0, 61)
 FEW = ("mamba2", "gdn+attention")
 # Which `suites/test_architectures.py` has alone, on shorter rows.
-HELD_BY_OTHERS = ("retnet", "deltanet", "gdn", "log-linear-mamba2", "log-linear-gdn")
+HELD_BY_OTHERS = [name for name in NAMES if "+" not in name]
 models = pytest.mark.parametrize("name", slow_unless(FEW[1:], NAMES, exhaustive=HELD_BY_OTHERS))
 # What is the cursor's or the loop's, whatever the mixers.
 few_models = pytest.mark.parametrize("name", slow_unless(FEW[1:], NAMES, exhaustive=NAMES))
@@ -32,7 +32,7 @@ def test_every_split_of_seventy_tokens(name):
     cache_suite.check_every_split_in_one_batch(*_model(name), LONG, tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["log-linear-mamba2", "log-linear-gdn+screening"])
 def test_every_split_of_a_short_row(name):
     cache_suite.check_every_split(*_model(name), TOKENS[:, :9], tolerance=5e-5)

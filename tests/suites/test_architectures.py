@@ -33,6 +33,9 @@ from tests.suites.contract import (
 
 # In the default suite one of each kind of memory; in .ci/run all.
 FEW = ("multiscreen", "log-linear-gdn", "resformer")
+# Made of layers that others have alone; the largest to compile.
+MIXED = ("hybrid",)
+IN_HYBRID = ("retnet", "gdn", "mamba2", "transformer", "multiscreen")
 every = pytest.mark.parametrize("name", ALL)
 costly = pytest.mark.parametrize("name", slow_unless(FEW, ALL))
 CHECKS = {
@@ -115,9 +118,9 @@ def test_caches_give_what_whole_rows_give(name):
     cache_suite.check_every_split_in_one_batch(model, params, jnp.asarray(TOKENS[:1]), tolerance)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_unless((), ALL, exhaustive=ALL.keys() - {*FEW, "mamba2"}))
 def test_caches_of_ragged_and_packed_rows(name):
+    """What is the cursor's, whatever the mixers."""
     model, params, tolerance = model_of(name), params_of(name), ALL[name].contract.tolerance
     tokens = jnp.asarray(TOKENS)
     cache_suite.check_ragged_batch(model, params, tokens, (11, 4), tolerance=tolerance)
@@ -155,8 +158,7 @@ def test_conversion_there_and_back(name):
             assert_same(convert.from_torch(source, named, config), params)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_unless((), ALL, exhaustive=MIXED))
 def test_steps_of_training_lower_the_loss(name):
     """In bfloat16, with parameters in float32."""
     model = model_of(name, dtype="bfloat16")
@@ -173,9 +175,8 @@ def test_steps_of_training_lower_the_loss(name):
     assert found[2] < found[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_unless((), ALL, exhaustive=IN_HYBRID))
 def test_lowering_of_the_gradient(name, platform):
     """For the accelerators, kernels and all, without one."""
     model, params = model_of(name, dtype="bfloat16"), params_of(name)

@@ -82,7 +82,7 @@ def test_the_layer_and_every_gradient():
     @jax.jit
     def run(params):
         def loss(params):
-            y, _ = mixer.apply({"params": params}, jnp.asarray(x), None, context)
+            y = mixer.apply({"params": params}, jnp.asarray(x), None, context).y
             return jnp.sum(y * weights), y
 
         return jax.value_and_grad(loss, has_aux=True)(params)
