@@ -70,6 +70,7 @@ def test_balance_counts_tokens_and_no_padding(params):
     assert 1 / 4 <= sown["metrics"]["fullest_expert"] <= 6 / 4
 
 
+@pytest.mark.slow
 def test_a_model_of_experts():
     """It decodes, keeps JSON, and its balance is in the gradient of training alone."""
     model = mj.models.build(CONFIG)

@@ -57,21 +57,23 @@ def perturbed(config):
     )
 
 
-def test_stages(trained):
+def test_stages():
+    model = mj.models.build(CONFIG)
     stages = CONFIG.stages()
     found = [(stage.name, len(stage.pattern), stage.repeats) for stage in stages]
     assert found == [("first", 1, 1), ("layers", 4, 2), ("last", 2, 1)]
-    params = trained[1]
+    params = abstract_params(model)
     assert params["first"]["mixer"]["query"].shape[0] == 1
     assert params["layers"]["layer_2"]["attention"]["query"].shape == (2, 16, 4, 4)
     assert params["last"]["layer_1"].keys() == {"mixer", "mixer_norm"}
     assert params["layers"]["layer_3"].keys() == {"tiles"}  # no norm
-    facts = facts_of(trained[0])
+    facts = facts_of(model)
     assert facts["layers"]["layer_3"]["tiles"]["log_window"].axes == ("layers", "heads")
-    count = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(trained[0])))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert CONFIG.parameter_count() == count
 
 
+@pytest.mark.slow
 def test_every_layer_has_its_depth():
     seen = []
 

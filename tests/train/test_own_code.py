@@ -55,6 +55,7 @@ def test_it_learns_and_says_what_it_sows(whole):
     assert saved["model"]["pattern"][0]["mixer"]["class"] == "FadingSpec"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_the_same_run(file, text, whole, tmp_path):
     more = ("--train.accumulate", "2")
     killed = interrupt("step", 6, text, tmp_path, *more, name=file)
@@ -68,6 +69,7 @@ def test_killed_and_resumed_it_is_the_same_run(file, text, whole, tmp_path):
         np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.slow
 def test_its_run_is_opened_by_who_names_the_code(whole, tmp_path, capsys, monkeypatch):
     output = whole[0]
     copy = output / own_code.COPY
@@ -108,6 +110,7 @@ def test_it_is_divided_over_eight_devices(file, text, whole, tmp_path):
     np.testing.assert_allclose(*losses, rtol=5e-5)
 
 
+@pytest.mark.slow
 def test_what_is_random_depends_on_the_seed_and_the_step(file, text, whole, tmp_path):
     seeds = [], []
     for seed, found in zip(("0", "1"), seeds, strict=True):
