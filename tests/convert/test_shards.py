@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from multiscreen_jax import convert
 from multiscreen_jax.convert.stored import StoredTensor
+from multiscreen_jax.values import to_plain
 from tests.convert.trees import MULTISCREEN, TRANSFORMER, assert_same, config_for, random_tree
 
 SOURCE = "transformer/hf-llama"
@@ -203,7 +204,7 @@ def test_a_header_that_promises_many_layers(tmp_path, source, layers):
     metadata = {
         "source": source,
         "config_class": type(config).__name__,
-        "config": json.dumps(dataclasses.asdict(config) | {"num_layers": layers}),
+        "config": json.dumps(to_plain(config) | {"num_layers": layers}),
     }
     save_file({"x": np.zeros(3, np.float32)}, tmp_path / "x.safetensors", metadata=metadata)
     with pytest.raises(ValueError, match=r"x\.safetensors.*(num_layers|64 bits)") as caught:

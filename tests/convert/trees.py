@@ -1,6 +1,5 @@
 """Random parameter trees and configs for every conversion source."""
 
-import dataclasses
 import operator
 
 import jax
@@ -63,7 +62,7 @@ def config_for(source: str):
     if source.startswith("multiscreen/"):
         return MULTISCREEN
     architecture = next(each for each in ARCHITECTURES if source in map(name_of, each.sources))
-    return architecture.config(**dataclasses.asdict(TRANSFORMER))
+    return architecture.config(**vars(TRANSFORMER))
 
 
 name_of = operator.attrgetter("name")

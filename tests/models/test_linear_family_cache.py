@@ -16,7 +16,7 @@ LONG = jax.random.randint(jax.random.key(3), (1, 70), 0, 61)
 FEW = ("mamba2", "gdn+attention")
 # Which `suites/test_architectures.py` has alone, on shorter rows.
 HELD_BY_OTHERS = [name for name in NAMES if "+" not in name]
-models = pytest.mark.parametrize("name", slow_unless(FEW[1:], NAMES, exhaustive=HELD_BY_OTHERS))
+models = pytest.mark.parametrize("name", slow_unless((), NAMES, exhaustive=HELD_BY_OTHERS))
 # What is the cursor's or the loop's, whatever the mixers.
 few_models = pytest.mark.parametrize("name", slow_unless(FEW[1:], NAMES, exhaustive=NAMES))
 

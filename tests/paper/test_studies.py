@@ -66,6 +66,7 @@ def test_runs_of_one_name_mean_the_same(tmp_path):
                     assert found.setdefault(path, command) == command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_results_at_the_papers_scale(name, tmp_path, monkeypatch):
     monkeypatch.setattr(document, "names", lambda: [name])

@@ -36,6 +36,7 @@ def evaluated(text, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 def test_validation_is_the_mean_loss_and_bits_per_byte(evaluated):
     record = small.records(evaluated)[-1]
     params, model, config = load_params(evaluated)
@@ -119,6 +120,7 @@ def test_speed_and_flops_are_positive_and_consistent(whole_run, text):
         assert record["tokens_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_continued_pretraining_inherits_state_and_updates_the_trained_length(
     whole_run, text, tmp_path, monkeypatch, capsys
 ):
