@@ -6,13 +6,15 @@ import math
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from multiscreen_jax import losses, sharding
 from multiscreen_jax.data import open_pipeline
 from multiscreen_jax.train import config_json, load_params, override, train
 from multiscreen_jax.train import setup as run_setup
-from multiscreen_jax.train.optimizer import update_count
+from multiscreen_jax.train import step as run_step
+from multiscreen_jax.train.optimizer import make_optimizer, update_count
 from multiscreen_jax.train.reading import steps_in
 from multiscreen_jax.train.validation import Validation
 from tests.data.corpora import metaspace_tokenizer
@@ -118,6 +120,25 @@ def test_speed_and_flops_are_positive_and_consistent(whole_run, text):
         ratio = record["model_flops_per_second"] / record["tokens_per_second"]
         np.testing.assert_allclose(ratio, flops / tokens, rtol=1e-6)
         assert record["tokens_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_an_optimizer_of_other_rules_starts_anew(whole_run, text, tmp_path, monkeypatch, capsys):
+    """As where a parameter of the model follows another rule than it did: only weights come."""
+
+    def with_more_state(*arguments):
+        return optax.chain(make_optimizer(*arguments), optax.trace(0.0))
+
+    for module in (run_setup, run_step):
+        monkeypatch.setattr(module, "make_optimizer", with_more_state)
+    options = ["--train.init-from", str(whole_run[0]), "--train.steps", "1"]
+    result = train(small.config(text, tmp_path, *options))
+    printed = capsys.readouterr().out
+    assert "has an optimizer state of other rules; here it starts anew" in printed
+    assert "the learning rate starts at 0.00390625, after 0 inherited updates" in printed
+    pairs = zip(jax.tree.leaves(result.params), jax.tree.leaves(whole_run[1]), strict=True)
+    moved = [np.abs(a - b).max() for a, b in pairs]
+    assert 0 < max(moved) < 0.01  # one step of warm-up away from where the other run ended
 
 
 @pytest.mark.slow
