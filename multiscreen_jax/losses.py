@@ -11,7 +11,7 @@ when the vocabulary is small.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -37,6 +37,15 @@ from multiscreen_jax.sharding import activation_axes, even_rows, shard_activatio
 LOGIT_BUDGET = 2**24
 
 Batch = dict[str, Array]
+
+
+class _How(NamedTuple):
+    """Static settings of a projection: see `cross_entropy`; rows past `vocabulary` do not count."""
+
+    chunk: int | None
+    precision: Any
+    vocabulary: int
+    cap: float | None
 
 
 def chunk_length(batch: int, length: int, vocabulary: int, budget: int = LOGIT_BUDGET) -> int:
@@ -71,7 +80,7 @@ def cross_entropy(
 
     def total(*arrays: Array) -> Float[Array, "1 1"]:
         size = chunk or chunk_length(*arrays[2].shape, table.shape[0])
-        return _cross_entropy(size, precision, table.shape[0], cap, *arrays)[None, None]
+        return _cross_entropy(_How(size, precision, table.shape[0], cap), *arrays)[None, None]
 
     return jnp.sum(_on_own_tokens(total, hidden, table, targets, weights))
 
@@ -110,7 +119,7 @@ def token_cross_entropy(
 
     Meant for evaluation. Differentiating it stores each chunk's logits: use `cross_entropy`.
     """
-    scan = functools.partial(_scan_logits, _nats, chunk, precision, table.shape[0], cap)
+    scan = functools.partial(_scan_logits, _nats, _How(chunk, precision, table.shape[0], cap))
     return _on_own_tokens(scan, hidden, table, targets)
 
 
@@ -126,7 +135,8 @@ def token_hits(
 
     A tie is no hit, so that equal logits everywhere are right nowhere. For evaluation.
     """
-    scan = functools.partial(_scan_logits, _nats_and_hits, chunk, precision, table.shape[0], cap)
+    how = _How(chunk, precision, table.shape[0], cap)
+    scan = functools.partial(_scan_logits, _nats_and_hits, how)
     return _on_own_tokens(scan, hidden, table, targets)
 
 
@@ -141,23 +151,20 @@ def _nats_and_hits(logits: Array, chosen: Array) -> tuple[Array, Array]:
 
 def _scan_logits(
     measure: Callable[[Array, Array], Any],
-    chunk: int | None,
-    precision: Any,
-    vocabulary: int,
-    cap: float | None,
+    how: _How,
     hidden: Array,
     table: Array,
     targets: Array,
 ) -> Any:
     """measure(logits [B,C,O], is target [B,C,O]) -> arrays [B,C], of every chunk: arrays [B,T]."""
     batch, length = targets.shape
-    if chunk is None:
-        chunk = chunk_length(batch, length, vocabulary)
+    chunk = how.chunk or chunk_length(batch, length, how.vocabulary)
     parts = (_split(hidden, chunk), _split(targets, chunk))
 
     def step(carry: None, part: tuple[Array, Array]) -> tuple[None, Any]:
         hidden_bcd, targets_bc = part
-        logits_bco = _of_tokens(logits_of(hidden_bcd, table, cap, precision), vocabulary)
+        capped_bco = logits_of(hidden_bcd, table, how.cap, how.precision)
+        logits_bco = _of_tokens(capped_bco, how.vocabulary)
         return carry, measure(logits_bco, _is_target(targets_bc, table.shape[0]))
 
     _, measured = jax.lax.scan(step, None, parts)
@@ -198,15 +205,6 @@ def targets_and_weights(
     return targets, weights
 
 
-def loss_sum(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array]:
-    """(weighted sum of the losses in nats, sum of the weights) of a batch, differentiable.
-
-    Dividing the first by the second gives `next_token`; parts of a batch can be added up first.
-    """
-    hidden, table, targets, weights = _forward(model, params, batch)
-    return cross_entropy(hidden, table, targets, weights, **_how(model)), (jnp.sum(weights))
-
-
 def collected_sum(
     model: nn.Module, params: Any, batch: Batch, key: Key[Array, ""] | None = None
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
@@ -232,8 +230,9 @@ def next_token(model: nn.Module, params: Any, batch: Batch) -> Float[Array, ""]:
     Returns:
       A scalar in promote_types(dtype, float32); 0 when nothing counts.
     """
-    total, weight = loss_sum(model, params, batch)
-    return total / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)
+    hidden, table, targets, weights = _forward(model, params, batch)
+    total = cross_entropy(hidden, table, targets, weights, **_how(model))
+    return total / jnp.maximum(jnp.sum(weights), jnp.finfo(weights.dtype).tiny)
 
 
 def token_losses(
@@ -305,35 +304,29 @@ def _how(model: nn.Module) -> dict[str, Any]:
     }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(
-    chunk: int,
-    precision: Any,
-    vocabulary: int,
-    cap: float | None,
+    how: _How,
     hidden: Array,
     table: Array,
     targets: Array,
     weights: Array,
 ) -> Array:
-    losses = _scan_logits(_nats, chunk, precision, vocabulary, cap, hidden, table, targets)
+    losses = _scan_logits(_nats, how, hidden, table, targets)
     return jnp.sum(losses * weights)
 
 
 def _cross_entropy_forward(
-    chunk: int,
-    precision: Any,
-    vocabulary: int,
-    cap: float | None,
+    how: _How,
     hidden: Array,
     table: Array,
     targets: Array,
     weights: Array,
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    accumulator = jnp.promote_types(hidden.dtype, jnp.float32)
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
     batch, length, width = hidden.shape
-    parts = (_split(hidden, chunk), _split(targets, chunk), _split(weights, chunk))
-    product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=accumulator)
+    parts = tuple(_split(x, how.chunk) for x in (hidden, targets, weights))
+    product = functools.partial(jnp.einsum, precision=how.precision, preferred_element_type=wide)
 
     def step(
         carry: tuple[Array, Array], part: tuple[Array, Array, Array]
@@ -341,8 +334,8 @@ def _cross_entropy_forward(
         total, table_gradient = carry
         # Rows of one matrix: products over two batch axes are slower on CPUs.
         hidden_nd, targets_n, weights_n = (x.reshape(-1, *x.shape[2:]) for x in part)
-        capped_no = logits_of(hidden_nd, table, cap, precision)
-        logits_no = _of_tokens(capped_no, vocabulary)
+        capped_no = logits_of(hidden_nd, table, how.cap, how.precision)
+        logits_no = _of_tokens(capped_no, how.vocabulary)
         chosen_no = _is_target(targets_n, table.shape[0])
         largest_n = jnp.max(logits_no, axis=-1)
         exponential_no = jnp.exp(logits_no - largest_n[:, None])
@@ -351,25 +344,23 @@ def _cross_entropy_forward(
         total += jnp.sum(losses_n * weights_n)
         slope_no = exponential_no * (weights_n / sum_n)[:, None]
         slope_no = slope_no - jnp.where(chosen_no, weights_n[:, None], 0)
-        slope_no = slope_no * soft_cap_slope(capped_no, cap) if cap is not None else slope_no
-        # The matrix units take the compute dtype; sums stay in the accumulator's.
+        if how.cap is not None:
+            slope_no = slope_no * soft_cap_slope(capped_no, how.cap)
+        # The matrix units take the compute dtype; sums stay in the wide's.
         slope_no = slope_no.astype(hidden.dtype)
         hidden_gradient = product("no,od->nd", slope_no, table).astype(hidden.dtype)
         table_gradient += product("no,nd->od", slope_no, hidden_nd)
         return (total, table_gradient), hidden_gradient.reshape(part[0].shape)
 
-    start = (jnp.zeros((), accumulator), jnp.zeros(table.shape, accumulator))
+    start = (jnp.zeros((), wide), jnp.zeros(table.shape, wide))
     (total, table_gradient), gradients_ibcd = jax.lax.scan(step, start, parts)
     hidden_gradient = jnp.moveaxis(gradients_ibcd, 0, 1).reshape(batch, -1, width)[:, :length]
-    # An empty array carries the table's dtype, which may differ from the accumulator's.
+    # An empty array carries the table's dtype, which may differ from the wide's.
     return total, (hidden_gradient, table_gradient, jnp.zeros((0,), table.dtype))
 
 
 def _cross_entropy_backward(
-    chunk: int,
-    precision: Any,
-    vocabulary: int,
-    cap: float | None,
+    how: _How,
     residuals: tuple[Array, Array, Array],
     gradient: Array,
 ) -> tuple[Array, Array, None, None]:

@@ -1,9 +1,9 @@
-"""What a document is: a stretch of tokens with one id that is not 0.
+"""Documents of a row: stretches of tokens with one id that is not 0.
 
 Ids come from outside and only tell stretches apart. Once per forward pass they become numbers from
-1 in each row, which positions, convolutions, ops and caches all use; 0 is padding. An id that comes
-back after other tokens, padding too, would be one document by its id and two by its positions: it
-is refused where it can be seen, and inside jit it is a document of its own.
+1 in each row, which positions, convolutions, ops and caches all use; 0 is padding. An id may not
+come back after other tokens or padding: it would be one document by its id and two by its
+positions. Where that can be seen it is refused; inside jit it is a document of its own.
 """
 
 import jax.numpy as jnp

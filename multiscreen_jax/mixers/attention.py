@@ -123,12 +123,12 @@ class Attention(TokenMixer):
     def combine(
         self, x: Float[Array, "B T D"], y: Float[Array, "B T H K"]
     ) -> Float[Array, "B T H K"]:
-        """What the output projection takes of all heads."""
+        """Heads as the output projection takes them."""
         del x
         return y
 
     def given(self, v: Float[Array, "B T G K"]) -> dict[str, Array]:
-        """What later stages get of this layer."""
+        """Arrays that later stages get of this layer, by name."""
         del v
         return {}
 

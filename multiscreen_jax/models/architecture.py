@@ -11,7 +11,7 @@ from multiscreen_jax.models.conversion import Source
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What the checks that every architecture gets need to know of one.
+    """Facts of an architecture for the checks that all of them get.
 
     Attributes:
         fields: of the small model that they build.
@@ -53,9 +53,15 @@ class Architecture:
         return self.config(**{**self.presets[size.lower()], **overrides})
 
 
-def architecture_of(config: type) -> Architecture:
-    """The record at the end of the file that defines a config's class; TypeError without one."""
+def record_of(config: type) -> Architecture | None:
+    """The record at the end of the file that defines a config's class; None without one."""
     record = getattr(sys.modules[config.__module__], "ARCHITECTURE", None)
-    if record is None or record.config is not config:
+    return record if record is not None and record.config is config else None
+
+
+def architecture_of(config: type) -> Architecture:
+    """The same; TypeError without one."""
+    record = record_of(config)
+    if record is None:
         raise TypeError(f"{config.__name__} has no record: its file does not end with ARCHITECTURE")
     return record

@@ -1,4 +1,4 @@
-"""What a conversion table is made of: names and layouts of one PyTorch implementation, as data.
+"""Parts of a conversion table: names and layouts of one PyTorch implementation, as data.
 
 Tables stand in the records of architectures; `multiscreen_jax.convert` reads them both ways.
 """

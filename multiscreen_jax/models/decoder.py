@@ -33,7 +33,7 @@ from multiscreen_jax.models.trunk import Stage, Trunk
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """What the configs of all these architectures share; each adds `stages` and `init`.
+    """Fields that the configs of all these architectures share; each adds `stages` and `init`.
 
     Attributes:
         vocab_size: O.
@@ -102,7 +102,7 @@ class DecoderConfig:
 
     @property
     def common(self) -> Common:
-        """What the branches may know of this model."""
+        """Facts of this model that its branches may know."""
         return Common(
             model_dim=self.model_dim, num_layers=self.num_layers, dtype=self.dtype,
             param_dtype=self.param_dtype, precision=self.precision, norm_eps=self.norm_eps,

@@ -125,7 +125,7 @@ class MultiscreenConfig:
 
     @property
     def common(self) -> Common:
-        """What the tiles may know of this model; their initial values are their own."""
+        """Facts of this model that its tiles may know; their initial values are their own."""
         return Common(
             model_dim=self.model_dim, num_layers=self.num_layers, dtype=self.dtype,
             param_dtype=self.param_dtype, precision=self.precision,

@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import operator
-import sys
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 
 from multiscreen_jax import fields, models
-from multiscreen_jax.models.architecture import Architecture
+from multiscreen_jax.models.architecture import Architecture, record_of
 from multiscreen_jax.models.decoder import Decoder, DecoderConfig
 from multiscreen_jax.models.multiscreen import MultiscreenConfig
 
@@ -58,9 +57,8 @@ def build(config: Any) -> nn.Module:
     if type(config) in MODELS:
         return MODELS[type(config)](config)
     if isinstance(config, DecoderConfig):
-        record = getattr(sys.modules[type(config).__module__], "ARCHITECTURE", None)
-        is_its = record is not None and record.config is type(config)
-        return record.model(config) if is_its else Decoder(config)
+        record = record_of(type(config))
+        return Decoder(config) if record is None else record.model(config)
     known = ", ".join(c.__name__ for c in MODELS)
     given = type(config).__name__
     raise TypeError(f"config must be one of {known} or another DecoderConfig, got {given}")

@@ -1,6 +1,5 @@
 """What every architecture in the list is checked for, on the small model of its record."""
 
-import dataclasses
 import functools
 
 import jax
@@ -57,7 +56,3 @@ def _loss_and_gradients(model, params, batch):
 def loss_and_gradients(name, **fields):
     batch = {"tokens": TOKENS, "segment_ids": DOCUMENTS}
     return _loss_and_gradients(model_of(name, **fields), params_of(name), batch)
-
-
-def replaced(name, fields):
-    return dataclasses.replace(config_of(name), **fields)
